@@ -1,0 +1,7 @@
+"""`python -m surgeon`."""
+
+import sys
+
+from surgeon.cli import main
+
+sys.exit(main())

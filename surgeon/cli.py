@@ -1,0 +1,77 @@
+"""The command line: finds the sub-command and imports only that.
+
+`surgeon --help` must answer at once, so nothing here imports numpy, numba or textual.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from surgeon import __version__
+from surgeon.errors import SurgeonError
+
+# name -> (module, one line for --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "open": ("surgeon.commands.open", "the screen on MODEL.gguf (the default when a file is named)"),
+    "demo": ("surgeon.commands.demo", "the screen on a copy of the bundled small model, imatrix included"),
+    "show": ("surgeon.commands.show", "the layer/tensor tree of a model, once"),
+    "stats": ("surgeon.commands.stats", "statistics of an imatrix, as llama-imatrix --show-statistics"),
+    "quantize": ("surgeon.commands.quantize", "llama-quantize's options, word for word"),
+    "apply": ("surgeon.commands.apply", "run a recipe: surgeon apply RECIPE IN OUT"),
+    "export": ("surgeon.commands.export", "the llama-quantize command that would do what a recipe does"),
+    "verify": ("surgeon.commands.verify", "check the structure and the numbers of a GGUF"),
+    "imatrix": ("surgeon.commands.imatrix", "collect an importance matrix (extra `engine`)"),
+    "perplexity": ("surgeon.commands.perplexity", "perplexity, KL divergence and tasks (extra `engine`)"),
+    "bench": ("surgeon.commands.bench", "tokens per second (extra `engine`)"),
+    "prune-scan": ("surgeon.commands.prune_scan", "measured damage of leaving out each layer (extra `engine`)"),
+    "cache": ("surgeon.commands.cache", "where the compiled kernels are; --clear removes them"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: surgeon MODEL.gguf [--imatrix F] [--recipe R]",
+            "       surgeon COMMAND [options]      (surgeon COMMAND --help tells them)",
+            "",
+            "Operate on large language models in the terminal.",
+            "",
+            "commands:",
+            *lines,
+        ]
+    )
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code (0 done, 1 failed, 2 usage, 130 cancelled)."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"surgeon {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        name, rest = "open", arguments
+    module = importlib.import_module(COMMANDS[name][0])
+    code: int = module.main(rest)
+    return code
+
+
+def main() -> int:
+    try:
+        return run(sys.argv[1:])
+    except SurgeonError as error:
+        print(f"surgeon: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("surgeon: cancelled", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: point stdout elsewhere, or the interpreter complains while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
