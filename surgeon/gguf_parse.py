@@ -11,6 +11,7 @@ neither time nor memory.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import struct
@@ -167,7 +168,7 @@ class _Parser:
         if not name:
             raise self.error(f"{what} has an empty name")
         if not name.isprintable():
-            raise self.error(f"{what} has control characters in its name {ascii(name[:40])}")
+            raise self.error(f"{what} has control characters in its name {name[:40]!a}")
         return name
 
     def key_values(self, count: int) -> dict[str, Value]:
@@ -270,7 +271,7 @@ def _placed(path: Path, infos: list[TensorInfo], data_start: int, size: int) -> 
     """Absolute offsets and the sizes of unknown types, checked against the file's end and each other."""
     by_offset = sorted(range(len(infos)), key=lambda i: (infos[i].offset, infos[i].nbytes))
     limits = [size] * len(infos)
-    for index, following in zip(by_offset, by_offset[1:], strict=False):
+    for index, following in itertools.pairwise(by_offset):
         limits[index] = min(size, data_start + infos[following].offset)
     placed = []
     for info, limit in zip(infos, limits, strict=True):

@@ -62,7 +62,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """layers: ascending, only those that have tensors; others: tensors outside blocks; tensors: all, in stored order."""
+    """layers: ascending, only those with tensors; others: tensors outside blocks; tensors: all, in stored order."""
 
     file: GGUFFile
     architecture: str
