@@ -62,7 +62,6 @@ def _read_gguf(path: Path, file: GGUFFile) -> Imatrix:
         raise ImatrixError(
             f"{path}: lacks {', '.join(missing)}, without which llama-quantize refuses an importance matrix; {_COLLECT}"
         )
-    datasets, chunk_count, chunk_size = (_metadata(path, file, key) for key in _KEYS)
     infos = {info.name: info for info in file.tensors}
     names = [name.removesuffix(SUMS) for name in infos if name.endswith(SUMS)]
     alone = [name for name in infos if name.endswith(COUNTS) and name.removesuffix(COUNTS) + SUMS not in infos]
@@ -71,17 +70,17 @@ def _read_gguf(path: Path, file: GGUFFile) -> Imatrix:
     if not names:
         raise ImatrixError(f"{path}: holds no entries; {_COLLECT}")
     entries = {name: _read_entry(path, file, infos, name) for name in names}
-    return Imatrix(path, entries, tuple(datasets), chunk_count, chunk_size)
+    datasets, chunk_count, chunk_size = (file.kv[key] for key in _KEYS)
+    if datasets.element_type is not ValueType.STRING:
+        raise ImatrixError(f"{path}: imatrix.datasets is no list of names; {_COLLECT}")
+    return Imatrix(path, entries, tuple(datasets.decode()), _number(path, chunk_count), _number(path, chunk_size))
 
 
-def _metadata(path: Path, file: GGUFFile, key: str) -> list[str] | int:
-    value = file.kv[key]
-    if key == "imatrix.datasets":
-        if value.element_type is ValueType.STRING:
-            return list(value.decode())
-    elif value.type in (ValueType.UINT32, ValueType.UINT64, ValueType.INT32, ValueType.INT64):
-        return int(value.decode())
-    raise ImatrixError(f"{path}: {key} is of type {value.type.name.lower()}, which it must not be; {_COLLECT}")
+def _number(path: Path, value: Value) -> int:
+    if value.type is not ValueType.UINT32:
+        kind = value.type.name.lower()
+        raise ImatrixError(f"{path}: imatrix.chunk_count and imatrix.chunk_size are uint32, not {kind}; {_COLLECT}")
+    return int(value.decode())
 
 
 def _read_entry(path: Path, file: GGUFFile, infos: dict[str, TensorInfo], name: str) -> ImatrixEntry:
