@@ -1,0 +1,208 @@
+"""Compiled kernels: when they compile, and where the machine code is kept.
+
+A kernel compiles once per user, processor and version of this package. Numba's own cache does not notice a change in
+a helper of another file, so the folder is named by a hash of every source of the package, and a changed source means
+a new folder. Numba adds the processor and the signature to its key.
+
+The folder is `$SURGEON_CACHE_DIR/kernels`, else `surgeon/kernels` in the platform's cache folder, else one in the
+temporary folder (no home directory); where nothing can be written, kernels compile anew in each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from llvmlite import __version__ as llvmlite_version
+from numba.core import types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False}
+
+_READ_F32 = types.Array(types.float32, 1, "C", readonly=True)
+_READ_U8 = types.Array(types.uint8, 1, "C", readonly=True)
+_WRITE_F32 = types.Array(types.float32, 1, "C")
+_WRITE_U8 = types.Array(types.uint8, 1, "C")
+
+# quantize(x, columns, weights, compat, out)
+QUANTIZE = types.void(_READ_F32, types.int64, _READ_F32, types.boolean, _WRITE_U8)
+# dequantize(blocks, out)
+DEQUANTIZE = types.void(_READ_U8, _WRITE_F32)
+
+
+@cache
+def source_hash() -> str:
+    """A hash over every source file of the package and the versions of the compiler."""
+    digest = hashlib.sha256(f"{sys.version}|{numba.__version__}|{llvmlite_version}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _candidates() -> Iterator[Path]:
+    """Folders for the cache, the preferred one first."""
+    if chosen := os.environ.get("SURGEON_CACHE_DIR"):
+        yield Path(chosen) / "kernels"
+        return
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        roots = [Path(base)] if base else []
+    elif sys.platform == "darwin":
+        roots = [Path("~/Library/Caches")]
+    else:
+        roots = [Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")]
+    for root in roots:
+        with contextlib.suppress(RuntimeError):  # no home directory
+            yield root.expanduser() / "surgeon" / "kernels"
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    yield Path(tempfile.gettempdir()) / f"surgeon-{user}" / "kernels"
+
+
+def _usable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, and only by this user or with an explicit choice of folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        return False
+    # The files hold machine code: one that another user could have put there is not run.
+    chosen = "SURGEON_CACHE_DIR" in os.environ
+    return chosen or not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+
+
+@cache
+def _root() -> Path | None:
+    return next((folder for folder in _candidates() if _usable(folder)), None)
+
+
+def cache_directory() -> Path | None:
+    """The folder that holds the compiled kernels of this version; None where nothing can be written."""
+    root = _root()
+    return None if root is None else root / source_hash()
+
+
+def clear_cache() -> int:
+    """Remove the compiled kernels of all versions; returns how many bytes were freed."""
+    root = _root()
+    if root is None or not root.exists():
+        return 0
+    freed = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    for folder in root.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: of two processes that start at once, the second waits and then loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+b") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            while True:
+                with contextlib.suppress(OSError):  # LK_LOCK gives up after ten seconds
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file releases the lock
+
+
+class _Locator(_CacheLocator):
+    """Tells numba where to keep a kernel: in the folder of this version."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def get_cache_path(self) -> str:
+        return str(cache_directory())
+
+    def get_source_stamp(self) -> str:
+        return source_hash()
+
+    def get_disambiguator(self) -> str:
+        return self._name
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], path: str) -> _Locator:
+        return cls(Path(path).stem)
+
+
+class _CacheFiles(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class _KernelCache(FunctionCache):
+    _impl_class = _CacheFiles
+
+
+class Kernel:
+    """A function that compiles, or loads from the cache, on its first call, for one signature only.
+
+    Arguments of other types raise TypeError instead of compiling a second version in the middle of a write.
+    """
+
+    _compiling = threading.Lock()
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        self.function = function
+        self.signature = signature
+        self.__doc__ = function.__doc__
+        self._compiled: Any = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
+
+    def compile(self) -> Any:
+        """Make the kernel callable now; returns the compiled function. Safe from several threads and processes."""
+        with Kernel._compiling:
+            if self._compiled is None:
+                self._compiled = self._compile()
+        return self._compiled
+
+    def _compile(self) -> Any:
+        dispatcher = numba.njit(**OPTIONS)(self.function)
+        folder = cache_directory()
+        try:
+            if folder is None:
+                dispatcher.compile(self.signature)
+            else:
+                with _locked(folder):
+                    dispatcher._cache = _KernelCache(self.function)
+                    dispatcher.compile(self.signature)
+        except OSError:  # the folder vanished or filled up meanwhile: the kernel does not depend on it
+            dispatcher = numba.njit(**OPTIONS)(self.function)
+            dispatcher.compile(self.signature)
+        dispatcher.disable_compile()
+        return dispatcher
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._compiled or self.compile())(*arguments)
+
+
+def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorator: a kernel of this signature, compiled on first use and cached."""
+    return lambda function: Kernel(function, signature)
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: a function that kernels call; compiled into each of them, never on its own."""
+    compiled: Callable[..., Any] = numba.njit(**OPTIONS)(function)
+    return compiled
