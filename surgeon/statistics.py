@@ -1,8 +1,8 @@
 """What an importance matrix says about each tensor and layer: the figures of `llama-imatrix --show-statistics`.
 
-All arithmetic is float32, added up one by one in stored order, as there; so the figures agree to the last bit; only
-log2 is the C library's, which may round the last bit of an entropy otherwise. `a` below are the mean squared activations per channel (experts that were never
-chosen left out), `S` their sum, `n` their number.
+All arithmetic is float32, added up one by one in stored order, as there, so the figures agree to the last bit; only
+log2 is the platform's, which may round the last bit of an entropy otherwise. `a` below are the mean squared
+activations per channel (experts that were never chosen left out), `S` their sum, `n` their number.
 """
 
 from __future__ import annotations
