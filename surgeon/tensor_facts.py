@@ -1,0 +1,87 @@
+"""What is true of a model's tensors whatever the plan says, worked out once per model.
+
+The screen resolves the plan on every keystroke; with thousands of tensors only what the plan decides may be done then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from surgeon.eligibility import Category, category, kept_because
+from surgeon.layer_numbers import Numbering, number_layers
+from surgeon.model import Model, Tensor
+from surgeon.regex_ecma import compile_pattern
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """columns: row length; rows: of all matrices; kept: why it is never quantized, or None."""
+
+    tensor: Tensor
+    name: str
+    category: Category
+    kept: str | None
+    columns: int
+    rows: int
+    matrices: int
+    from_type: str
+
+
+@dataclass(slots=True)
+class ModelFacts:
+    """by_layer: in llama-quantize's output order; by_offset: that of `--keep-split`; matches: names a pattern finds."""
+
+    by_layer: tuple[TensorFacts, ...]
+    by_offset: tuple[TensorFacts, ...]
+    by_name: dict[str, TensorFacts]
+    names: tuple[str, ...]
+    unpruned: Numbering
+    matches: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def matching(self, pattern: str) -> frozenset[str]:
+        """The names (of the input) in which the pattern is found; raises SurgeonError for an invalid pattern."""
+        if pattern not in self.matches:
+            self.matches[pattern] = matching(pattern, self.names)
+        return self.matches[pattern]
+
+
+def matching(pattern: str, names: tuple[str, ...]) -> frozenset[str]:
+    search = compile_pattern(pattern).search
+    return frozenset(name for name in names if search(name))
+
+
+_known: WeakKeyDictionary[Model, ModelFacts] = WeakKeyDictionary()
+
+
+def facts_of(model: Model) -> ModelFacts:
+    if model not in _known:
+        _known[model] = _work_out(model)
+    return _known[model]
+
+
+def _work_out(model: Model) -> ModelFacts:
+    facts = [_facts(tensor, model.architecture) for tensor in model.tensors]
+    by_layer = tuple(sorted(facts, key=lambda one: (_layer(one), one.name.encode())))
+    by_offset = tuple(sorted(facts, key=lambda one: (one.tensor.info.shard, one.tensor.info.offset)))
+    names = tuple(one.name for one in by_layer)
+    by_name = {one.name: one for one in by_layer}
+    return ModelFacts(by_layer, by_offset, by_name, names, number_layers(names, frozenset()))
+
+
+def _layer(facts: TensorFacts) -> int:
+    return -1 if facts.tensor.layer is None else facts.tensor.layer
+
+
+def _facts(tensor: Tensor, architecture: str) -> TensorFacts:
+    ne = tensor.ne
+    return TensorFacts(
+        tensor=tensor,
+        name=tensor.name,
+        category=category(tensor.name),
+        kept=kept_because(tensor.name, ne, architecture),
+        columns=ne[0],
+        rows=tensor.n_elements // ne[0] if ne[0] else 0,
+        matrices=ne[2] if len(ne) > 2 else 1,
+        from_type=tensor.type_name,
+    )
