@@ -1,0 +1,203 @@
+"""`surgeon show`: the layers and tensors of a model, once, with what an importance matrix says about them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgeon.coverage import Coverage
+    from surgeon.imatrix import Imatrix
+    from surgeon.model import Layer, Model, Tensor
+    from surgeon.statistics import LayerStatistics, TensorStatistics
+
+HELP = """\
+Σ(Bias), entropy and CosSim are those of `surgeon stats` (which explains them); CosSim is blank where the layer before
+has no such tensor. `=` names the tensors that read the same activations; `no imatrix` marks tensors that could be
+quantized but have no entry in the importance matrix.
+"""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What is known from an importance matrix, by name and by layer."""
+
+    imatrix: Imatrix
+    coverage: Coverage
+    tensors: dict[str, TensorStatistics]
+    layers: dict[int, LayerStatistics]
+    shared: dict[str, tuple[str, ...]]
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="surgeon show",
+        description="The layer/tensor tree of a model.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a GGUF file, or any shard of one")
+    parser.add_argument("--imatrix", metavar="F", type=Path, help="importance matrix (GGUF or .dat)")
+    parser.add_argument("--json", action="store_true", help="everything as one JSON object")
+    options = parser.parse_args(arguments)
+
+    from surgeon.model import load_model
+
+    model = load_model(options.model)
+    matrix = _matrix(model, options.imatrix) if options.imatrix else None
+    print(json.dumps(as_json(model, matrix), indent=1) if options.json else "\n".join(tree(model, matrix)))
+    return 0
+
+
+def _matrix(model: Model, path: Path) -> Matrix:
+    from surgeon.coverage import coverage
+    from surgeon.imatrix import load_imatrix
+    from surgeon.statistics import layer_statistics, shared_inputs, tensor_statistics
+
+    imatrix = load_imatrix(path)
+    rows = tensor_statistics(imatrix)
+    return Matrix(
+        imatrix,
+        coverage(model, imatrix),
+        {row.name: row for row in rows},
+        {row.layer: row for row in layer_statistics(rows)},
+        shared_inputs(imatrix),
+    )
+
+
+def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
+    """The lines of the tree: tensors outside layers first, then each layer with its tensors below it."""
+    from humanize import intword, naturalsize
+
+    architecture = model.architecture or "unknown architecture"
+    yield (
+        f"{model.name} · {architecture} · {len(model.layers)} layers · {intword(model.n_parameters, '%.2f')} parameters"
+        f" · {naturalsize(model.nbytes, format='%.2f')} · {model.bpw:.2f} bpw"
+    )
+    if matrix:
+        chunks = f" · {matrix.imatrix.chunk_count} chunks" if matrix.imatrix.chunk_count else ""
+        yield f"imatrix {matrix.imatrix.path.name}{chunks} · {matrix.coverage.summary()}"
+    yield ""
+    width = max([len(tensor.short) for tensor in model.tensors] + [12]) + 2
+    head = f"{'name':<{width}} {'shape':<16} {'type':<9} {'size':>9}"
+    yield (head + f" {'Σ(Bias)':>12} {'entropy':>8} {'CosSim':>8}" if matrix else head).rstrip()
+    for tensor in model.others:
+        yield _tensor_line(tensor, tensor.name.removesuffix(".weight"), width, matrix)
+    for layer in model.layers:
+        yield _layer_line(layer, width, matrix)
+        for tensor in layer.tensors:
+            yield _tensor_line(tensor, "  " + tensor.short, width, matrix)
+    if matrix:
+        yield from _misfit_lines(matrix.coverage)
+
+
+def _tensor_line(tensor: Tensor, label: str, width: int, matrix: Matrix | None) -> str:
+    shape = "×".join(map(str, tensor.ne))
+    line = f"{label:<{width}} {shape:<16} {tensor.type_name:<9} {_size(tensor.nbytes):>9}"
+    if matrix is None:
+        return line
+    row = matrix.tensors.get(tensor.name)
+    if row:
+        line += f" {row.sum_bias:12.2f} {row.entropy:8.4f} {_cosine(row.cossim):>8}"
+    return (line + _mark(tensor.name, matrix)).rstrip()
+
+
+def _mark(name: str, matrix: Matrix) -> str:
+    from surgeon.statistics import split_name
+
+    if name in matrix.coverage.missing:
+        return "  no imatrix"
+    others = matrix.shared.get(name, ())
+    return f"  = {', '.join(split_name(other)[1] for other in others)}" if others else ""
+
+
+def _layer_line(layer: Layer, width: int, matrix: Matrix | None) -> str:
+    bpw = 8 * layer.nbytes / layer.n_elements
+    line = f"{f'blk.{layer.index}':<{width}} {'':<16} {f'{bpw:.2f} bpw':<9} {_size(layer.nbytes):>9}"
+    row = matrix.layers.get(layer.index) if matrix else None
+    return f"{line} {row.sum_bias:12.2f} {'':>8} {_cosine(row.cossim):>8}".rstrip() if row else line
+
+
+def _misfit_lines(coverage: Coverage) -> Iterator[str]:
+    if coverage.misfits or coverage.orphans:
+        yield ""
+    for misfit in coverage.misfits:
+        yield f"imatrix entry {misfit.name} has {misfit.found} values, the tensor needs {misfit.expected}"
+    for name in coverage.orphans:
+        yield f"imatrix entry {name} is for no tensor of this model"
+
+
+def _size(nbytes: int) -> str:
+    from humanize import naturalsize
+
+    return naturalsize(nbytes, format="%.1f")
+
+
+def _cosine(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def as_json(model: Model, matrix: Matrix | None) -> dict[str, object]:
+    """The object of --json; sizes in bytes, `ne` with the row length first, figures null where there is none."""
+    document: dict[str, object] = {
+        "file": str(model.file.path),
+        "name": model.name,
+        "architecture": model.architecture,
+        "block_count": model.block_count,
+        "parameters": model.n_parameters,
+        "bytes": model.nbytes,
+        "bpw": model.bpw,
+        "layers": [_layer_json(layer, matrix) for layer in model.layers],
+        "tensors": [_tensor_json(tensor, matrix) for tensor in model.tensors],
+    }
+    if matrix:
+        document["imatrix"] = {
+            "file": str(matrix.imatrix.path),
+            "chunk_count": matrix.imatrix.chunk_count,
+            "datasets": list(matrix.imatrix.datasets),
+            "covered": list(matrix.coverage.covered),
+            "missing": list(matrix.coverage.missing),
+            "wrong_size": [
+                {"name": misfit.name, "values": misfit.found, "expected": misfit.expected}
+                for misfit in matrix.coverage.misfits
+            ],
+            "without_tensor": list(matrix.coverage.orphans),
+        }
+    return document
+
+
+def _layer_json(layer: Layer, matrix: Matrix | None) -> dict[str, object]:
+    from surgeon.commands.stats import exact
+
+    document: dict[str, object] = {"layer": layer.index, "bytes": layer.nbytes, "parameters": layer.n_elements}
+    row = matrix.layers.get(layer.index) if matrix else None
+    if row:
+        cossim = None if row.cossim is None else exact(row.cossim)
+        document |= {"sum": exact(row.sum_bias), "zd": exact(row.zd), "cossim": cossim}
+    return document
+
+
+def _tensor_json(tensor: Tensor, matrix: Matrix | None) -> dict[str, object]:
+    from surgeon.commands.stats import exact
+
+    document: dict[str, object] = {
+        "name": tensor.name,
+        "layer": tensor.layer,
+        "ne": list(tensor.ne),
+        "type": tensor.type_name,
+        "bytes": tensor.nbytes,
+    }
+    if matrix:
+        row = matrix.tensors.get(tensor.name)
+        document |= {
+            "imatrix": tensor.name in matrix.imatrix.entries,
+            "sum": exact(row.sum_bias) if row else None,
+            "entropy": exact(row.entropy) if row else None,
+            "cossim": exact(row.cossim) if row and row.cossim is not None else None,
+            "same_input": list(matrix.shared.get(tensor.name, ())),
+        }
+    return document

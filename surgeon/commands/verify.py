@@ -1,0 +1,115 @@
+"""`surgeon verify`: is the file whole, would llama.cpp load it, is every number a number."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgeon.model import Model
+    from surgeon.problems import Problem
+    from surgeon.verification import Checked
+
+HELP = """\
+checks the structure (header, offsets, overlaps, shards, layer numbers), every number of every tensor (NaN, infinity; of
+quantized tensors the scales), and with --imatrix whether the importance matrix fits. Exit code 1 when there are errors;
+warnings and notes leave it at 0.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="surgeon verify",
+        description="Check the structure and the numbers of a GGUF.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="a model, any shard of one, or an importance matrix")
+    parser.add_argument("--imatrix", metavar="F", type=Path, help="importance matrix to compare with the model")
+    parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
+    options = parser.parse_args(arguments)
+
+    from surgeon.model import load_model
+
+    model = load_model(options.file)
+    with model.file:
+        problems = list(_problems(model, options.imatrix))
+    failed = any(problem.severity == "error" for problem in problems)
+    if options.json:
+        print(json.dumps(as_json(model, problems), indent=1))
+    else:
+        print("\n".join(report(model, problems)))
+    return 1 if failed else 0
+
+
+def _problems(model: Model, imatrix: Path | None) -> Iterator[Problem]:
+    from surgeon.imatrix import load_imatrix
+    from surgeon.verification import check_numbers, kind, structure_problems
+
+    yield from structure_problems(model)
+    if kind(model.file) == "imatrix":
+        load_imatrix(model.file.path)  # raises for what does not belong together
+    if imatrix:
+        yield from _imatrix_problems(model, imatrix)
+    yield from with_progress(check_numbers(model.file))
+
+
+def _imatrix_problems(model: Model, path: Path) -> Iterator[Problem]:
+    from surgeon.coverage import coverage
+    from surgeon.imatrix import load_imatrix
+    from surgeon.problems import Problem
+
+    found = coverage(model, load_imatrix(path))
+    for misfit in found.misfits:
+        text = f"{path.name}: {misfit.name} has {misfit.found} values, the tensor needs {misfit.expected}"
+        yield Problem("error", f"{text}; collect the importance matrix from this model")
+    if found.missing:
+        count = len(found.missing)
+        yield Problem("warning", f"{path.name}: {count} tensors have no entry, first {found.missing[0]}")
+    if found.orphans:
+        yield Problem("note", f"{path.name}: {len(found.orphans)} entries are for no tensor, first {found.orphans[0]}")
+
+
+def with_progress(steps: Iterator[Checked | Problem]) -> Iterator[Problem]:
+    """The problems among `steps`; the progress goes to stderr when that is a terminal, at most ten times a second."""
+    from surgeon.problems import Problem
+
+    terminal, shown = sys.stderr.isatty(), 0.0
+    for step in steps:
+        if isinstance(step, Problem):
+            yield step
+        elif terminal and time.monotonic() - shown > 0.1:
+            shown = time.monotonic()
+            share = 100 * step.done_bytes / max(step.total_bytes, 1)
+            print(f"\r{share:5.1f} %  {step.tensor:.60}\x1b[K", end="", file=sys.stderr, flush=True)
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def report(model: Model, problems: list[Problem]) -> Iterator[str]:
+    from humanize import naturalsize
+
+    file = model.file
+    shards = f" in {len(file.paths)} shards" if len(file.paths) > 1 else ""
+    yield f"{file.path}: GGUF v{file.version}, {len(file.tensors)} tensors{shards}, {naturalsize(file.nbytes)}"
+    for problem in problems:
+        yield f"{problem.severity}: {problem.text}"
+    errors = sum(problem.severity == "error" for problem in problems)
+    yield f"{errors} error{'' if errors == 1 else 's'}" if errors else "ok"
+
+
+def as_json(model: Model, problems: list[Problem]) -> dict[str, object]:
+    """file, version, tensors (count), bytes, ok, problems (severity, text)."""
+    return {
+        "file": str(model.file.path),
+        "version": model.file.version,
+        "tensors": len(model.file.tensors),
+        "bytes": model.file.nbytes,
+        "ok": not any(problem.severity == "error" for problem in problems),
+        "problems": [{"severity": problem.severity, "text": problem.text} for problem in problems],
+    }
