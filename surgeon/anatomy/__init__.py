@@ -1,0 +1,22 @@
+"""What an architecture's layers are, and what pruning some of them asks for.
+
+table.py     the data: one entry per architecture, nothing but names, periods and counts
+roles.py     the kinds of rule by which llama.cpp gives a layer its role
+derived.py   what llama.cpp works out from the number of layers
+shifts.py    which roles would change, and which neighbours to prune so that none does
+edits.py     the metadata keys to change
+pruning.py   all of it for one model: `prune_metadata`, `layer_roles`
+"""
+
+from surgeon.anatomy.pruning import AnatomyResult, TensorSlice, layer_roles, prune_metadata
+from surgeon.anatomy.table import ARCHITECTURES, Anatomy, anatomy_of
+
+__all__ = [
+    "ARCHITECTURES",
+    "Anatomy",
+    "AnatomyResult",
+    "TensorSlice",
+    "anatomy_of",
+    "layer_roles",
+    "prune_metadata",
+]
