@@ -43,7 +43,7 @@ class TensorSlice:
 
 @dataclass(frozen=True, slots=True)
 class AnatomyResult:
-    """kv: keys to replace where they stand, to append when new, to remove (None); block_count and provenance not included.
+    """kv: keys to replace where they stand, append when new, remove (None); block_count and provenance not included.
 
     notes: what to tell before anything is written; renumbering: layer of the input -> of the output, None when pruned.
     """
@@ -55,23 +55,23 @@ class AnatomyResult:
 
 
 def prune_metadata(model: Model, pruned: frozenset[int], *, i_know: bool = False) -> AnatomyResult:
-    """What pruning the layers `pruned` (numbers of the input) asks for; numbers that do not exist are not looked at.
+    """What pruning the layers `pruned` (numbers of the input) asks for; those that do not exist are not looked at.
 
     i_know: what would be refused because its effect is not known, or known to be bad, is only warned of.
     """
     before = Metadata(model.architecture, model.file.kv)
-    layers = sorted({*range(before.block_count), *(layer.index for layer in model.layers)})
-    gone = pruned.intersection(layers)
-    kept = [layer for layer in layers if layer not in gone]
-    renumbering: dict[int, int | None] = {layer: None for layer in gone} | {k: n for n, k in enumerate(kept)}
-    if not gone:
+    there = [layer.index for layer in model.layers]
+    gone = pruned.intersection(there)
+    kept = [layer for layer in sorted({*range(before.block_count), *there}) if layer not in gone]
+    renumbering: dict[int, int | None] = dict.fromkeys(gone) | {k: n for n, k in enumerate(kept)}
+    if not gone or not kept:
         return AnatomyResult((), (), (), renumbering)
     known = anatomy_of(model.architecture)
     anatomy = known or Anatomy(model.architecture)
     refuse = _refusal(i_know)
-    if anatomy.refusal or not kept:
-        reason = anatomy.refusal or "no layer would be left"
-        return AnatomyResult((), (), (Problem("error", f"pruning {model.architecture}: {reason}"),), renumbering)
+    if anatomy.refusal:
+        refusal = Problem("error", f"no layer of {model.architecture} can be pruned: {anatomy.refusal}")
+        return AnatomyResult((), (), (refusal,), renumbering)
     problems = [] if known else [refuse(_unknown(before))]
     edits, told = _edits(before, anatomy, gone, kept)
     problems += told
@@ -86,7 +86,7 @@ def prune_metadata(model: Model, pruned: frozenset[int], *, i_know: bool = False
 
 
 def layer_roles(model: Model) -> dict[int, str]:
-    """A word or two for each layer's role (`global`, `local`, `dense`, `recurrent`, `mtp` …); empty when all are alike."""
+    """Each layer's role in a word or two (`global`, `local`, `dense`, `recurrent`, `mtp` …); empty when all are alike."""
     metadata = Metadata(model.architecture, model.file.kv)
     anatomy = anatomy_of(model.architecture) or Anatomy(model.architecture)
     columns = [words for words in (role.of(metadata) for role in _roles(anatomy)) if len(set(words)) > 1]

@@ -60,10 +60,10 @@ class Metadata:
 class Periodic:
     """One layer in every `period` is `special`, the others are `ordinary`; llama.cpp counts by layer number.
 
-    first: number of the first special layer; None: the last of each period. period_key: a scalar that states the period.
-    array_key: a per-layer array that the loader prefers to counting (non-zero: ordinary). active_key: without a positive
-    value there (`active_default` when absent) the pattern does not exist. shapes: the roles have different tensors, so a
-    shifted layer cannot be loaded.
+    first: number of the first special layer; None: the last of each period. period_key: a scalar that states the
+    period. array_key: a per-layer array that the loader prefers to counting (non-zero: ordinary). active_key: without
+    a positive value there (`active_default` when absent) the pattern does not exist. shapes: the roles have different
+    tensors, so a shifted layer cannot be loaded.
     """
 
     special: str
@@ -97,7 +97,7 @@ class Periodic:
 
 @dataclass(frozen=True, slots=True)
 class Leading:
-    """The first layers have a role of their own: as many as `key` says, or `count` if llama.cpp has the number built in.
+    """The first layers have a role of their own: as many as `key` says, or `count` where llama.cpp has it built in.
 
     adjust: whether pruning one of them lowers the key.
     """

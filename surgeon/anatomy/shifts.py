@@ -45,7 +45,7 @@ def spans(layers: Sequence[int]) -> str:
 def neighbours(
     roles: Sequence[Role], before: Metadata, pruned: frozenset[int], shifts: Callable[[frozenset[int]], bool]
 ) -> list[frozenset[int]]:
-    """Up to two larger sets of layers around `pruned` that leave every role in place: whole periods, downwards and upwards.
+    """Up to two larger sets around `pruned` that leave every role in place: whole periods, downwards and upwards.
 
     shifts: whether pruning a set would still change a role.
     """
@@ -54,7 +54,7 @@ def neighbours(
     if not 0 < window <= _LONGEST_WINDOW:
         return []
     found = []
-    for starts in (range(0, window), range(window - 1, -1, -1)):
+    for starts in (range(window), range(window - 1, -1, -1)):
         widened = _whole_windows(before.trunk, pruned, window, list(starts))
         if widened and widened not in found and len(widened) < before.trunk and not shifts(widened):
             found.append(widened)

@@ -73,8 +73,8 @@ class Assumed:
 class Anatomy:
     """names: the architectures it holds for.
 
-    shared_kv: the last layers reuse the keys and values of the two layers before them; essential_first: why layer 0 cannot
-    go; refusal: why no layer can go.
+    shared_kv: the last layers reuse the keys and values of the two layers before them; essential_first: why layer 0
+    cannot go; refusal: why no layer can go.
     """
 
     names: str
@@ -179,9 +179,7 @@ ANATOMIES: tuple[Anatomy, ...] = (
     Anatomy("minicpm3", derived=(MINICPM3_SCALE,)),
     Anatomy("baichuan", derived=(BAICHUAN_POSITIONS,)),
     Anatomy("command-r", derived=(AT_LEAST_64,)),
-    # Blocks that are not layers.
-    Anatomy("t5 t5encoder", refusal="its blocks are enc.blk. and dec.blk., numbered apart; only blk. can be pruned"),
-    Anatomy("wavtokenizer-dec clip", refusal="it has no blocks named blk."),
+    # Models in which no layer stands for itself.
     Anatomy("gemma4-assistant", (LISTED_WINDOW,), refusal="it predicts for another model, layer by layer"),
     Anatomy("eagle3 dflash", refusal="it is a draft of another model whose layers it names"),
     Anatomy("hrm_text", refusal="llama.cpp runs its two stacks in cycles and wants exactly the layers they have"),
@@ -190,20 +188,24 @@ ANATOMIES: tuple[Anatomy, ...] = (
 PLAIN = frozenset(
     """
     apertus arcee arctic bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm dbrx deci deepseek
-    deepseek2-ocr dots1 dream ernie4_5 eurobert exaone falcon falcon-h1 gemma glm4 glm4moe gpt2 gptj gptneox granite granitemoe
-    graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 jina-bert-v2 jina-bert-v3 k2-horizon llada
-    llada-moe llama llama-embed maincoder mamba mamba2 minimax-m2 minimax-m3 mistral3 mistral4 mpt nanbeige nemotron
-    neo-bert olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plm pockettts qwen qwen2 qwen2moe
-    qwen2vl qwen3 qwen3moe qwen3tts refact rnd1 seed_oss stablelm starcoder starcoder2 talkie xverse
+    deepseek2-ocr dots1 dream ernie4_5 eurobert exaone falcon falcon-h1 gemma glm4 glm4moe gpt2 gptj gptneox granite
+    granitemoe graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2
+    jina-bert-v2 jina-bert-v3 k2-horizon llada llada-moe llama llama-embed maincoder mamba mamba2 minimax-m2
+    minimax-m3 mistral3 mistral4 mpt nanbeige nemotron neo-bert olmo olmoe openelm orion paddleocr pangu-embedded
+    phi2 phi3 phimoe plamo plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3tts refact rnd1 seed_oss
+    stablelm starcoder starcoder2 talkie xverse
     """.split()
 )
 
+# Their blocks have other names (`enc.blk.`, `v.blk.`, `convnext.`) and numbers of their own: nothing called blk. to prune.
+WITHOUT_LAYERS = frozenset("t5 t5encoder wavtokenizer-dec clip".split())
+
 _BY_NAME = {name: anatomy for anatomy in ANATOMIES for name in anatomy.names.split()}
-ARCHITECTURES = PLAIN | _BY_NAME.keys()
+ARCHITECTURES = PLAIN | WITHOUT_LAYERS | _BY_NAME.keys()
 
 
 def anatomy_of(architecture: str) -> Anatomy | None:
     """What is known of an architecture; None: nothing."""
-    if architecture in PLAIN:
+    if architecture in PLAIN or architecture in WITHOUT_LAYERS:
         return Anatomy(architecture)
     return _BY_NAME.get(architecture)
