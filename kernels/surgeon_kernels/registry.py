@@ -31,7 +31,9 @@ from .formats import by_name
 BOTH = ("quantize", "dequantize")
 
 # format name -> (module in this package, what it can do)
-MODULES: dict[str, tuple[str, tuple[str, ...]]] = {}
+MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Q4_K": ("q4_k", BOTH),
+}
 
 quantizable: frozenset[str] = frozenset(name for name, (_, can) in MODULES.items() if "quantize" in can)
 dequantizable: frozenset[str] = frozenset(name for name, (_, can) in MODULES.items() if "dequantize" in can)

@@ -1,0 +1,202 @@
+"""The searches for scales and minima that ggml's formats share, over lanes: one sub-block per lane.
+
+Each function states one of ggml's `make_*_quants` in its order of float32 operations. What ggml keeps as codes is kept
+here as the inverse scale that produced them: the few callers that need codes compute them again from it, and the
+search need not copy 32 codes for every better candidate.
+
+`x` and `w` are slots: x[i] holds element i of all sixteen sub-blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .cache import helper
+from .lanes import (
+    absolute,
+    any_lane,
+    int_splat,
+    maximum,
+    minimum,
+    nearest,
+    nearest_int,
+    select,
+    slots,
+    splat,
+    to_float,
+)
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+TINY = np.float32(1e-15)  # ggml's GROUP_MAX_EPS: a group this small is zero
+_SAFE = np.float32(4.0e6)  # below 2**22 the quick rounding is exact
+
+
+@helper
+def code(v: Any, nmax: Any, wild: Any) -> Any:
+    """Rounded `v` within 0 .. nmax, as f32. `wild`: some value may be too large for `nearest`; wrap as ggml does."""
+    if wild:
+        return minimum(maximum(to_float(nearest_int(v)), splat(_ZERO)), splat(nmax))
+    return minimum(maximum(nearest(v), splat(_ZERO)), splat(nmax))
+
+
+@helper
+def _is_wild(iscale: Any, lowest: Any, highest: Any, low: Any) -> Any:
+    """Whether iscale * (x - low) leaves the exact range of `nearest` for any x in lowest .. highest."""
+    reach = maximum(absolute(iscale * (highest - low)), absolute(iscale * (lowest - low)))
+    return any_lane(~(reach < splat(_SAFE)))  # also where it is NaN
+
+
+@helper
+def _affine_error(x: Any, w: Any, codes: Any, n: int, scale: Any, low: Any, mad: Any) -> Any:
+    """Weighted sum over the group of (scale * code + low - x) squared, or of its absolute value (`mad`)."""
+    error = splat(_ZERO)
+    if mad:
+        for i in range(n):
+            error = error + w[i] * absolute(scale * codes[i] + low - x[i])
+    else:
+        for i in range(n):
+            difference = scale * codes[i] + low - x[i]
+            error = error + w[i] * (difference * difference)
+    return error
+
+
+@helper
+def _affine_codes(x: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, wild: Any) -> None:
+    for i in range(n):
+        codes[i] = code(iscale * (x[i] - low), nmax, wild)
+
+
+@helper
+def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: int, mad: Any) -> Any:
+    """x ~ scale * code - themin with codes 0 .. nmax (ggml's make_qkx2_quants and make_qkx3_quants).
+
+    Tries steps + 1 inverse scales (rmin + rdelta * step + nmax) / range, fits scale and minimum to the codes of each by
+    least squares, and keeps the best. Returns (scale, themin, iscale, low): code i is round(iscale * (x[i] - low)).
+    """
+    low = x[0]
+    highest = x[0]
+    sum_w = w[0]
+    sum_x = sum_w * x[0]
+    for i in range(1, n):
+        low = minimum(x[i], low)
+        highest = maximum(x[i], highest)
+        sum_w = sum_w + w[i]
+        sum_x = sum_x + w[i] * x[i]
+    lowest = low
+    low = minimum(low, splat(_ZERO))
+    active = highest > low
+    width = highest - low
+    best_iscale = select(active, splat(nmax) / width, splat(_ZERO))
+    scale = select(active, splat(_ONE) / best_iscale, splat(_ZERO))
+    best_low = low
+    codes = slots(32)
+    wild = _is_wild(best_iscale, lowest, highest, low)
+    _affine_codes(x, codes, n, nmax, best_iscale, low, wild)
+    best = _affine_error(x, w, codes, n, scale, low, mad)
+    for step in range(steps + 1):
+        reach = rmin + rdelta * np.float32(step) + nmax
+        iscale = select(active, splat(reach) / (highest - low), splat(_ZERO))
+        sum_l = splat(_ZERO)
+        sum_l2 = splat(_ZERO)
+        sum_xl = splat(_ZERO)
+        wild = _is_wild(iscale, lowest, highest, low)
+        for i in range(n):
+            value = x[i]
+            q = code(iscale * (value - low), nmax, wild)
+            codes[i] = q
+            wq = w[i] * q
+            sum_l = sum_l + wq
+            sum_l2 = sum_l2 + wq * q
+            sum_xl = sum_xl + wq * value
+        determinant = sum_w * sum_l2 - sum_l * sum_l
+        this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
+        this_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+        above = this_low > _ZERO
+        this_scale = select(above, sum_xl / sum_l2, this_scale)
+        this_low = select(above, splat(_ZERO), this_low)
+        error = _affine_error(x, w, codes, n, this_scale, this_low, mad)
+        better = (determinant > _ZERO) & (error < best) & active
+        if any_lane(better):
+            best = select(better, error, best)
+            scale = select(better, this_scale, scale)
+            best_iscale = select(better, iscale, best_iscale)
+            best_low = select(better, low, best_low)
+            low = select(better, this_low, low)
+    return scale, -low, best_iscale, best_low
+
+
+@helper
+def make_qp(x: Any, w: Any, n: int, nmax: int, codes: Any) -> Any:
+    """x ~ scale * code with codes 0 .. nmax for values that are mostly positive (ggml's make_qp_quants).
+
+    Returns scale; `codes` are int slots. ggml stores codes as bytes, so that a negative one wraps around: it does here.
+    """
+    top = np.float32(nmax)
+    highest = splat(_ZERO)
+    for i in range(n):
+        highest = maximum(highest, x[i])
+    active = ~(highest < TINY)
+    iscale = select(active, top / highest, splat(_ZERO))
+    scale = splat(_ONE) / iscale
+    best = splat(_ZERO)
+    for i in range(n):
+        q = nearest_int(iscale * x[i]) & 255
+        difference = x[i] - scale * to_float(q)
+        best = best + w[i] * difference * difference
+    for step in range(-4, 5):
+        if step != 0:
+            this_iscale = (np.float32(0.1) * np.float32(step) + top) / highest
+            error = _qp_error(x, w, n, nmax, this_iscale)
+            better = error < best
+            best = select(better, error, best)
+            iscale = select(better & active, this_iscale, iscale)
+    sum_lx = splat(_ZERO)
+    sum_l2 = splat(_ZERO)
+    for i in range(n):
+        q = minimum(nearest_int(iscale * x[i]), int_splat(nmax))
+        codes[i] = select(active, q & 255, int_splat(0))
+        wq = w[i] * to_float(q)
+        sum_lx = sum_lx + w[i] * x[i] * to_float(q)
+        sum_l2 = sum_l2 + wq * to_float(q)
+    sum_lx, sum_l2 = _qp_sweeps(x, w, n, nmax, codes, active, sum_lx, sum_l2)
+    return select(active & (sum_l2 > _ZERO), sum_lx / sum_l2, splat(_ZERO))
+
+
+@helper
+def _qp_error(x: Any, w: Any, n: int, nmax: int, iscale: Any) -> Any:
+    """Weighted squared error of the codes that `iscale` gives; here ggml does not wrap negative codes."""
+    scale = splat(_ONE) / iscale
+    error = splat(_ZERO)
+    for i in range(n):
+        q = minimum(nearest_int(iscale * x[i]), int_splat(nmax))
+        difference = x[i] - scale * to_float(q)
+        error = error + w[i] * difference * difference
+    return error
+
+
+@helper
+def _qp_sweeps(x: Any, w: Any, n: int, nmax: int, codes: Any, active: Any, sum_lx: Any, sum_l2: Any) -> Any:
+    """Move one code at a time to where the others' best scale puts it, while that improves the fit."""
+    for _ in range(5):
+        changed = active & ~active
+        for i in range(n):
+            old = codes[i]
+            q = to_float(old)
+            slx = sum_lx - w[i] * x[i] * q
+            sl2 = sum_l2 - w[i] * q * q
+            new = minimum(nearest_int(x[i] * sl2 / slx), int_splat(nmax))
+            moved = active & (slx > _ZERO) & (sl2 > _ZERO) & (new != old)
+            q = to_float(new)
+            slx = slx + w[i] * x[i] * q
+            sl2 = sl2 + w[i] * q * q
+            moved = moved & (slx * slx * sum_l2 > sum_lx * sum_lx * sl2)
+            codes[i] = select(moved, new & 255, old)
+            sum_lx = select(moved, slx, sum_lx)
+            sum_l2 = select(moved, sl2, sum_l2)
+            changed = changed | moved
+        if not any_lane(changed):
+            break
+    return sum_lx, sum_l2
