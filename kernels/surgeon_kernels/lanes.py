@@ -330,8 +330,13 @@ def _look_up_typing(table: types.Type, index: types.Type) -> Signature | None:
 
 
 def _look_up_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
-    """A tree of selects over the four bits of the index."""
+    """One permutation instruction on AVX-512, else a tree of selects over the four bits of the index."""
     table, index = args
+    _, _, features = context.codegen().magic_tuple()
+    if "+avx512f" in features:
+        as_float = builder.bitcast(table, F32X)
+        permuted = call_intrinsic(builder, "llvm.x86.avx512.permvar.sf.512", F32X, [as_float, index])
+        return builder.bitcast(permuted, table.type)
     level = [
         builder.shuffle_vector(table, table, ir.Constant(ir.VectorType(I32, LANES), [k] * LANES)) for k in range(LANES)
     ]

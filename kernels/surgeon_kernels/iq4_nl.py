@@ -1,0 +1,44 @@
+"""IQ4_NL: 4-bit codes into a table of sixteen uneven values, one scale for 32 weights, in 18 bytes.
+
+    +-----------+---------------+        qs byte j: code[j] | code[j + 16] << 4
+    | d float16 | qs: 16 bytes  |
+    +-----------+---------------+        w = d * VALUES[code]
+      0           2
+
+The group's scale comes from the search in iq4_search.py; codes are then chosen by the scale before it is rounded.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .cache import DEQUANTIZE, QUANTIZE, kernel
+from .iq4_search import GROUP, TILE, put_codes, restore_group, search, store_codes
+from .iq_tiles import Array, F, load_groups, stage, sum_of_squares
+from .lanes import LANES, half_at, put_half, slots
+
+BYTES = 18
+
+
+@kernel(QUANTIZE)
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
+    xs, ws = slots(32), slots(32)
+    tile, tile_weights = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
+    codes = np.empty(TILE // 2, np.uint8)
+    blocks = len(x) // GROUP
+    for first in range(0, blocks, LANES):
+        stage(x, columns, weights, first, GROUP, tile, tile_weights)
+        load_groups(xs, tile, GROUP)
+        load_groups(ws, tile_weights, GROUP)
+        sigma2 = sum_of_squares(xs, GROUP) * F(2 / 32)
+        scale = search(xs, ws, sigma2, len(weights) > 0, compat)
+        store_codes(xs, scale, codes)
+        for lane in range(min(LANES, blocks - first)):
+            put_half(out, BYTES * (first + lane), scale[lane])
+            put_codes(out, BYTES * (first + lane) + 2, codes, lane)
+
+
+@kernel(DEQUANTIZE)
+def dequantize(blocks: Array, out: Array) -> None:
+    for block in range(len(blocks) // BYTES):
+        restore_group(blocks, BYTES * block + 2, half_at(blocks, BYTES * block), out, GROUP * block)

@@ -1,0 +1,93 @@
+"""Tiles: sixteen groups of weights, one per SIMD lane, for the kernels of the IQ formats.
+
+A tile is copied into two small buffers first, so that the last tile of a slab (filled up with zeros) and rows that end
+inside a tile need no case of their own in the searches. Buffers hold group after group: float32[16 * group].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .cache import helper
+from .lanes import LANES, lane_numbers, load_transposed, maximum, select, splat, square_root
+
+F = np.float32
+
+Lanes = Any  # what lane types are to the type checker
+Array = Any
+
+
+@helper
+def stage(x: Array, columns: int, weights: Array, first: int, group: int, tile: Array, tile_weights: Array) -> None:
+    """Copy groups `first ... first + 15` of the slab, and the weights of their columns if there are any."""
+    groups = len(x) // group
+    for lane in range(LANES):
+        start = (first + lane) * group
+        inside = first + lane < groups
+        column = start % columns
+        for j in range(group):
+            tile[lane * group + j] = x[start + j] if inside else F(0)
+        if len(weights) > 0:
+            for j in range(group):
+                tile_weights[lane * group + j] = weights[column + j]
+
+
+@helper
+def load_groups(slots: Lanes, tile: Array, group: int) -> None:
+    """slots[j] lane i = element j of group i; `group` is 16 or 32."""
+    for first in range(0, group, LANES):
+        load_transposed(slots, first, tile, first, group)
+
+
+@helper
+def superblock_sums(tile: Array, group: int) -> Lanes:
+    """Per lane the sum of squares of the 256 weights around its group (of 16 or 32), in the order of the weights."""
+    low = F(0)
+    high = F(0)
+    second = (group - 16) * LANES  # 0 or 256: groups of 16 make one superblock, groups of 32 make two
+    for j in range(256):
+        low = low + tile[j] * tile[j]
+        high = high + tile[second + j] * tile[second + j]
+    return select(lane_numbers() < 8, splat(low), splat(high))
+
+
+@helper
+def importance(sigma2: Lanes, x: Lanes, imatrix: Lanes) -> Lanes:
+    """ggml's weight of a squared error: the importance times sqrt(sigma2 + x * x)."""
+    return imatrix * square_root(sigma2 + x * x)
+
+
+@helper
+def sum_of_squares(x: Lanes, group: int) -> Lanes:
+    """Per lane the sum of squares of its group, in order."""
+    total = splat(F(0))
+    for j in range(group):
+        total = total + x[j] * x[j]
+    return total
+
+
+@helper
+def is_dead(w: Lanes, group: int) -> Lanes:
+    """Per lane whether all importances of its group are zero."""
+    largest = w[0]
+    for j in range(1, group):
+        largest = maximum(largest, w[j])
+    return largest == F(0)
+
+
+@helper
+def weigh(x: Lanes, w: Lanes, group: int, sigma2: Lanes, weighted: bool, compat: bool) -> None:
+    """Turn the importances in `w` (if `weighted`) into the weights of the searches; without any, weigh by squares.
+
+    Where the importances of a whole group are zero, ggml's sums vanish, it finds no scale and erases or garbles the
+    group. Unless `compat`, such a group is weighed as if there were no importance matrix.
+    """
+    dead = splat(F(1)) == splat(F(0))
+    if not weighted:
+        dead = ~dead
+    elif not compat:
+        dead = is_dead(w, group)
+    for j in range(group):
+        w[j] = select(dead, x[j] * x[j], importance(sigma2, x[j], w[j]))
