@@ -46,6 +46,17 @@ class GGUFFile:
         self._fds = fds
         self._maps: dict[int, NDArray[np.uint8]] = {}
         self._finalizer = weakref.finalize(self, _close_all, fds)
+        self.states = self._states_now()
+
+    def _states_now(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Size, time of the last change in ns, inode and device of every shard."""
+        found = map(os.fstat, self._fds)
+        return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev) for stat in found)
+
+    def changed(self) -> list[Path]:
+        """The shards that someone has written to since they were opened (`states` is how they were then)."""
+        now = zip(self.paths, self.states, self._states_now(), strict=True)
+        return [path for path, before, after in now if before != after]
 
     def data(self, info: TensorInfo) -> NDArray[np.uint8]:
         """The bytes of a tensor, uint8[info.nbytes], read-only and memory-mapped."""
@@ -113,18 +124,25 @@ def _close_all(fds: list[int]) -> None:
 def _open_shard(path: Path, fds: list[int]) -> Shard:
     try:
         # Looked at before it is opened: opening a pipe would wait for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            kind = "a folder" if path.is_dir() else "no regular file"
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
             raise GGUFError(f"{path}: is {kind}; name a .gguf file")
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         fds.append(fd)
-        return parse_shard(path, fd, os.fstat(fd).st_size)
+        size = os.fstat(fd).st_size
+    except ValueError as error:
+        raise GGUFError(f"{str(path)!r}: cannot be a file name: {error}; name a .gguf file") from None
     except OSError as error:
-        raise GGUFError(
-            f"{path}: cannot be read: {error.strerror or error}; check the name and its permissions"
-        ) from None
-    except ValueError as error:  # a NUL in the name
-        raise GGUFError(f"{str(path)!r}: cannot be a file name: {error}") from None
+        raise _unreadable(path, error) from None
+    try:
+        return parse_shard(path, fd, size)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> GGUFError:
+    return GGUFError(f"{path}: cannot be read: {error.strerror or error}; check the name and its permissions")
 
 
 def _split_number(shard: Shard, key: str, missing: int) -> int:

@@ -25,6 +25,7 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
 MAX_NAME_BYTES = 63
+MAX_KEY_BYTES = 65535
 # Real headers stay below 64 MiB (a vocabulary of a million tokens with merges). The limit keeps a sparse file full of
 # zero-length strings from being walked for minutes.
 HEADER_LIMIT = 256 << 20
@@ -123,7 +124,7 @@ class _Parser:
         magic, version, n_tensors, n_kv = _START.unpack_from(self.buffer)
         if magic != MAGIC:
             raise self.error(f"starts with {magic!r}, not with {MAGIC!r}: this is no GGUF file", "name a .gguf file")
-        if version & 0xFFFF == 0:
+        if version and version & 0xFFFF == 0:
             raise self.error("is big-endian", "convert it for this machine with gguf-py's gguf_convert_endian")
         if version not in (2, 3):
             raise self.error(f"is GGUF version {version}; versions 2 and 3 can be read", "convert the model again")
@@ -157,8 +158,9 @@ class _Parser:
         """A key or a tensor name: valid UTF-8 and printable, or it could not be shown safely on a terminal."""
         self.where = what
         length = self.u64()
-        if length > self.end - self.position:
-            raise self.error(f"{what} claims a name of {length} bytes, {self.end - self.position} are left")
+        self.check_count(length, 1, f"{what} claims a name of {length} bytes")
+        if length > MAX_KEY_BYTES:
+            raise self.error(f"{what} has a name of {length} bytes; at most {MAX_KEY_BYTES} are possible")
         start = self.skip(length)
         raw = self.buffer[start : start + length]
         try:

@@ -132,7 +132,7 @@ def model_of(file: GGUFFile) -> Model:
     value = file.kv.get("general.architecture")
     return Model(
         file=file,
-        architecture=value.decode() if value and value.type is ValueType.STRING else "",
+        architecture=printable(value.decode()) if value and value.type is ValueType.STRING else "",
         layers=tuple(Layer(index, tuple(layers[index])) for index in sorted(layers)),
         others=tuple(tensor for tensor in tensors if tensor.layer is None),
         tensors=tensors,

@@ -7,6 +7,7 @@ activations per channel (experts that were never chosen left out), `S` their sum
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import defaultdict
@@ -98,8 +99,10 @@ def shared_inputs(imatrix: Imatrix) -> dict[str, tuple[str, ...]]:
     """
     groups: dict[bytes, list[str]] = defaultdict(list)
     for name, entry in imatrix.entries.items():
-        layer = str(split_name(name)[0]).encode()
-        groups[layer + b"|" + entry.counts.tobytes() + entry.sums.tobytes()].append(name)
+        digest = hashlib.blake2b(str((split_name(name)[0], entry.sums.shape)).encode())
+        digest.update(entry.counts.tobytes())
+        digest.update(entry.sums.tobytes())
+        groups[digest.digest()].append(name)
     return {
         name: tuple(other for other in names if other != name)
         for names in groups.values()
