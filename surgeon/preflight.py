@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from surgeon.hparams import ARCHITECTURES, array_length_refusal, loader_refusal
+from surgeon.anatomy import ARCHITECTURES
+from surgeon.hparams import array_length_refusal, loader_refusal
 from surgeon.layer_numbers import Numbering
 from surgeon.mixes import FILE_TYPES
 from surgeon.model import Model

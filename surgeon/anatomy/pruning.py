@@ -86,7 +86,7 @@ def prune_metadata(model: Model, pruned: frozenset[int], *, i_know: bool = False
 
 
 def layer_roles(model: Model) -> dict[int, str]:
-    """Each layer's role in a word or two (`global`, `local`, `dense`, `recurrent`, `mtp` …); empty when all are alike."""
+    """Each layer's role in a word or two (`global`, `dense`, `recurrent`, `mtp` …); empty when all are alike."""
     metadata = Metadata(model.architecture, model.file.kv)
     anatomy = anatomy_of(model.architecture) or Anatomy(model.architecture)
     columns = [words for words in (role.of(metadata) for role in _roles(anatomy)) if len(set(words)) > 1]

@@ -197,7 +197,7 @@ PLAIN = frozenset(
     """.split()
 )
 
-# Their blocks have other names (`enc.blk.`, `v.blk.`, `convnext.`) and numbers of their own: nothing called blk. to prune.
+# Their blocks have other names (`enc.blk.`, `v.blk.`, `convnext.`), numbered apart: nothing called blk. to prune.
 WITHOUT_LAYERS = frozenset("t5 t5encoder wavtokenizer-dec clip".split())
 
 _BY_NAME = {name: anatomy for anatomy in ANATOMIES for name in anatomy.names.split()}
