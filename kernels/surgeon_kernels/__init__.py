@@ -1,1 +1,64 @@
-"""Quantizers and dequantizers of every GGUF tensor format, in Numba, with ggml's bytes."""
+"""Quantizers and dequantizers of every GGUF tensor format, in Numba, with ggml's bytes.
+
+    quantize(rows, "Q4_K", weights)        float32[r, c] -> uint8[r, row_bytes]
+    dequantize(blocks, "Q4_K")             uint8[r, row_bytes] -> float32[r, c]
+    quantize_into, dequantize_into         the same into an array of the caller
+    quantization_error(rows, "Q4_K")       squared error per row
+    first_invalid(blocks, "Q4_K")          first row with a NaN or an infinity
+    quantizable, dequantizable             names of the types
+    warm(names, weights=True)              compile or load kernels ahead, with progress
+    cache_directory(), clear_cache()       where the compiled kernels are
+    dead_channels(weights)                 how many channels an importance matrix knows nothing of
+
+Importing the package, or `surgeon_kernels.formats`, imports neither numpy nor numba; the functions do, when first used.
+Every function releases the GIL while it computes and may be called from several threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .formats import REQUIRES_IMATRIX, USES_IMATRIX
+from .registry import dequantizable, quantizable
+
+if TYPE_CHECKING:
+    from .cache import cache_directory, clear_cache
+    from .interface import (
+        QuantizationError,
+        dead_channels,
+        dequantize,
+        dequantize_into,
+        first_invalid,
+        quantization_error,
+        quantize,
+        quantize_into,
+    )
+    from .warming import WarmProgress, warm
+
+__all__ = [
+    "REQUIRES_IMATRIX",
+    "USES_IMATRIX",
+    "QuantizationError",
+    "WarmProgress",
+    "cache_directory",
+    "clear_cache",
+    "dead_channels",
+    "dequantizable",
+    "dequantize",
+    "dequantize_into",
+    "first_invalid",
+    "quantizable",
+    "quantization_error",
+    "quantize",
+    "quantize_into",
+    "warm",
+]
+
+_HOMES = {"cache_directory": "cache", "clear_cache": "cache", "WarmProgress": "warming", "warm": "warming"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES.get(name, 'interface')}", __name__), name)

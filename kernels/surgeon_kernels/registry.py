@@ -32,6 +32,17 @@ BOTH = ("quantize", "dequantize")
 
 # format name -> (module in this package, what it can do)
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Q1_0": ("q1_0", BOTH),
+    "Q2_0": ("q2_0", BOTH),
+    "IQ4_NL": ("iq4_nl", BOTH),
+    "IQ4_XS": ("iq4_xs", BOTH),
+    "TQ1_0": ("tq1_0", BOTH),
+    "TQ2_0": ("tq2_0", BOTH),
+    "MXFP4": ("mxfp4", BOTH),
+    "NVFP4": ("nvfp4", BOTH),
+    "BF16": ("bf16", BOTH),
+    "F16": ("f16", BOTH),
+    "F32": ("f32", BOTH),
     "Q4_K": ("q4_k", BOTH),
 }
 
