@@ -110,8 +110,10 @@ class Leading:
     shapes: bool = False
 
     def of(self, metadata: Metadata) -> list[str]:
+        if self.key and metadata.get(self.key) is None:
+            return [""] * metadata.block_count
         count = metadata.integer(self.key) if self.key else self.count
-        return [self.role if i < count else self.other if count else "" for i in range(metadata.block_count)]
+        return [self.role if i < count else self.other for i in range(metadata.block_count)]
 
 
 @dataclass(frozen=True, slots=True)
