@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,16 +125,16 @@ CODEBOOKS: dict[str, Codebook] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(NamedTuple):
     """A codebook ready for the searches; every array is read-only.
 
     points: uint8[n, length], the levels of each point.
-    packed: int32[n], the same in one number: level i in the bits from `16 // length * i` up.
+    packed: int32[n], the same in one number: 2 * level + 1 in the four bits from 4i up.
     lookup: int32[base**length]; the number of the point with code `u`, or, where `u` is no point, -1 - (32 * first +
         count): its neighbours are the chunks `first ... first + count - 1` of the next two.
-    levels: uint8[chunks, length, CHUNK], levels of neighbours; members: int32[chunks, CHUNK], their point numbers.
-        A list that does not fill its last chunk repeats its first member, which cannot change the first minimum.
+    levels: uint8[chunks * length * CHUNK], levels of neighbours, coordinate by coordinate within a chunk.
+    members: int32[chunks * CHUNK], their point numbers. A list that does not fill its last chunk repeats its first
+        member, which cannot change the first minimum.
     """
 
     points: NDArray[np.uint8]
@@ -178,14 +179,14 @@ def _build(codebook: Codebook) -> Grid:
     chunks = -(-counts // CHUNK)
     first_entry = np.cumsum(counts) - counts
     first_chunk = np.cumsum(chunks) - chunks
-    members = np.repeat(number[first_entry], chunks * CHUNK)
+    members = np.repeat(number[first_entry], chunks * CHUNK).astype(np.int32)
     members[first_chunk[row] * CHUNK + np.arange(len(row)) - first_entry[row]] = number
     lookup = np.empty(codebook.base**codebook.length, np.int32)
     lookup[on] = np.arange(len(on))
     lookup[off] = -1 - (32 * first_chunk + chunks)
-    packed = (points.astype(np.int32) << (16 // codebook.length * np.arange(codebook.length))).sum(1).astype(np.int32)
-    members = members.reshape(-1, CHUNK).astype(np.int32)
-    levels = np.ascontiguousarray(points[members].transpose(0, 2, 1))
+    packed = ((2 * points.astype(np.uint32) + 1) << (4 * np.arange(codebook.length, dtype=np.uint32))).sum(1)
+    packed = packed.astype(np.uint32).view(np.int32)
+    levels = np.ascontiguousarray(points[members.reshape(-1, CHUNK)].transpose(0, 2, 1)).ravel()
     for array in (points, packed, lookup, levels, members):
         array.setflags(write=False)
     return Grid(points, packed, lookup, levels, members)

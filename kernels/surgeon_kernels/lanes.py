@@ -16,6 +16,7 @@
     bits, from_bits                   the float32's bits as i32, and back
     half_bits(x), from_half_bits(b)   f32 <-> float16 bits in the low half of i32
     any_lane, all_lanes, lane_bits    of a mask; lane_bits gives an int64 with lane i at bit i
+    first_bit(n)                      number of the lowest bit set in an int64 that is not 0
     largest, smallest, total          reductions to a scalar (total: i32 only, because float sums have an order)
     with_lane(x, i, s)                x with lane i replaced
     lane_numbers()                    i32 lanes 0 .. 15
@@ -83,7 +84,7 @@ from .lane_types import (
 )
 
 __all__ = [
-    "LANES", "absolute", "all_lanes", "any_lane", "bits", "f32", "f32_slots", "floor", "from_bits", "from_half_bits",
+    "LANES", "absolute", "all_lanes", "any_lane", "bits", "f32", "f32_slots", "first_bit", "floor", "from_bits", "from_half_bits",
     "gather", "half_at", "half_bits", "i32", "i32_slots", "int_slots", "int_splat", "lane_bits", "lane_numbers",
     "largest", "load_bytes_f32", "load_bytes_i32", "load_bytes_u16", "load_f32", "load_i8", "load_i32",
     "load_transposed", "load_u8", "load_u16", "look_up", "mask", "maximum", "minimum", "nearest", "nearest_int",
@@ -283,6 +284,7 @@ half_bits = lane_function(lambda lanes: i32(lanes) if lanes == f32 else None, _h
 from_half_bits = lane_function(lambda lanes: f32(lanes) if lanes == i32 else None, _from_half_bits_emit)
 
 _BITS = ir.IntType(LANES)
+first_bit = fixed(types.int64(types.int64), lambda b, x: b.cttz(x, I1(0)))
 any_lane = fixed(types.boolean(mask), lambda b, m: b.icmp_unsigned("!=", b.bitcast(m, _BITS), _BITS(0)))
 all_lanes = fixed(types.boolean(mask), lambda b, m: b.icmp_unsigned("==", b.bitcast(m, _BITS), _BITS(2**LANES - 1)))
 lane_bits = fixed(types.int64(mask), lambda b, m: b.zext(b.bitcast(m, _BITS), I64))

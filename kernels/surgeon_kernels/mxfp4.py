@@ -10,6 +10,8 @@ e = floor(log2(largest size)) - 2 + 127, as a single-precision log2 gives it. An
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .block_sizes import largest_size
@@ -22,7 +24,7 @@ BLOCK, BYTES = 32, 17
 
 
 @helper
-def _rounds_up(below: int, k: int) -> bool:
+def _rounds_up(below: Any, k: Any) -> bool:
     """Whether log2 of 2**k * (1 - below * 2**-24) rounds to k in float32.
 
     It is k - below * 2**-24 / ln 2, to be compared with half the distance from k to the next float towards it.
@@ -37,7 +39,7 @@ def _rounds_up(below: int, k: int) -> bool:
 
 
 @helper
-def scale_code(size: float) -> int:
+def scale_code(size: Any) -> Any:
     """The byte e for the largest size in a block; as on x86-64 it wraps for sizes below 2**-125."""
     if size == F(0):
         return 0
@@ -54,7 +56,7 @@ def scale_code(size: float) -> int:
 
 
 @helper
-def step(e: int) -> float:
+def step(e: Any) -> Any:
     """2**(e - 128), exact also where it is a denormal."""
     raw = 0x200000 << e if e < 2 else e - 1 << 23
     return from_bits(int_splat(raw))[0]

@@ -13,6 +13,8 @@ whole tensor, is not written by llama-quantize. An importance matrix changes not
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .block_sizes import largest_size
@@ -26,7 +28,7 @@ _LARGEST = 0x7E  # 448; 0x7F is NaN
 
 
 @helper
-def ue4m3(v: float) -> int:
+def ue4m3(v: Any) -> Any:
     """The byte for v >= 0, halves rounded up, too large ones cut to 448."""
     if not v > F(0):
         return 0
@@ -41,7 +43,7 @@ def ue4m3(v: float) -> int:
 
 
 @helper
-def step(code: int) -> float:
+def step(code: Any) -> Any:
     """Half the value of a UE4M3 byte; 0 for NaN, as ggml has it. The highest bit is ignored."""
     if code == 0x7F or code == 0:
         return F(0)

@@ -30,7 +30,7 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
             total += abs(x[start + j])
         put_half(out, at, total / F(BLOCK))
         for j in range(BLOCK // 8):
-            byte = 0
+            byte: Any = 0
             for k in range(8):
                 byte |= np.int32(x[start + 8 * j + k] >= F(0)) << k
             out[at + 2 + j] = byte

@@ -28,9 +28,8 @@ def test_lookup_finds_every_point_and_unpacks_to_its_levels(name: str) -> None:
     codes = (grid.points.astype(int) * book.base ** np.arange(book.length)).sum(1)
     assert np.array_equal(grid.lookup[codes], np.arange(len(codes)))
     assert (grid.lookup >= 0).sum() == len(codes)
-    bits = 16 // book.length
-    unpacked = grid.packed[:, None] >> bits * np.arange(book.length) & (1 << bits) - 1
-    assert np.array_equal(unpacked, grid.points)
+    unpacked = grid.packed.view(np.uint32)[:, None] >> 4 * np.arange(book.length, dtype=np.uint32) & 15
+    assert np.array_equal(unpacked, 2 * grid.points + 1)
 
 
 def plain_neighbours(points: list[list[int]], levels: list[int], rings: int) -> list[int]:
@@ -52,11 +51,13 @@ def test_neighbour_lists(name: str) -> None:
     for code in [*np.random.default_rng(1).choice(off, 25, replace=False), *longest]:
         expected = plain_neighbours(points, book.levels_of(np.array([code]))[0].tolist(), book.rings)
         first, count = divmod(-1 - int(grid.lookup[code]), 32)
-        members = grid.members[first : first + count].ravel()
+        members = grid.members[16 * first : 16 * (first + count)]
         assert members[: len(expected)].tolist() == expected
         assert (members[len(expected) :] == expected[0]).all()
         assert 0 <= members.size - len(expected) < grids.CHUNK
-        levels = grid.levels[first : first + count].transpose(0, 2, 1).reshape(-1, book.length)
+        levels = (
+            grid.levels.reshape(-1, book.length, 16)[first : first + count].transpose(0, 2, 1).reshape(-1, book.length)
+        )
         assert np.array_equal(levels, grid.points[members])
 
 
