@@ -32,6 +32,7 @@ BOTH = ("quantize", "dequantize")
 
 # format name -> (module in this package, what it can do)
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Q6_K": ("q6_k", BOTH),
     "Q1_0": ("q1_0", BOTH),
     "Q2_0": ("q2_0", BOTH),
     "IQ4_NL": ("iq4_nl", BOTH),

@@ -200,3 +200,74 @@ def _qp_sweeps(x: Any, w: Any, n: int, nmax: int, codes: Any, active: Any, sum_l
         if not any_lane(changed):
             break
     return sum_lx, sum_l2
+
+
+@helper
+def largest_signed(x: Any, n: int) -> tuple[Any, Any]:
+    """The value of largest magnitude with its sign, the first of several, and its magnitude."""
+    top = splat(_ZERO)
+    size = splat(_ZERO)
+    for i in range(n):
+        magnitude = absolute(x[i])
+        top = select(size < magnitude, x[i], top)
+        size = maximum(magnitude, size)
+    return top, size
+
+
+@helper
+def signed_code(v: Any, nmax: Any) -> Any:
+    """Rounded `v` within -nmax .. nmax - 1, as f32."""
+    return minimum(maximum(nearest(v), splat(-nmax)), splat(nmax - _ONE))
+
+
+@helper
+def _symmetric_sums(x: Any, w: Any, wx: Any, n: int, nmax: Any, iscale: Any) -> tuple[Any, Any]:
+    sum_lx = splat(_ZERO)
+    sum_l2 = splat(_ZERO)
+    for i in range(n):
+        q = signed_code(iscale * x[i], nmax)
+        sum_lx = sum_lx + wx[i] * q
+        sum_l2 = sum_l2 + w[i] * q * q
+    return sum_lx, sum_l2
+
+
+@helper
+def make_qx(x: Any, w: Any, n: int, nmax: Any) -> tuple[Any, Any]:
+    """x ~ scale * code with codes -nmax .. nmax - 1 (ggml's make_qx_quants, error type 1); n <= 32.
+
+    Tries nineteen inverse scales around -nmax / (value of largest magnitude) and keeps the best least-squares fit.
+    Returns (scale, iscale): code i is round(iscale * x[i]); both are 0 in lanes whose values are all (nearly) zero.
+    """
+    wx = slots(32)
+    for i in range(n):
+        wx[i] = w[i] * x[i]
+    top, size = largest_signed(x, n)
+    active = ~(size < TINY)
+    best_iscale = select(active, splat(-nmax) / top, splat(_ZERO))
+    sum_lx, sum_l2 = _symmetric_sums(x, w, wx, n, nmax, best_iscale)
+    scale = select(sum_l2 != _ZERO, sum_lx / sum_l2, splat(_ZERO))
+    best = scale * sum_lx
+    for step in range(-9, 10):
+        if step != 0:
+            iscale = splat(-(nmax + np.float32(0.1) * np.float32(step))) / top
+            sum_lx, sum_l2 = _symmetric_sums(x, w, wx, n, nmax, iscale)
+            better = active & (sum_l2 > _ZERO) & (sum_lx * sum_lx > best * sum_l2)
+            this_scale = sum_lx / sum_l2
+            scale = select(better, this_scale, scale)
+            best = select(better, this_scale * sum_lx, best)
+            best_iscale = select(better, iscale, best_iscale)
+    return select(active, scale, splat(_ZERO)), best_iscale
+
+
+@helper
+def fill_dead_lanes(x: Any, w: Any, n: int, compat: bool) -> None:
+    """Weigh by x**2, as without an importance matrix, where the weights of a whole sub-block are zero."""
+    if compat:
+        return
+    highest = w[0]
+    for i in range(1, n):
+        highest = maximum(w[i], highest)
+    dead = highest == _ZERO
+    if any_lane(dead):
+        for i in range(n):
+            w[i] = select(dead, x[i] * x[i], w[i])
