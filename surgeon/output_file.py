@@ -1,0 +1,253 @@
+"""A file that appears under its name only when it is whole.
+
+Data goes to `.NAME.surgeon-part` beside the target, locked against a second writer, its space reserved before the work.
+`place()` gives it the final name in one step; until then, whatever happens, the final name holds what it held before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from surgeon.errors import SurgeonError
+
+_LONGEST_NAME = 255  # bytes, of every file system in use
+
+
+def companion(target: Path, suffix: str) -> Path:
+    """The hidden file beside `target` that ends in `suffix`; a name too long for that is shortened to its hash."""
+    name = f".{target.name}{suffix}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}{suffix}"
+    return target.with_name(name)
+
+
+def resolve_target(path: Path) -> Path:
+    """The path with links followed, so that the rename replaces the file and not a link to it.
+
+    Raises SurgeonError when nothing can be written there: no such folder, not a plain file.
+    """
+    target = Path(os.path.realpath(path))
+    folder = target.parent
+    if not folder.is_dir():
+        raise SurgeonError(f"{path}: the folder {folder} does not exist; make it first (mkdir -p {folder})")
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "a device or pipe, not a plain file"
+        raise SurgeonError(f"{path}: is {kind}; give the name of a file")
+    return target
+
+
+def refuse_inputs(target: Path, inputs: Sequence[Path]) -> None:
+    """Raises SurgeonError when `target` is one of the inputs, by whatever name, link or hard link."""
+    for source in inputs:
+        if target.exists() and source.exists() and os.path.samefile(target, source):
+            raise SurgeonError(
+                f"{target}: is the input {source} itself; the input is never changed, choose another name"
+            )
+
+
+def refuse_existing(target: Path, ours: Sequence[int] = ()) -> None:
+    """Raises SurgeonError when something is there, unless its inode is one of `ours`: placed by this very write."""
+    if os.path.lexists(target) and os.lstat(target).st_ino not in ours:
+        raise SurgeonError(f"{target}: exists already; choose another name or allow it to be replaced (--overwrite)")
+
+
+class OutputFile:
+    """The temporary file of one target.
+
+    fd: open for reading and writing from `open()` on; writes are positional and may come from any thread.
+    placed: an interrupted run has given it its final name already.
+    """
+
+    def __init__(self, target: Path, nbytes: int) -> None:
+        self.target = target
+        self.nbytes = nbytes
+        self.part = companion(target, ".surgeon-part")
+        self.fd = -1
+        self.placed = False
+
+    def is_placed(self, inodes: Sequence[int]) -> bool:
+        """Whether the target is one of the files `inodes` and its temporary name is gone."""
+        return not self.part.exists() and self.target.is_file() and self.target.stat().st_ino in inodes
+
+    def open(self) -> None:
+        """Open or create the temporary file and lock it; what an earlier run left in it stays there.
+
+        Raises SurgeonError when another writer holds the lock.
+        """
+        if self.placed:
+            self.fd = os.open(self.target, os.O_RDONLY | os.O_CLOEXEC)
+            return
+        while self.fd < 0:
+            fd = self._open_part()
+            self._lock(fd)
+            if _is_at(fd, self.part):
+                self.fd = fd
+            else:  # its writer finished between our open and our lock: that is now the target, not ours to touch
+                os.close(fd)
+
+    def _open_part(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self.part, flags, 0o666)
+        except PermissionError:
+            folder = self.part.parent
+            raise SurgeonError(f"{self.target}: no permission to write in {folder}; choose another folder") from None
+        except OSError as error:
+            raise SurgeonError(f"{self.target}: cannot create {self.part.name} beside it: {error.strerror}") from None
+
+    def _lock(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise SurgeonError(
+                f"{self.target}: is being written by another surgeon right now; wait for it or choose another name"
+            ) from None
+        except OSError as error:
+            # Some network file systems know no locks; there the user is alone responsible for one writer at a time.
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                os.close(fd)
+                raise SurgeonError(f"{self.target}: cannot lock {self.part.name}: {error.strerror}") from None
+
+    @property
+    def inode(self) -> int:
+        return os.fstat(self.fd).st_ino
+
+    def start_afresh(self) -> None:
+        """Empty the temporary file.
+
+        A run killed between the two steps of `place()` leaves it as a second name of the finished target, which must
+        not be emptied: then the name goes and a new file takes it.
+        """
+        if os.fstat(self.fd).st_nlink > 1:
+            self.part.unlink()
+            self.close()
+            self.open()
+        os.ftruncate(self.fd, 0)
+
+    def reserve(self) -> None:
+        """Give the file its full size, with disk space behind it where the file system can promise that.
+
+        Raises SurgeonError naming what is needed and what is free when it does not fit.
+        """
+        if self.placed:
+            return
+        try:
+            os.ftruncate(self.fd, self.nbytes)
+            _allocate(self.fd, self.nbytes)
+        except OSError as error:
+            raise write_error(self, error) from None
+
+    def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+        """Write all of `data` at `offset`; raises OSError."""
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self.fd, view, offset)
+            view = view[count:]
+            offset += count
+
+    def sync(self) -> None:
+        """Wait until the data is on the disk."""
+        os.fsync(self.fd)
+
+    def place(self, overwrite: bool) -> None:
+        """Give the file its final name. Without `overwrite` a file that has appeared there meanwhile wins.
+
+        Raises SurgeonError; the temporary file is then still there.
+        """
+        if self.placed:
+            return
+        if overwrite:
+            os.replace(self.part, self.target)
+            return
+        try:
+            os.link(self.part, self.target)
+        except FileExistsError:
+            if _is_at(self.fd, self.target):  # an earlier run was killed between the two steps
+                self.part.unlink()
+                return
+            raise SurgeonError(f"{self.target}: was created by someone else meanwhile; it was left as it is") from None
+        except OSError:  # no hard links here (FAT, some network shares): check and rename, with a moment in between
+            refuse_existing(self.target)
+            os.replace(self.part, self.target)
+        else:
+            self.part.unlink()
+
+    def close(self) -> None:
+        """Close and unlock; the files stay."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def discard(self) -> None:
+        """Remove the temporary file, then close it."""
+        if self.fd >= 0 and not self.placed and _is_at(self.fd, self.part):
+            self.part.unlink()
+        self.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system can sync a folder; the rename itself is done
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_error(output: OutputFile, error: OSError, tensor: str = "", needed: int = 0) -> SurgeonError:
+    """The one line for a failed write: the file, the tensor, what happened, what would help.
+
+    needed: bytes of all files together where that is more than this one's.
+    """
+    where = f"{output.target}: cannot write tensor {tensor}" if tensor else f"{output.target}: cannot be written"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(output.part.parent).free
+        needed = max(needed, output.nbytes)
+        return SurgeonError(
+            f"{where}: {error.strerror}: {needed:,} bytes needed, {free:,} free in {output.part.parent}; "
+            "make room or choose another folder"
+        )
+    if error.errno == errno.EFBIG:
+        return SurgeonError(
+            f"{where}: {error.strerror}: {output.nbytes:,} bytes are over the limit for one file here; "
+            "write shards (--split-max-size) or choose another folder"
+        )
+    return SurgeonError(f"{where}: {error.strerror}")
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether `path` still names the open file `fd`."""
+    try:
+        at_path = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(fd)
+    return stat.S_ISREG(at_path.st_mode) and (at_path.st_dev, at_path.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def _allocate(fd: int, nbytes: int) -> None:
+    """fallocate(2), so that a full disk shows before the work. Raises OSError when the space is not there.
+
+    Not `os.posix_fallocate`: where the file system cannot allocate, the C library would write to every block instead.
+    """
+    if not sys.platform.startswith("linux") or nbytes == 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "fallocate64"):
+        return
+    if libc.fallocate64(fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(code, os.strerror(code))
