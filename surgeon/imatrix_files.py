@@ -124,6 +124,8 @@ class _DatReader:
         self.position = 0
 
     def read(self) -> Imatrix:
+        if len(self.buffer) == 0:
+            raise self.error("is empty")
         count = self.number("the number of entries")
         if count < 1 or count * 17 > len(self.buffer):
             raise self.error("is neither a GGUF nor an importance matrix in the old format")
@@ -142,7 +144,9 @@ class _DatReader:
 
     def take(self, n: int, what: str) -> bytes:
         start = self.position
-        if n < 0 or n > len(self.buffer) - start:
+        if n < 0:
+            raise self.error(f"{what} claims {n} bytes")
+        if n > len(self.buffer) - start:
             raise self.error(f"the file ends inside {what}, at byte {len(self.buffer)}")
         self.position = start + n
         return self.buffer[start : start + n].tobytes()
