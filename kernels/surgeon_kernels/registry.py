@@ -32,6 +32,8 @@ BOTH = ("quantize", "dequantize")
 
 # format name -> (module in this package, what it can do)
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Q8_0": ("q8_0", BOTH),
+    "Q5_K": ("q5_k", BOTH),
     "Q6_K": ("q6_k", BOTH),
     "Q1_0": ("q1_0", BOTH),
     "Q2_0": ("q2_0", BOTH),
