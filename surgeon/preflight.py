@@ -19,7 +19,7 @@ from surgeon_kernels.formats import FORMATS
 from surgeon_kernels.registry import dequantizable, quantizable
 
 if TYPE_CHECKING:
-    from surgeon.resolve import TensorOp
+    from surgeon.resolution import TensorOp
 
 _PLAIN = frozenset({"F32", "F16", "BF16"})
 _RANK = {"error": 0, "warning": 1, "note": 2}

@@ -8,15 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from surgeon.anatomy import TensorSlice
 from surgeon.eligibility import Category, category, kept_because
 from surgeon.layer_numbers import Numbering, number_layers
 from surgeon.model import Model, Tensor
 from surgeon.regex_ecma import compile_pattern
+from surgeon_kernels.formats import FORMATS
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """columns: row length; rows: of all matrices; kept: why it is never quantized, or None."""
+    """columns: row length; rows: of all matrices; kept: why it is never quantized, or None; slice: by the plan."""
 
     tensor: Tensor
     name: str
@@ -26,6 +28,11 @@ class TensorFacts:
     rows: int
     matrices: int
     from_type: str
+    slice: TensorSlice | None = None
+
+    def nbytes_as(self, type_name: str) -> int:
+        """Bytes of the tensor in another type; its blocks must fill the rows."""
+        return self.rows * FORMATS[type_name].row_bytes(self.columns)
 
 
 @dataclass(slots=True)
