@@ -91,10 +91,11 @@ class Imatrix:
         if not self.is_legacy:
             return self
         size = self.chunk_size
-        entries = {
-            name: ImatrixEntry(entry.sums * np.float32(size), entry.counts * size)
-            for name, entry in self.entries.items()
-        }
+        with np.errstate(over="ignore"):  # infinity is refused where a matrix is saved
+            entries = {
+                name: ImatrixEntry(entry.sums * np.float32(size), entry.counts * size)
+                for name, entry in self.entries.items()
+            }
         return replace(self, entries=entries, chunk_count=_chunks(entries, size), is_legacy=False)
 
 
@@ -146,7 +147,8 @@ def _added(into: ImatrixEntry, entry: ImatrixEntry, name: str, path: Path) -> Im
             f"the files before have {into.sums.size} and {len(into.counts)}; merge matrices of one model only"
         )
     counts = np.broadcast_to(into.counts, n_mat) + np.broadcast_to(entry.counts, n_mat)
-    return ImatrixEntry(into.sums.reshape(n_mat, -1) + entry.sums.reshape(n_mat, -1), counts)
+    with np.errstate(over="ignore"):
+        return ImatrixEntry(into.sums.reshape(n_mat, -1) + entry.sums.reshape(n_mat, -1), counts)
 
 
 def _chunks(entries: dict[str, ImatrixEntry], chunk_size: int) -> int:

@@ -194,6 +194,7 @@ def gguf_bytes(imatrix: Imatrix) -> bytes:
     tensors: list[tuple[Entry, bytes]] = []
     for name in _sorted(imatrix):
         entry = imatrix.entries[name]
+        _finite(imatrix.path, name, entry.sums.ravel())  # merging may have passed the end of float32
         n_mat, n_per_mat = entry.sums.shape
         sums, counts = entry.sums.astype("<f4").tobytes(), entry.counts.astype("<f4").tobytes()
         tensors.append((Entry(name + SUMS, (n_per_mat, n_mat), _F32, len(sums)), sums))

@@ -89,7 +89,8 @@ def layer_statistics(rows: Iterable[TensorStatistics]) -> list[LayerStatistics]:
     for row in rows:
         if row.layer is not None:
             layers[row.layer].append(row)
-    return [_layer_row(layer, layers[layer]) for layer in sorted(layers)]
+    with np.errstate(all="ignore"):
+        return [_layer_row(layer, layers[layer]) for layer in sorted(layers)]
 
 
 def shared_inputs(imatrix: Imatrix) -> dict[str, tuple[str, ...]]:

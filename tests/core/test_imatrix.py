@@ -335,3 +335,13 @@ def test_saving_replaces_the_file_in_one_step(tmp_path: Path) -> None:
 def test_entries_that_saw_nothing_are_left_out_of_the_old_format(tmp_path: Path) -> None:
     save_dat(matrix({"seen": entry([[512]], [512]), "unseen": entry([[0]], [0])}), tmp_path / "a.dat")
     assert list(load_imatrix(tmp_path / "a.dat").entries) == ["seen"]
+
+
+def test_a_sum_beyond_float32_is_not_saved(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    huge = matrix({"w": entry([[1, 3e38]], [1])})
+    with pytest.raises(ImatrixError, match="w has the value inf in channel 1"):
+        save_gguf(merge([huge, huge]), tmp_path / "a.gguf")
+    with pytest.raises(ImatrixError, match="w has the value inf in channel 1"):
+        save_gguf(matrix({"w": entry([[1, 3e38]], [1])}, is_legacy=True), tmp_path / "a.gguf")
+    assert os.listdir(tmp_path) == []
+    assert not recwarn.list
