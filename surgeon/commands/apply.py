@@ -1,0 +1,51 @@
+"""`surgeon apply RECIPE IN OUT`: run a recipe without the screen."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="surgeon apply",
+        description="Write what a recipe makes of IN. The same recipe, model and imatrix give the same bytes.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file, saved on the screen or by export")
+    parser.add_argument("input", metavar="IN", type=Path, help="a GGUF file, or a shard of one")
+    parser.add_argument("output", metavar="OUT", type=Path, nargs="?", help="the new file (not needed with --dry-run)")
+    parser.add_argument("--imatrix", metavar="F", help="where the recipe's imatrix lies now")
+    parser.add_argument(
+        "--save-imatrix", metavar="F", type=Path, help="also save the imatrix renumbered as the layers are"
+    )
+    parser.add_argument("--threads", metavar="N", type=int, default=0, help="default: one per core")
+    parser.add_argument("--dry-run", action="store_true", help="tell types and sizes, write nothing")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout: tensors, total_bytes, bpw")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was cut off")
+    options = parser.parse_args(arguments)
+    if options.output is None and not options.dry_run:
+        parser.error("OUT is needed, or --dry-run")
+
+    from surgeon.commands.headless import run_job
+    from surgeon.quantize_options import Job
+    from surgeon.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    return run_job(
+        Job(
+            plan=recipe.plan,
+            input=options.input,
+            output=options.output or options.input,
+            imatrix=options.imatrix or recipe.imatrix,
+            imatrix_sha256=recipe.imatrix_sha256,
+            threads=options.threads or recipe.threads,
+            max_buffer_bytes=recipe.max_buffer_bytes,
+            split_max_bytes=recipe.split_max_bytes,
+            save_imatrix=options.save_imatrix,
+            dry_run=options.dry_run,
+            json=options.json,
+            overwrite=options.overwrite,
+            resume=options.resume,
+        )
+    )

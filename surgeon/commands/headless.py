@@ -1,0 +1,252 @@
+"""Running a job without the screen: `surgeon quantize` and `surgeon apply` differ only in how they read it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from surgeon.errors import SurgeonError
+from surgeon.quantize_options import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from surgeon.imatrix import Imatrix
+    from surgeon.operation import Progress, Summary
+    from surgeon.resolution import Resolution, TensorOp
+
+MIB = 1 << 20
+
+
+def run_job(job: Job) -> int:
+    """Do what `job` says; returns the exit code. Raises SurgeonError for everything that is in the way."""
+    from surgeon.model import load_model
+    from surgeon.resolve import resolve
+
+    model = load_model(job.input)
+    with model.file:
+        if job.plan.compat and model.file.paths[0].name != job.input.name:
+            raise SurgeonError(
+                f"{job.input}: llama-quantize wants the first shard; leave out --compat or name that one"
+            )
+        imatrix = _load_imatrix(job)
+        resolution = resolve(model, job.plan, imatrix)
+        if job.dry_run:
+            return _dry_run(job, resolution)
+        _tell_problems(resolution)
+        if resolution.errors:
+            raise SurgeonError(f"{job.input}: nothing written: {resolution.errors[0].text}")
+        _check_save_imatrix(job, imatrix)
+        summary = _write(job, resolution, imatrix)
+        if job.save_imatrix is not None and imatrix is not None:
+            _save_imatrix(imatrix, resolution, job.save_imatrix)
+        _report(job, resolution, summary)
+    return 0
+
+
+def _load_imatrix(job: Job) -> Imatrix | None:
+    if job.imatrix is None:
+        return None
+    from surgeon.imatrix import load_imatrix
+    from surgeon.recipe import file_sha256
+
+    imatrix = load_imatrix(job.imatrix)
+    if job.imatrix_sha256 and file_sha256(job.imatrix) != job.imatrix_sha256:
+        raise SurgeonError(f"{job.imatrix}: is not the imatrix the recipe was made with (its sha256 differs)")
+    return imatrix
+
+
+def _dry_run(job: Job, resolution: Resolution) -> int:
+    """Types and sizes only. A missing imatrix is only warned of, as llama-quantize does; other errors count."""
+    _tell_problems(resolution)
+    if job.json:
+        print(json.dumps(as_json(job, resolution), indent=1))
+    else:
+        for number, op in enumerate(resolution.kept, 1):
+            print(tensor_line(op, number, len(resolution.kept)))
+        _print_sizes(resolution)
+        if resolution.needs_imatrix:
+            print("WARNING: dry run completed, but writing this will require an imatrix!")
+    fatal = len(resolution.errors) - bool(resolution.needs_imatrix)
+    return 1 if fatal > 0 else 0
+
+
+def _tell_problems(resolution: Resolution) -> None:
+    for problem in resolution.problems:
+        print(f"surgeon: {problem.severity}: {problem.text}", file=sys.stderr)
+
+
+def _check_save_imatrix(job: Job, imatrix: Imatrix | None) -> None:
+    if job.save_imatrix is None:
+        return
+    if imatrix is None:
+        raise SurgeonError("--save-imatrix: there is no imatrix to save; give --imatrix")
+    if job.save_imatrix.exists() and not job.overwrite:
+        raise SurgeonError(f"{job.save_imatrix}: exists; name another file for --save-imatrix or give --overwrite")
+
+
+def _save_imatrix(imatrix: Imatrix, resolution: Resolution, path: Path) -> None:
+    from surgeon.imatrix import save_dat, save_gguf
+
+    kept = {old: new for old, new in resolution.renumbering.items() if new is not None}
+    save = save_dat if path.suffix == ".dat" else save_gguf
+    save(imatrix.renumbered(kept), path)
+
+
+def _write(job: Job, resolution: Resolution, imatrix: Imatrix | None) -> Summary:
+    from surgeon.operation import Summary, WriteOptions, write
+
+    options = WriteOptions(
+        threads=job.threads, overwrite=job.overwrite, resume=job.resume, split_max_bytes=job.split_max_bytes
+    )
+    if job.max_buffer_bytes:
+        from dataclasses import replace
+
+        options = replace(options, max_buffer_bytes=job.max_buffer_bytes)
+    show = _Bar(sys.stderr) if sys.stderr.isatty() else _Lines(resolution, sys.stderr if job.json else sys.stdout)
+    with contextlib.closing(_steps(write(resolution, imatrix, job.output, options, threading.Event()))) as steps:
+        for step in steps:
+            if isinstance(step, Summary):
+                show.finish()
+                return step
+            show.update(step)
+    raise AssertionError("write ends with a Summary")
+
+
+def _steps(steps: Iterator[Progress | Summary]) -> Generator[Progress | Summary]:
+    """The same, as a generator: closing it on Ctrl-C makes the writer clean up."""
+    yield from steps
+
+
+class _Lines:
+    """One line per finished tensor, for logs; quiet with --json."""
+
+    def __init__(self, resolution: Resolution, stream: TextIO) -> None:
+        self.ops = resolution.kept
+        self.stream = stream
+        self.told = 0
+
+    def update(self, progress: Progress) -> None:
+        if self.stream is sys.stdout:
+            for number in range(self.told, progress.index):
+                print(tensor_line(self.ops[number], number + 1, len(self.ops)), file=self.stream, flush=True)
+            self.told = max(self.told, progress.index)
+
+    def finish(self) -> None:
+        if self.stream is sys.stdout:
+            for number in range(self.told, len(self.ops)):
+                print(tensor_line(self.ops[number], number + 1, len(self.ops)), file=self.stream)
+
+
+class _Bar:
+    """One line on a terminal, redrawn."""
+
+    WIDTH = 24
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def update(self, progress: Progress) -> None:
+        import shutil
+
+        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+        filled = round(share * self.WIDTH)
+        left = progress.seconds_left
+        text = (
+            f"{'#' * filled}{'.' * (self.WIDTH - filled)} {share:4.0%} {progress.bytes_per_second / 1e6:6.0f} MB/s "
+            f"{_clock(left) if left is not None else '--:--'} {progress.stage} {progress.index}/{progress.count} "
+            f"{progress.tensor}"
+        )
+        self.stream.write("\r" + text[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
+        self.stream.flush()
+
+    def finish(self) -> None:
+        self.stream.write("\r\x1b[K")
+        self.stream.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes:02d}:{rest:02d}"
+
+
+def ggml_name(type_name: str) -> str:
+    """As ggml prints it: lower case but for the K of k-quants (`q4_K`)."""
+    lower = type_name.lower()
+    return f"{lower[:-1]}K" if lower.endswith("_k") else lower
+
+
+def tensor_line(op: TensorOp, number: int, count: int) -> str:
+    """llama-quantize's line for a tensor, and the reason behind it."""
+    width = len(str(count))
+    ne = ", ".join(str(n) for n in (*op.ne, 1, 1, 1)[:4])
+    line = f"[{number:>{width}}/{count}] {op.name:<36} - [{ne}], type = {ggml_name(op.from_type):>7}, "
+    line += f"size = {op.tensor.nbytes / MIB:9.3f} MiB"
+    if op.action == "convert":
+        line += f" -> {op.nbytes / MIB:9.3f} MiB ({ggml_name(op.to_type)})"
+    return f"{line}  {op.reason}"
+
+
+def _print_sizes(resolution: Resolution) -> None:
+    """The closing lines that llama-quantize's users look for."""
+    before, after = resolution.source_bytes, resolution.data_bytes
+    print(f"model size  = {before / MIB:8.2f} MiB ({resolution.bits_per_weight(before):.2f} BPW)")
+    print(f"quant size  = {after / MIB:8.2f} MiB ({resolution.bpw:.2f} BPW)")
+    if resolution.fallbacks:
+        total = len(resolution.model.tensors)
+        print(f"WARNING: {resolution.fallbacks} of {total} tensor(s) required fallback quantization")
+
+
+def _report(job: Job, resolution: Resolution, summary: Summary) -> None:
+    if job.json:
+        print(json.dumps(as_json(job, resolution, summary), indent=1))
+        return
+    _print_sizes(resolution)
+    names = str(summary.paths[0]) + (f" and {len(summary.paths) - 1} more" if len(summary.paths) > 1 else "")
+    speed = summary.source_bytes / 1e6 / summary.seconds if summary.seconds else 0.0
+    resumed = f", {summary.resumed} tensors found finished" if summary.resumed else ""
+    print(f"{names}: {summary.nbytes} bytes in {summary.seconds:.1f} s ({speed:.0f} MB/s{resumed})")
+
+
+def as_json(job: Job, resolution: Resolution, summary: Summary | None = None) -> dict[str, Any]:
+    """The object that `--json` prints.
+
+    tensors: those written, in output order, sizes without padding; pruned: names in the input; total_bytes: of the
+    file or files; bpw: bits per weight over the parameters written.
+    """
+    return {
+        "input": str(job.input),
+        "outputs": [str(path) for path in summary.paths] if summary else [],
+        "type": job.plan.file_type,
+        "dry_run": job.dry_run,
+        "tensors": [
+            {
+                "source": op.source,
+                "name": op.name,
+                "from": op.from_type,
+                "to": op.to_type,
+                "bytes": op.nbytes,
+                "reason": op.reason,
+                "imatrix": op.imatrix_name is not None,
+            }
+            for op in resolution.kept
+        ],
+        "pruned": [op.source for op in resolution.ops if op.action == "drop"],
+        "data_bytes": resolution.data_bytes,
+        "total_bytes": summary.nbytes if summary else _planned_bytes(job, resolution),
+        "bpw": resolution.bpw,
+        "problems": [asdict(problem) for problem in resolution.problems],
+    }
+
+
+def _planned_bytes(job: Job, resolution: Resolution) -> int:
+    if not job.split_max_bytes:
+        return resolution.total_bytes
+    from surgeon.splits import lay_out
+
+    return sum(layout.header.total_bytes for layout in lay_out(resolution, job.output, job.split_max_bytes))
