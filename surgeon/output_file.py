@@ -167,15 +167,15 @@ class OutputFile:
         """
         if self.placed:
             return
+        if _is_at(self.fd, self.target):  # an earlier run was killed between the two steps
+            self.part.unlink()
+            return
         if overwrite:
             os.replace(self.part, self.target)
             return
         try:
             os.link(self.part, self.target)
         except FileExistsError:
-            if _is_at(self.fd, self.target):  # an earlier run was killed between the two steps
-                self.part.unlink()
-                return
             raise SurgeonError(f"{self.target}: was created by someone else meanwhile; it was left as it is") from None
         except OSError:  # no hard links here (FAT, some network shares): check and rename, with a moment in between
             refuse_existing(self.target)

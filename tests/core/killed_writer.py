@@ -90,8 +90,8 @@ def try_moment(model: Path, folder: Path, moment: int, overwrite: bool) -> dict[
         return 0
 
     def resumed() -> int:
-        # What was finished at the last moment must not be in the way of its own resumption.
-        done = describe(out) not in ("absent", "old")
+        # A write that was killed when all was done has left nothing to resume; it is simply done again.
+        done = describe(out) not in ("absent", "old") and not (folder / ".out.gguf.surgeon-journal").exists()
         write_once(model, out, WriteOptions(2, overwrite=overwrite or done, resume=True))
         return 0
 

@@ -18,7 +18,7 @@ from surgeon.gguf_file import open_gguf
 from surgeon.imatrix import Imatrix, ImatrixEntry, load_imatrix
 from surgeon.model import load_model
 from surgeon.operation import Progress, Summary, WriteOptions, write
-from surgeon.plan import Plan, TypeRule
+from surgeon.plan import Plan
 from surgeon.resolve import resolve
 
 
@@ -62,7 +62,8 @@ def test_conversion_is_that_of_the_kernels_on_whole_tensors(demo_model: Path, tm
 
 def test_importances_reach_the_right_tensor(demo_model: Path, demo_imatrix: Path, tmp_path: Path) -> None:
     imatrix = load_imatrix(demo_imatrix)
-    plan = Plan("F16", (TypeRule("ffn_down", "Q4_K"),), pruned=frozenset({2}))
+    by_hand = tuple((f"blk.{layer}.ffn_down.weight", "Q4_K") for layer in range(12))
+    plan = Plan(types=by_hand, pruned=frozenset({2}))
     run(demo_model, plan, tmp_path / "out.gguf", imatrix=imatrix)
     found = tensors_of(tmp_path / "out.gguf")
     with open_gguf(demo_model) as file:
@@ -89,7 +90,7 @@ def expert_model(path: Path, experts: int = 3, rows: int = 40) -> tuple[Path, np
 @pytest.mark.parametrize("max_buffer_bytes", [1, 50_000, 256 << 20])
 def test_every_expert_has_its_own_importances(tmp_path: Path, max_buffer_bytes: int) -> None:
     path, values, imatrix = expert_model(tmp_path / "in.gguf")
-    plan = Plan("F16", (TypeRule("exps", "Q4_K"),))
+    plan = Plan(types=(("blk.0.ffn_up_exps.weight", "Q4_K"),))
     run(path, plan, tmp_path / "out.gguf", WriteOptions(2, max_buffer_bytes), imatrix)
     type_name, data = tensors_of(tmp_path / "out.gguf")["blk.0.ffn_up_exps.weight"]
     assert type_name == "Q4_K"
@@ -103,7 +104,7 @@ def test_every_expert_has_its_own_importances(tmp_path: Path, max_buffer_bytes: 
 def test_importances_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path, _, imatrix = expert_model(tmp_path / "in.gguf")
     name = "blk.0.ffn_up_exps.weight"
-    resolution = resolve(load_model(path), Plan("F16", (TypeRule("exps", "Q4_K"),)), imatrix)
+    resolution = resolve(load_model(path), Plan(types=(("blk.0.ffn_up_exps.weight", "Q4_K"),)), imatrix)
     short = replace(imatrix, entries={name: ImatrixEntry(imatrix.entries[name].sums[:2], np.ones(2, np.int64))})
     with pytest.raises(SurgeonError, match=r"ffn_up_exps.weight has 512 values, the tensor needs 768"):
         list(write(resolution, short, tmp_path / "out.gguf", WriteOptions(2), threading.Event()))
