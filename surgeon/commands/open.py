@@ -1,0 +1,34 @@
+"""`surgeon MODEL.gguf`: the screen."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="surgeon open",
+        description="The screen on a model: look, mark, choose types, write.",
+    )
+    parser.add_argument("model", type=Path, help="a GGUF file, or any shard of a set")
+    parser.add_argument("--imatrix", type=Path, metavar="F", help="importance matrix, GGUF or .dat")
+    parser.add_argument("--recipe", type=Path, metavar="R", help="begin with this plan instead of the one kept")
+    parser.add_argument("--light", action="store_true", default=None, help="colours for a light terminal")
+    parser.add_argument("--dark", dest="light", action="store_false", help="colours for a dark terminal (the default)")
+    parser.add_argument("--ascii", action="store_true", default=None, help="draw with ASCII signs only")
+    parser.add_argument(
+        "--no-mouse", dest="mouse", action="store_false", default=None, help="leave the mouse to the terminal"
+    )
+    options = parser.parse_args(arguments)
+
+    from surgeon.tui.app import run
+
+    return run(
+        options.model,
+        options.imatrix,
+        options.recipe,
+        mouse=options.mouse,
+        ascii_glyphs=options.ascii,
+        light=options.light,
+    )

@@ -1,0 +1,220 @@
+"""The application: themes, keys, the session's file, and the two jobs that run in threads (write, warm-up)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import App
+from textual.filter import LineFilter
+from textual.timer import Timer
+
+from surgeon.errors import SurgeonError
+from surgeon.model import load_model
+from surgeon.recipe import load_recipe
+from surgeon.tui import autosave
+from surgeon.tui.ascii_filter import AsciiFilter
+from surgeon.tui.command_palette import SurgeonCommands
+from surgeon.tui.config import Config, load_config
+from surgeon.tui.dialogs.progress import ProgressDialog
+from surgeon.tui.main_screen import MainScreen
+from surgeon.tui.messages import Reported, Warmed, WarmFailed, WriteFailed, Written
+from surgeon.tui.session import Session
+from surgeon.tui.theme import DARK, LIGHT, theme
+from surgeon.tui.warm_up import WarmUp
+from surgeon.tui.writing import WriteJob
+
+AUTOSAVE_DELAY = 0.5  # seconds without a change before the plan is kept
+WARM_DELAY = 0.4  # seconds after the first paint, or a change of types, before kernels are compiled
+
+
+class SurgeonApp(App[int]):
+    CSS_PATH = "surgeon.tcss"
+    TITLE = "surgeon"
+    ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar = {SurgeonCommands}
+    BINDINGS: ClassVar = []
+
+    def __init__(self, session: Session, config: Config, *, greeting: str = "", persistent: bool = True) -> None:
+        """persistent: keep the plan between sessions, and compile kernels ahead."""
+        self.ascii_filter: LineFilter | None = AsciiFilter() if config.ascii else None
+        super().__init__()
+        self.animation_level = "none"
+        self.session = session
+        self.config = config
+        self.greeting = greeting
+        self.persistent = persistent
+        self.job: WriteJob | None = None
+        self.leaving = False
+        self.warm_up = WarmUp(self.post_message)
+        self._autosave: Timer | None = None
+        self._warm: Timer | None = None
+        for palette in (DARK, LIGHT):
+            self.register_theme(theme(palette))
+        self.theme = (LIGHT if config.theme == "light" else DARK).name
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        filters = super().get_line_filters()
+        return [*filters, self.ascii_filter] if self.ascii_filter is not None else filters
+
+    def on_mount(self) -> None:
+        self.set_class(self.ascii_filter is not None, "-ascii")
+        self.set_keymap(self.config.keys)
+        self.main = MainScreen(self.session, self.config)
+        self.push_screen(self.main)
+        self.call_after_refresh(self._after_first_paint)
+
+    def _after_first_paint(self) -> None:
+        said = [*self.config.problems, self.greeting]
+        if any(said):
+            self.main.say(next(filter(None, said)), "warning" if self.config.problems else "text")
+        self._schedule_warm_up()
+
+    # --- the plan
+
+    def plan_changed(self) -> None:
+        """Keep the plan and make its kernels ready, a little after the last of a series of changes."""
+        if self.persistent:
+            if self._autosave is not None:
+                self._autosave.stop()
+            self._autosave = self.set_timer(AUTOSAVE_DELAY, self.keep_plan)
+        self._schedule_warm_up()
+
+    def keep_plan(self) -> None:
+        self._autosave = None
+        try:
+            problem = autosave.keep(self.session.recipe(), self.session.model.file.path)
+        except SurgeonError as error:
+            problem = str(error)
+        if problem:
+            self.main.say(problem, "warning")
+
+    def _schedule_warm_up(self) -> None:
+        if not self.persistent:
+            return
+        if self._warm is not None:
+            self._warm.stop()
+        self._warm = self.set_timer(WARM_DELAY, lambda: self.warm_up.want(self.session.resolution))
+
+    @on(Warmed)
+    def warmed(self, event: Warmed) -> None:
+        if self.job is None or not self.job.running:
+            self._status(event.text)
+
+    @on(WarmFailed)
+    def warm_failed(self, event: WarmFailed) -> None:
+        self._status("")
+        self.main.say(event.text, "warning")
+
+    def _status(self, text: str) -> None:
+        self.main.status = text
+        self.main.query_one("#header").redraw()  # type: ignore[attr-defined]
+
+    # --- the write
+
+    def start(self, job: WriteJob) -> bool:
+        """Run `job` in a thread; False when another one is running (textual's `exclusive` would not stop that one)."""
+        if self.job is not None and self.job.running:
+            return False
+        self.job = job
+        self.run_worker(lambda: job.run(self.post_message), thread=True, exit_on_error=False, group="write")
+        return True
+
+    @on(Reported)
+    def reported(self, event: Reported) -> None:
+        job = self.job
+        if job is None:
+            return
+        job.progress = event.progress
+        total = event.progress.total_bytes
+        part = event.progress.done_bytes / total if total else 1.0
+        self._status(f"writing {100 * part:.0f}%")
+        self._show_job()
+
+    @on(Written)
+    def written(self, event: Written) -> None:
+        if self.job is not None:
+            self.job.summary = event.summary
+            self.main.last_out = None
+            self._ended(f"written {event.summary.paths[0]}", "accent")
+
+    @on(WriteFailed)
+    def write_failed(self, event: WriteFailed) -> None:
+        if self.job is not None:
+            self.job.failure = event.text
+            self.main.last_out = self.job.out
+            self._ended(event.text, "warning" if event.cancelled else "pruned")
+
+    def _ended(self, text: str, role: str) -> None:
+        self._status("")
+        if self.leaving:
+            self.exit(0)
+        elif isinstance(self.screen, ProgressDialog):
+            self._show_job()
+        else:
+            self.main.say(text, role)
+
+    def _show_job(self) -> None:
+        if isinstance(self.screen, ProgressDialog):
+            self.screen.redraw()
+
+    def stop_and_exit(self) -> None:
+        """Cancel the write and leave when it has ended and cleaned up behind itself."""
+        if self.job is None or not self.job.running:
+            self.exit(0)
+            return
+        self.leaving = True
+        self.job.cancelled.set()
+
+    async def on_unmount(self) -> None:
+        if self._autosave is not None:
+            self.keep_plan()
+
+
+def open_session(path: Path, imatrix: Path | None, recipe: Path | None, *, restore: bool = True) -> tuple[Session, str]:
+    """The session for a model and what to tell at the start; raises SurgeonError for files that cannot be read."""
+    session = Session(load_model(path))
+    greeting = ""
+    if recipe is not None:
+        greeting = session.use_recipe(load_recipe(recipe), f"recipe {recipe.name}")
+    elif restore:
+        try:
+            known = autosave.kept(path)
+            if known is not None:
+                greeting = session.use_recipe(known, "the plan of last time") + ": u takes it back"
+        except SurgeonError as error:
+            greeting = f"the kept plan cannot be used: {error}"
+    if imatrix is not None:
+        session.use_imatrix(imatrix)
+    return session, greeting
+
+
+def run(
+    path: Path,
+    imatrix: Path | None = None,
+    recipe: Path | None = None,
+    *,
+    mouse: bool | None = None,
+    ascii_glyphs: bool | None = None,
+    light: bool | None = None,
+) -> int:
+    """Open the screen on a model; the exit code. What is given goes before the config file.
+
+    Raises SurgeonError before the screen starts when a file cannot be read.
+    """
+    config = load_config()
+    if light is not None:
+        config = replace(config, theme="light" if light else "dark")
+    if ascii_glyphs is not None:
+        config = replace(config, ascii=ascii_glyphs)
+    session, greeting = open_session(path, imatrix, recipe)
+    app = SurgeonApp(session, config, greeting=greeting)
+    code = app.run(mouse=config.mouse if mouse is None else mouse)
+    if code is None:
+        code = app.return_code or 0
+    # Threads that compile kernels are daemons; the interpreter need not wait for them.
+    return code
+

@@ -1,0 +1,38 @@
+"""The ASCII glyph set: every sign the screen draws has one ASCII sign of the same width, exchanged on the way out."""
+
+from __future__ import annotations
+
+from rich.segment import Segment
+from textual.color import Color
+from textual.filter import LineFilter
+
+_PAIRS = {
+    "▸▾": "+-",
+    "▌▎│┃║": "|||||",
+    "─━═╌": "---=",
+    "┌┐└┘╭╮╰╯├┤┬┴┼┏┓┗┛": "+" * 17,
+    "✗✓●○•": "x!*o*",
+    "→←↑↓▼▲": "><^vv^",
+    "×·–—…≡≥≤≈±−": "x.--~=><~+-",
+    "Σμσ": "Sus",
+    "▁▂▃▄▅▆▇█": "12345678",
+    "▏▍▋▊▉▐░▒▓": "-=###|.:%",
+    "▔▀▖▗▘▝▛▜▙▟": "-" * 10,
+    "╸╺": "--",
+    "’“”": '\'""',
+}
+TABLE = str.maketrans(
+    {sign: other for signs, others in _PAIRS.items() for sign, other in zip(signs, others, strict=True)}
+)
+
+
+def to_ascii(text: str) -> str:
+    """`text` with our signs exchanged; a letter that is not ours (in a file's name) stays as it is."""
+    return text.translate(TABLE)
+
+
+class AsciiFilter(LineFilter):
+    """Exchanges the signs of every line that textual draws, its own borders and bars included."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        return [Segment(to_ascii(text), style, control) for text, style, control in segments]

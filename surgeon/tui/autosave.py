@@ -1,0 +1,38 @@
+"""The plan is kept at every change, so that a dropped connection or a crash loses nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from surgeon.errors import SurgeonError
+from surgeon.plan import Plan
+from surgeon.recipe import Recipe, load_recipe, save_recipe
+from surgeon.tui.config import state_path
+
+
+def plan_path(model: Path) -> Path:
+    """Where the plan for the model at this path is kept: one per path, readable by its name."""
+    absolute = model.absolute()
+    digest = hashlib.sha256(str(absolute).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return state_path() / "plans" / f"{absolute.stem[:60]}-{digest}.toml"
+
+
+def keep(recipe: Recipe, model: Path) -> str:
+    """Save the plan; a line for the user when that failed, '' otherwise."""
+    path = plan_path(model)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if recipe.plan == Plan():
+            path.unlink(missing_ok=True)
+        else:
+            save_recipe(recipe, path)
+    except (OSError, SurgeonError) as error:
+        return f"the plan is not kept: {error}"
+    return ""
+
+
+def kept(model: Path) -> Recipe | None:
+    """The plan kept for this model, if any; raises SurgeonError when it cannot be read."""
+    path = plan_path(model)
+    return load_recipe(path) if path.is_file() else None

@@ -1,0 +1,99 @@
+"""Widgets that draw lines of spans, and send to the terminal only what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
+
+from surgeon.tui.spans import Line, width_of
+from surgeon.tui.theme import DARK, LIGHT, Palette, styles
+
+if TYPE_CHECKING:
+    from surgeon.tui.app import SurgeonApp
+
+Draw = Callable[[int, int], list[Line]]
+
+
+@lru_cache(4)
+def _styles(palette: Palette) -> dict[str, Style]:
+    return styles(palette)
+
+
+def role_styles(dark: bool) -> dict[str, Style]:
+    return _styles(DARK if dark else LIGHT)
+
+
+def strip_of(line: Line, width: int, dark: bool, base: Style) -> Strip:
+    """A line as textual draws it: exactly `width` cells on the background of `base`."""
+    roles = role_styles(dark)
+    segments = [Segment(text, base + roles.get(role, Style.null())) for text, role in line if text]
+    return Strip(segments).adjust_cell_length(width, base)
+
+
+def changed_region(old: Line, new: Line, y: int, width: int) -> Region | None:
+    """The cells of line `y` in which two lines differ; None when they do not."""
+    if old == new:
+        return None
+    start = 0
+    while start < min(len(old), len(new)) and old[start] == new[start]:
+        start += 1
+    left = width_of(new[:start])
+    if width_of(old) != width_of(new):
+        return Region(left, y, width - left, 1)
+    end = 0
+    while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
+        end += 1
+    right = width_of(new[len(new) - end :])
+    total = width_of(new)
+    return Region(left, y, max(1, min(width, total - right) - left), 1)
+
+
+class Canvas(Widget):
+    """Shows what `draw(width, height)` returns; `redraw` compares and refreshes the cells that changed."""
+
+    app: SurgeonApp  # type: ignore[assignment]
+
+    def __init__(self, draw: Draw, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._draw = draw
+        self._lines: list[Line] | None = None
+        self._drawn_for = (0, 0)
+
+    @property
+    def lines(self) -> list[Line]:
+        size = (self.size.width, self.size.height)
+        if self._lines is None or self._drawn_for != size:
+            self._drawn_for = size
+            self._lines = self._draw(*size)
+        return self._lines
+
+    def redraw(self) -> None:
+        old, (width, height) = self._lines, self._drawn_for
+        if old is None or (self.size.width, self.size.height) != (width, height):
+            self._lines = None
+            self.refresh()
+            return
+        new = self._lines = self._draw(width, height)
+        blank: Line = []
+        for y in range(max(len(old), len(new))):
+            region = changed_region(
+                old[y] if y < len(old) else blank, new[y] if y < len(new) else blank, y, self.size.width
+            )
+            if region is not None:
+                self.refresh(region)
+
+    def render_line(self, y: int) -> Strip:
+        lines = self.lines
+        line = lines[y] if y < len(lines) else []
+        return strip_of(line, self.size.width, self.app.current_theme.dark, self.rich_style)
+
+    def notify_style_update(self) -> None:
+        self._lines = None
+        super().notify_style_update()

@@ -1,0 +1,226 @@
+"""The columns of the tree: which of them fit, and what a row shows in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from surgeon.model import Tensor
+from surgeon.tui import figures
+from surgeon.tui.metrics import METRICS, Metric
+from surgeon.tui.rows import LayerRow, Row, TensorRow
+from surgeon.tui.spans import Line, clean, fit
+
+NAME_LEAST, NAME_MOST = 17, 40
+GAP = "  "
+
+
+@dataclass(frozen=True)
+class Column:
+    """key: in filters, the config file and the chooser; rank: the lower, the longer it stays when space gets scarce;
+    bar: cells of the bar beside the number (0: none); grows: takes what is left over."""
+
+    key: str
+    title: str
+    width: int
+    rank: int
+    help: str = ""
+    right: bool = False
+    bar: int = 0
+    grows: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.width + (self.bar + 1 if self.bar else 0)
+
+
+def _metric_column(key: str, width: int, rank: int, bar: int = 1) -> Column:
+    metric = METRICS[key]
+    return Column(key, metric.title, width, rank, metric.help, right=True, bar=bar)
+
+
+COLUMNS: dict[str, Column] = {
+    column.key: column
+    for column in (
+        Column("shape", "shape", 13, 6, "row length × rows; parameters of a layer"),
+        Column("type", "type → new", 13, 0, "stored type and type in the output; bits per weight of a layer"),
+        Column("before", "before", 8, 20, "size in the input", right=True),
+        Column("size", "size", 8, 1, "size in the output", right=True),
+        _metric_column("sum", 7, 3),
+        _metric_column("h", 5, 4),
+        _metric_column("cos", 6, 2, bar=4),
+        _metric_column("zd", 6, 7),
+        _metric_column("active", 6, 9),
+        _metric_column("en", 6, 10),
+        _metric_column("min", 8, 21),
+        _metric_column("max", 8, 11),
+        _metric_column("mean", 8, 12),
+        _metric_column("std", 8, 13),
+        _metric_column("n", 6, 22, bar=0),
+        Column("why", "why", 18, 8, "why the tensor gets its type", grows=True),
+    )
+}
+DEFAULT_COLUMNS = ("shape", "type", "size", "sum", "h", "cos", "zd", "active", "why")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """name: width of the name column; columns: those that fit, in the order shown."""
+
+    width: int
+    name: int
+    columns: tuple[Column, ...]
+
+
+def layout(width: int, chosen: Iterable[str] = DEFAULT_COLUMNS) -> Layout:
+    """The columns that fit into `width` cells: by rank, then shown in the order chosen; the rest goes to the names."""
+    wanted = [COLUMNS[key] for key in chosen]
+    room = width - 4 - NAME_LEAST
+    kept: set[str] = set()
+    for column in sorted(wanted, key=lambda column: column.rank):
+        need = column.total + len(GAP)
+        if need > room:
+            break
+        kept.add(column.key)
+        room -= need
+    columns = [column for column in wanted if column.key in kept]
+    name = min(NAME_MOST if not any(c.grows for c in columns) else 24, NAME_LEAST + room)
+    room -= name - NAME_LEAST
+    return Layout(width, name, tuple(_grown(columns, room)))
+
+
+def _grown(columns: list[Column], room: int) -> list[Column]:
+    """What is left over goes to the CosSim bar first, then to the column that grows."""
+    grown = []
+    for column in columns:
+        if column.key == "cos" and room > 0:
+            more = min(4, room)
+            room -= more
+            column = replace(column, bar=column.bar + more)
+        grown.append(column)
+    return [replace(c, width=c.width + room) if c.grows else c for c in grown]
+
+
+def heads(shape: Layout, sort: str | None, descending: bool) -> Line:
+    """The line of titles; the column that sorts carries an arrow."""
+    line: Line = [(fit("    name", shape.name + 4), "head")]
+    for column in shape.columns:
+        arrow = ("▼" if descending else "▲") if column.key == sort else ""
+        title = fit(column.title + arrow, column.width, "right" if column.right else "left")
+        line.append((GAP + title + " " * (column.total - column.width), "accent" if arrow else "head"))
+    return line
+
+
+def row_line(row: Row, shape: Layout, *, marked: bool, cursor: bool) -> Line:
+    """One row of the tree."""
+    line: Line = [("▌" if cursor else " ", "accent"), _state(row, marked), *_name(row, shape.name)]
+    for column in shape.columns:
+        line.append((GAP, ""))
+        line.extend(_cell(row, column))
+    return line
+
+
+def _state(row: Row, marked: bool) -> tuple[str, str]:
+    if marked:
+        return ("●", "marked")
+    return ("✗", "pruned") if row.pruned else (" ", "")
+
+
+def _name(row: Row, width: int) -> Line:
+    if isinstance(row, LayerRow):
+        fold = "▾ " if row.unfolded else "▸ "
+        text = f"blk.{row.layer}"
+        number = row.summary.number
+        if row.pruned:
+            return [(fold, "faint"), (fit(f"{text} pruned", width), "pruned")]
+        if number != row.layer:
+            moved = f" → {number}"
+            role = fit(f"  {_role(row)}", width - len(text) - len(moved))
+            return [(fold, "muted"), (text, "strong"), (moved, "changed"), (role, "faint")]
+        return [(fold, "muted"), (text, "strong"), (fit(f"  {_role(row)}", width - len(text)), "faint")]
+    role = "faint" if row.pruned else "text"
+    if row.depth:
+        return [("    ", ""), (fit(_shared_sign(row) + clean(row.tensor.short), width - 2), role)]
+    return [("  ", ""), (fit(clean(row.name.removesuffix(".weight")), width), role)]
+
+
+def _role(row: LayerRow) -> str:
+    return row.session.roles.get(row.layer, "")
+
+
+def _shared_sign(row: TensorRow) -> str:
+    return "≡" if row.session.shares_input(row.name) else " "
+
+
+def _cell(row: Row, column: Column) -> Line:
+    if column.key in METRICS:
+        return _metric_cell(row, METRICS[column.key], column)
+    text, role = _CELLS[column.key](row)
+    if column.key == "type":
+        return _type_cell(row, column.width)
+    return [(fit(text, column.width, "right" if column.right else "left"), role)]
+
+
+def _metric_cell(row: Row, metric: Metric, column: Column) -> Line:
+    value = row.metric(metric.key)
+    text = fit(metric.text(value) if value is not None else "", column.width, "right")
+    short = None if isinstance(row, LayerRow) else row.tensor.short
+    part = row.session.measurements.fraction(metric, short, value)
+    bar: Line = []
+    if column.bar:
+        role = "faint" if row.pruned or part is None else figures.ramp(part)
+        drawn = "" if part is None else figures.level(part) if column.bar == 1 else figures.bar(part, column.bar)
+        bar = [(" " + drawn.ljust(column.bar), role)]
+    return [(text, "faint" if row.pruned else "text" if isinstance(row, LayerRow) else "muted"), *bar]
+
+
+def _type_cell(row: Row, width: int) -> Line:
+    if isinstance(row, LayerRow):
+        summary = row.summary
+        if row.pruned:
+            return [(fit("", width), "")]
+        return [(fit(f"{summary.bpw:.2f} bpw", width), "changed" if summary.changed else "muted")]
+    op = row.op
+    if row.pruned:
+        return [(fit(op.from_type, width), "faint")]
+    if op.to_type == op.from_type:
+        return [(fit(op.from_type, width), "muted")]
+    return [(f"{op.from_type}→", "muted"), (fit(op.to_type, width - len(op.from_type) - 1), "changed")]
+
+
+def shape_text(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.ne)) or "scalar"
+
+
+def _shape(row: Row) -> tuple[str, str]:
+    if isinstance(row, LayerRow):
+        return f"{figures.count(row.layer_.n_elements)} in {len(row.layer_.tensors)}", "faint"
+    return shape_text(row.tensor), "faint" if row.pruned else "muted"
+
+
+def _size(row: Row) -> tuple[str, str]:
+    if row.pruned:
+        return "–", "faint"
+    if isinstance(row, LayerRow):
+        return figures.size(row.summary.nbytes), "text"
+    return figures.size(row.op.nbytes), "muted"
+
+
+def _before(row: Row) -> tuple[str, str]:
+    nbytes = row.summary.before if isinstance(row, LayerRow) else row.tensor.nbytes
+    return figures.size(nbytes), "muted"
+
+
+def _why(row: Row) -> tuple[str, str]:
+    if isinstance(row, LayerRow):
+        return ("–" if row.pruned else " ".join(row.summary.types)), "faint"
+    return clean(row.op.reason), "faint" if row.pruned else "muted"
+
+
+_CELLS: dict[str, Callable[[Row], tuple[str, str]]] = {
+    "shape": _shape,
+    "type": lambda row: ("", ""),
+    "size": _size,
+    "before": _before,
+    "why": _why,
+}

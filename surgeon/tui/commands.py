@@ -1,0 +1,143 @@
+r"""What `:` understands: rules in llama-quantize's syntax, layers to prune, a base type, llama-quantize's options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from surgeon import plan as plans
+from surgeon.errors import SurgeonError
+from surgeon.mixes import FILE_TYPES
+from surgeon.plan import Plan
+from surgeon.quantize_options import plan_of, read_words
+from surgeon.tui.session import Session, numbers
+
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+# Options that are about a run, not about the plan: they have keys of their own.
+_NOT_HERE = {
+    "--imatrix": "i loads an imatrix",
+    "--recipe": "o loads a recipe",
+    "--dry-run": "the tree already shows what a dry run tells",
+    "--json": "the screen prints no JSON",
+    "--overwrite": "w asks before it replaces a file",
+    "--resume": "w resumes what was cut off",
+    "--save-imatrix": "it belongs to the command line",
+    "--split-max-size": "it belongs to the command line",
+    "--max-buffer-size": "it belongs to the command line",
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The plan a command leads to, and the label that undo shows."""
+
+    plan: Plan
+    label: str
+
+
+def parse_command(text: str, session: Session) -> Edit:
+    """The edit that `text` asks for; raises SurgeonError with one line for the user."""
+    text = text.strip()
+    word, _, rest = text.partition(" ")
+    if word.lower() in _COMMANDS and rest.strip():
+        return _COMMANDS[word.lower()](session, rest.strip())
+    if text.startswith("--"):
+        return _options(session, text)
+    if "=" in text:
+        rules = [plans.parse_rule(part) for part in text.split()]
+        plan = session.plan
+        for rule in rules:
+            plan = plans.with_rule(plan, rule)
+        return Edit(plan, f"rule {' '.join(map(str, rules))}")
+    if text.upper() in FILE_TYPES:
+        return _base(session, text)
+    raise SurgeonError("write attn_v=q6_k, prune 26,29, restore 26, base q4_k_m or an option such as --pure")
+
+
+def _prune(session: Session, rest: str) -> Edit:
+    layers = _layers(session, rest)
+    known = {layer.index for layer in session.model.layers}
+    if known <= session.plan.pruned | layers:
+        raise SurgeonError("this would prune every layer: a model needs at least one")
+    return Edit(plans.with_pruned(session.plan, layers), f"prune {numbers(layers)}")
+
+
+def _restore(session: Session, rest: str) -> Edit:
+    layers = _layers(session, rest)
+    return Edit(plans.without_pruned(session.plan, layers), f"restore {numbers(layers)}")
+
+
+def _base(session: Session, rest: str) -> Edit:
+    plan = plans.with_file_type(session.plan, rest)
+    return Edit(plan, f"base type {plan.file_type}")
+
+
+_COMMANDS: dict[str, Callable[[Session, str], Edit]] = {
+    "prune": _prune,
+    "restore": _restore,
+    "base": _base,
+    "type": _base,
+}
+
+
+def _layers(session: Session, text: str) -> frozenset[int]:
+    """`26,29`, `3-5`, in numbers of the model as it was opened."""
+    known = [layer.index for layer in session.model.layers]
+    chosen: set[int] = set()
+    for item in re.split(r"[\s,]+", text.strip(", ")):
+        match = _RANGE.fullmatch(item)
+        if match is None:
+            raise SurgeonError(f"{item!r} is no layer number: write 26,29 or 3-5")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last > known[-1] or first not in known or last not in known:
+            raise SurgeonError(f"there is no layer {item}: the model has {numbers(known)}")
+        chosen.update(number for number in known if first <= number <= last)
+    return frozenset(chosen)
+
+
+def _options(session: Session, text: str) -> Edit:
+    try:
+        arguments = shlex.split(text)
+    except ValueError as error:
+        raise SurgeonError(f"{text}: {error}") from None
+    for argument in arguments:
+        if argument in _NOT_HERE:
+            raise SurgeonError(f"{argument}: {_NOT_HERE[argument]}")
+    words = read_words(arguments)
+    if words.positional:
+        raise SurgeonError(f"{words.positional[0]!r} is no option; options begin with --")
+    known = {layer.index for layer in session.model.layers}
+    strange = words.pruned - known
+    if strange:
+        raise SurgeonError(f"there is no layer {numbers(strange)}: the model has {numbers(known)}")
+    return Edit(plan_of(words, session.plan), text)
+
+
+def option_words(plan: Plan) -> list[str]:
+    """The options in force, for the list of rules: what is not visible in any row."""
+    words = [f"--{name.replace('_', '-')}" for name in _FLAG_NAMES if getattr(plan, name)]
+    words += ["--i-know"] if plan.know_risks else []
+    if plan.output_tensor_type:
+        words.append(f"--output-tensor-type {plan.output_tensor_type.lower()}")
+    if plan.token_embedding_type:
+        words.append(f"--token-embedding-type {plan.token_embedding_type.lower()}")
+    words += [f"--include-weights {part}" for part in plan.include_weights]
+    words += [f"--exclude-weights {part}" for part in plan.exclude_weights]
+    return words + [f"--override-kv {override}" for override in plan.override_kv]
+
+
+_FLAG_NAMES = "pure leave_output_tensor allow_requantize keep_split hide_imatrix compat".split()
+
+
+def without_option(plan: Plan, option: str) -> Plan:
+    """The plan without one of `option_words`."""
+    name, _, value = option.partition(" ")
+    attribute = "know_risks" if name == "--i-know" else name[2:].replace("-", "_")
+    if attribute == "override_kv":
+        return replace(plan, override_kv=tuple(entry for entry in plan.override_kv if str(entry) != value))
+    if attribute in ("include_weights", "exclude_weights"):
+        kept = tuple(part for part in getattr(plan, attribute) if part != value)
+        return replace(plan, **{attribute: kept})
+    return replace(plan, **{attribute: None if attribute.endswith("_type") else False})

@@ -1,0 +1,73 @@
+"""The config file: keys, colours, columns. A mistake in it costs one notification, never the start."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_config_path, user_state_path
+
+from surgeon.tui.actions import BY_ID
+from surgeon.tui.cells import COLUMNS, DEFAULT_COLUMNS
+from surgeon.tui.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class Config:
+    """keys: action id -> keys; problems: what in the file was not understood, a line each."""
+
+    keys: dict[str, str] = field(default_factory=dict)
+    theme: str = "dark"
+    ascii: bool = False
+    mouse: bool = True
+    columns: tuple[str, ...] = DEFAULT_COLUMNS
+    metric: str = "sum"
+    problems: tuple[str, ...] = ()
+
+
+def config_path() -> Path:
+    return user_config_path("surgeon") / "config.toml"
+
+
+def state_path() -> Path:
+    return user_state_path("surgeon")
+
+
+def load_config(path: Path | None = None) -> Config:
+    """The user's settings over the defaults; what is wrong is left out and named in `problems`."""
+    path = path or config_path()
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except FileNotFoundError:
+        return Config()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return Config(problems=(f"{path}: {error}; the defaults are used",))
+    return _checked(table, path)
+
+
+def _checked(table: dict[str, Any], path: Path) -> Config:
+    config, problems = Config(), []
+    for name, value in table.pop("keys", {}).items() if isinstance(table.get("keys", {}), dict) else ():
+        if name in BY_ID and isinstance(value, str):
+            config = replace(config, keys={**config.keys, name: value})
+        else:
+            problems.append(f"{path}: keys.{name} = {value!r}: there is no such action, ? lists them")
+    for name, value in table.items():
+        if name in _CHECKS and _CHECKS[name](value):
+            config = replace(config, **{name: tuple(value) if isinstance(value, list) else value})
+        else:
+            problems.append(f"{path}: {name} = {value!r} is not understood")
+    return replace(config, problems=tuple(problems))
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "theme": lambda value: value in ("dark", "light"),
+    "ascii": lambda value: isinstance(value, bool),
+    "mouse": lambda value: isinstance(value, bool),
+    "columns": lambda value: isinstance(value, list) and bool(value) and all(key in COLUMNS for key in value),
+    "metric": lambda value: value in METRICS,
+}

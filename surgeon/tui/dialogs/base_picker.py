@@ -1,0 +1,61 @@
+"""The base file type, with what the model would come to under the present rules and marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Event
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import OptionList, Static
+
+from surgeon.mixes import FILE_TYPES
+from surgeon.tui import figures
+from surgeon.tui.candidates import Candidate, base_candidates
+from surgeon.tui.dialogs.base import Choices
+from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
+from surgeon.tui.session import Session
+from surgeon.tui.spans import Line, fit
+
+_HEAD: Line = [("  base             size    bpw", "head")]
+
+
+class BasePicker(CandidateDialog):
+    names = ("COPY", *sorted((n for n in FILE_TYPES if n not in ("COPY", "Q3_K", "Q4_K", "Q5_K")), key=str))
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog") as frame:
+            frame.border_title = "base file type"
+            frame.border_subtitle = "Enter takes it · Esc leaves it"
+            yield Static(self.text([_HEAD]), id="heads")
+            yield Choices()
+
+    def on_mount(self) -> None:
+        self.query_one(Choices).fill(self.entries(), self.session.plan.file_type)
+        self.begin(self._source)
+
+    def _source(self, stop: Event) -> Iterator[object]:
+        yield from base_candidates(self.session)
+
+    @on(Came)
+    def came(self, event: Came) -> None:
+        if event.generation == self.generation and isinstance(event.item, Candidate):
+            self.found[event.item.name] = event.item
+            if event.item.name in self.names:
+                self.show_line(event.item.name)
+
+    def line(self, name: str) -> Line:
+        candidate = self.found.get(name)
+        role = "faint" if candidate and candidate.note else "text"
+        sizes = f"{figures.size(candidate.total):>9} {candidate.total_bpw:6.2f}" if candidate else " " * 16
+        note = candidate.note if candidate and candidate.note else FILE_TYPES[name].description
+        return [(fit(name, 11), role), (f" {sizes}  ", role), (note, "faint" if role == "faint" else "muted")]
+
+    @on(OptionList.OptionSelected)
+    def chosen(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option.id)

@@ -1,0 +1,77 @@
+"""A list of candidates whose sizes, and errors, come in from a thread while it is already open."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+from rich.text import Text
+from textual.message import Message
+
+from surgeon.errors import SurgeonError
+from surgeon.tui.candidates import Candidate
+from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.spans import Line
+
+Item = TypeVar("Item")
+
+
+class Came(Message):
+    """What a thread found: a Candidate, or (type, error), or a line that says why nothing comes."""
+
+    def __init__(self, generation: int, item: object) -> None:
+        super().__init__()
+        self.generation, self.item = generation, item
+
+
+class CandidateDialog(Dialog[str]):
+    """Holds the candidates by name; a subclass says how a line looks."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Candidate] = {}
+        self.generation = 0
+        self._stop = threading.Event()
+
+    def line(self, name: str) -> Line:
+        raise NotImplementedError
+
+    def enabled(self, name: str) -> bool:
+        candidate = self.found.get(name)
+        return candidate is None or not candidate.note
+
+    def begin(self, source: Callable[[threading.Event], Iterator[object]]) -> None:
+        """Run `source` in a thread of its own generation; what an earlier one still sends is ignored."""
+        self.generation += 1
+        self._stop.set()
+        self._stop = threading.Event()
+        run = partial(self._run, source, self._stop, self.generation)
+        self.run_worker(run, thread=True, exit_on_error=False, group="candidates")
+
+    def _run(
+        self, source: Callable[[threading.Event], Iterator[object]], stop: threading.Event, generation: int
+    ) -> None:
+        try:
+            for item in source(stop):
+                if stop.is_set():
+                    return
+                self.post_message(Came(generation, item))
+        except SurgeonError as error:
+            self.post_message(Came(generation, str(error)))
+
+    def on_unmount(self) -> None:
+        self._stop.set()
+
+    def entries(self) -> list[tuple[str, Text, bool]]:
+        dark = self.app.current_theme.dark
+        return [(name, text_of([self.line(name)], dark), self.enabled(name)) for name in self.names]
+
+    def show_line(self, name: str) -> None:
+        choices = self.query_one(Choices)
+        choices.replace_option_prompt(name, text_of([self.line(name)], self.app.current_theme.dark))
+        if not self.enabled(name):
+            choices.disable_option(name)

@@ -1,0 +1,80 @@
+"""Which columns the tree shows, and in which order."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import OptionList
+
+from surgeon.tui.cells import COLUMNS, DEFAULT_COLUMNS
+from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.spans import Line, fit
+
+
+class ColumnChooser(Dialog[tuple[str, ...]]):
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "toggle", "show or hide", show=False, priority=True),
+        Binding("J", "shift(1)", "later", show=False),
+        Binding("K", "shift(-1)", "earlier", show=False),
+        Binding("D", "defaults", "defaults", show=False),
+    ]
+
+    def __init__(self, chosen: tuple[str, ...]) -> None:
+        super().__init__()
+        self.chosen = list(chosen)
+        self.order = [*chosen, *(key for key in COLUMNS if key not in chosen)]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog") as frame:
+            frame.border_title = "columns"
+            frame.border_subtitle = "Space shows or hides · J K move · D defaults · Enter takes them"
+            yield Choices()
+
+    def on_mount(self) -> None:
+        self.show_columns()
+
+    def show_columns(self, at: str | None = None) -> None:
+        dark = self.app.current_theme.dark
+        choices = self.query_one(Choices)
+        choices.fill([(key, text_of([self._line(key)], dark), True) for key in self.order], at)
+        if at is not None:
+            choices.highlighted = self.order.index(at)
+
+    def _line(self, key: str) -> Line:
+        column, shown = COLUMNS[key], key in self.chosen
+        return [
+            ("● " if shown else "○ ", "accent" if shown else "faint"),
+            (fit(column.title, 11), "text" if shown else "muted"),
+            (column.help, "muted"),
+        ]
+
+    def action_toggle(self) -> None:
+        key = self.query_one(Choices).highlighted_id
+        if key is None:
+            return
+        chosen = set(self.chosen) ^ {key}
+        self.chosen = [other for other in self.order if other in chosen]
+        self.show_columns(key)
+
+    def action_shift(self, by: int) -> None:
+        key = self.query_one(Choices).highlighted_id
+        if key is None:
+            return
+        at = self.order.index(key)
+        to = max(0, min(len(self.order) - 1, at + by))
+        self.order.insert(to, self.order.pop(at))
+        self.chosen = [other for other in self.order if other in self.chosen]
+        self.show_columns(key)
+
+    def action_defaults(self) -> None:
+        self.chosen = list(DEFAULT_COLUMNS)
+        self.order = [*DEFAULT_COLUMNS, *(key for key in COLUMNS if key not in DEFAULT_COLUMNS)]
+        self.show_columns()
+
+    @on(OptionList.OptionSelected)
+    def take(self) -> None:
+        self.dismiss(tuple(self.chosen) or DEFAULT_COLUMNS)

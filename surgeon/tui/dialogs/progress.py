@@ -1,0 +1,124 @@
+"""A write as it runs, and its end."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+
+from surgeon.operation import Progress, Summary
+from surgeon.tui import figures
+from surgeon.tui.canvas import Canvas
+from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.spans import Line, clean, elide_start, fit, wrap
+from surgeon.tui.writing import WriteJob
+
+
+class ProgressDialog(Dialog[None]):
+    """Shows `job`; Escape stops it, b lets it run on while the tree can be looked at."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", show=False),
+        Binding("b", "background", show=False),
+        Binding("enter,space,q", "close", show=False),
+    ]
+
+    def __init__(self, job: WriteJob) -> None:
+        super().__init__()
+        self.job = job
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog narrow") as frame:
+            frame.border_title = "write"
+            frame.border_subtitle = self._keys()
+            yield Canvas(self._lines, id="progress")
+
+    def _keys(self) -> str:
+        return "Esc stops it · b lets it run behind" if self.job.running else "Enter closes"
+
+    def redraw(self) -> None:
+        self.query_one("#progress", Canvas).redraw()
+        frame = self.query_one(Vertical)
+        if frame.border_subtitle != self._keys():
+            frame.border_subtitle = self._keys()
+
+    def _lines(self, width: int, height: int) -> list[Line]:
+        job = self.job
+        path: Line = [(elide_start(clean(str(job.out)), width), "strong")]
+        if job.summary is not None:
+            return [path, [], *summary_lines(job.summary)]
+        if job.failure:
+            role = "warning" if job.cancelled.is_set() else "pruned"
+            return [path, [], *wrap(clean(job.failure), width, role)]
+        if job.cancelled.is_set():
+            return [path, [], [("stopping …", "warning")]]
+        if job.progress is None:
+            return [path, [], [("opening …", "muted")]]
+        return [path, [], *progress_lines(job.progress, width)]
+
+    def action_stop(self) -> None:
+        if not self.job.running:
+            self.dismiss(None)
+            return
+        self.job.cancelled.set()
+        self.redraw()
+
+    def action_background(self) -> None:
+        self.dismiss(None)
+
+    def action_close(self) -> None:
+        if not self.job.running:
+            self.dismiss(None)
+
+
+def progress_lines(progress: Progress, width: int) -> list[Line]:
+    part = progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
+    lines: list[Line] = [_bar("all", part, width)]
+    if progress.stage == "compiling":
+        note = f"making the kernels ready (first use only): {progress.tensor}"
+        return [*lines, [], [(fit(note, width), "muted")]]
+    if progress.stage == "syncing":
+        return [*lines, [], [("waiting for the disk, then reading the headers back", "muted")]]
+    of_tensor = progress.tensor_done / progress.tensor_total if progress.tensor_total else 1.0
+    left = progress.seconds_left
+    speed = f"{figures.size(progress.bytes_per_second)}/s" if progress.bytes_per_second else ""
+    return [
+        *lines,
+        _bar("tensor", of_tensor, width),
+        [],
+        [(fit(clean(progress.tensor), 36), "text"), (f"{progress.index} of {progress.count} tensors", "muted")],
+        [
+            (f"{figures.size(progress.done_bytes)} of {figures.size(progress.total_bytes)}", "text"),
+            (f"   {speed}   ", "muted"),
+            (f"{figures.duration(left)} left" if left is not None else "", "text"),
+        ],
+    ]
+
+
+def _bar(label: str, part: float, width: int) -> Line:
+    room = max(4, width - 15)
+    filled = figures.bar(part, room) if part > 0 else " " * room
+    return [
+        (f"{label:<8}", "muted"),
+        (filled.rstrip(), "accent"),
+        ("·" * (room - len(filled.rstrip())), "faint"),
+        (f"{100 * part:5.1f}%", "text"),
+    ]
+
+
+def summary_lines(summary: Summary) -> list[Line]:
+    speed = summary.source_bytes / summary.seconds if summary.seconds else 0.0
+    lines: list[Line] = [
+        [
+            ("written", "good"),
+            (f"  {figures.size(summary.nbytes)} in {summary.seconds:.1f} s, {figures.size(speed)}/s", "text"),
+        ],
+        [(f"{summary.converted} tensors converted, {summary.copied} copied", "muted")],
+    ]
+    if summary.resumed:
+        lines.append([(f"{summary.resumed} of them were found finished", "muted")])
+    if len(summary.paths) > 1:
+        lines.append([(f"{len(summary.paths)} files", "muted")])
+    return lines

@@ -1,0 +1,149 @@
+"""The type of a tensor, the marked ones, a layer, a kind or all: bits, sizes and measured error of every type."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import OptionList, Static
+
+from surgeon.model import Tensor
+from surgeon.tui import figures
+from surgeon.tui.candidates import TYPES, Candidate, measured_errors, missing_kernel, type_candidates
+from surgeon.tui.dialogs.base import Choices
+from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
+from surgeon.tui.rows import Row, TensorRow
+from surgeon.tui.session import Scope, Session
+from surgeon.tui.spans import Line, clean, fit, plain
+from surgeon_kernels.formats import FORMATS
+
+BY_MIX = "by mix"
+
+
+class TypePicker(CandidateDialog):
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("tab", "scope(1)", "scope", show=False, priority=True),
+        Binding("shift+tab", "scope(-1)", "scope", show=False, priority=True),
+        Binding("right,l", "scope(1)", "scope", show=False),
+        Binding("left,h", "scope(-1)", "scope", show=False),
+    ]
+    names = (BY_MIX, *TYPES)
+
+    def __init__(self, session: Session, row: Row, errors: dict[str, float]) -> None:
+        super().__init__()
+        self.session, self.row, self.errors = session, row, errors
+        self.scopes = available_scopes(session, row)
+        self.scope: Scope = "marked" if "marked" in self.scopes else self.scopes[0]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog") as frame:
+            frame.border_title = "type"
+            frame.border_subtitle = "Tab whom · Enter takes it · Esc leaves it"
+            yield Static(id="scope")
+            yield Static(self.text([_HEAD]), id="heads")
+            yield Choices()
+            yield Static(id="answer")
+
+    def on_mount(self) -> None:
+        self.query_one(Choices).fill(self.entries(), self._present())
+        self._preview()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.session.scope(self.scope, self.row.key)
+
+    def _present(self) -> str:
+        types = {self.session.ops[tensor.name].to_type for tensor in self.tensors}
+        name = types.pop() if len(types) == 1 else BY_MIX
+        return name if name in TYPES and not missing_kernel(name) else BY_MIX
+
+    def action_scope(self, step: int) -> None:
+        self.scope = self.scopes[(self.scopes.index(self.scope) + step) % len(self.scopes)]
+        self.found.clear()
+        self._preview()
+
+    def _preview(self) -> None:
+        spans: Line = []
+        for scope in self.scopes:
+            spans += [(f" {_SCOPES[scope]} ", "strip-scope" if scope == self.scope else "muted"), (" ", "")]
+        tensors = self.tensors
+        what = clean(tensors[0].name) if len(tensors) == 1 else f"{len(tensors)} tensors"
+        self.query_one("#scope", Static).update(self.text([spans, [(what, "strong")]]))
+        self.begin(partial(self._source, tensors))
+
+    def _source(self, tensors: tuple[Tensor, ...], stop: threading.Event) -> Iterator[object]:
+        """Sizes first, they are quick; then the errors of the row's own tensor."""
+        yield from type_candidates(self.session, tensors)
+        if isinstance(self.row, TensorRow) and len(self.row.tensor.ne) > 1:
+            wanted = [name for name in TYPES if name not in self.errors]
+            yield from measured_errors(self.session, self.row.tensor, wanted, stop)
+
+    @on(Came)
+    def came(self, event: Came) -> None:
+        if event.generation != self.generation:
+            return
+        if isinstance(event.item, Candidate):
+            self.found[event.item.name] = event.item
+            self.show_line(event.item.name)
+        elif isinstance(event.item, tuple):
+            name, error = event.item
+            self.errors[name] = error
+            self.show_line(name)
+        else:
+            self.query_one("#answer", Static).update(self.text([[(str(event.item), "warning")]]))
+
+    def line(self, name: str) -> Line:
+        if name == BY_MIX:
+            return [(fit("mix and rules", 44), "text"), ("as the base type and rules say", "muted")]
+        candidate = self.found.get(name)
+        role = "faint" if missing_kernel(name) else "text"
+        line: Line = [(fit(name, 9), role), (f"{FORMATS[name].bpw:6.3f}", "muted")]
+        if candidate is None:
+            return [*line, (f"  {missing_kernel(name)}", "faint")]
+        line += [
+            (fit(figures.size(candidate.nbytes), 11, "right"), "text" if role == "text" else role),
+            (fit(figures.size(candidate.total), 11, "right"), "muted" if role == "text" else role),
+            (f"{candidate.total_bpw:7.2f}", "muted" if role == "text" else role),
+        ]
+        error = self.errors.get(name)
+        line.append((f"  {error:.4f}" if error is not None else "        ", "changed"))
+        note = candidate.note or (f"→ {candidate.actual}" if candidate.actual else "")
+        return [*line, (f"  {note}", "faint" if candidate.note else "warning")]
+
+    @on(OptionList.OptionSelected)
+    def chosen(self, event: OptionList.OptionSelected) -> None:
+        if event.option.id is not None:
+            self.dismiss(event.option.id)
+
+    @property
+    def text_shown(self) -> list[str]:
+        """The lines as they stand, for tests."""
+        return [plain(self.line(name)) for name in self.names]
+
+
+_HEAD: Line = [("  type       bpw        size       model    bpw  error", "head")]
+_SCOPES: dict[Scope, str] = {
+    "row": "this tensor",
+    "marked": "marked",
+    "layer": "layer",
+    "kind": "all of this kind",
+    "all": "all tensors",
+}
+
+
+def available_scopes(session: Session, row: Row) -> tuple[Scope, ...]:
+    """Whom a type can be given to from this row, the nearest first."""
+    scopes: list[Scope] = ["row"] if isinstance(row, TensorRow) else []
+    if session.marks:
+        scopes.append("marked")
+    if row.layer is not None:
+        scopes.append("layer")
+        if isinstance(row, TensorRow):
+            scopes.append("kind")
+    return (*scopes, "all")

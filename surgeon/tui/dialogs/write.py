@@ -1,0 +1,93 @@
+"""Where to write, after a look at the pre-flight list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import Input, Static
+
+from surgeon.resolve import Resolution
+from surgeon.tui import figures
+from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.preflight import problem_lines
+from surgeon.tui.dialogs.prompt import PathSuggester
+from surgeon.tui.spans import Line, clean, elide_start
+
+
+class WriteDialog(Dialog[Path]):
+    """Answers with the path to write to; an existing file only after a yes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down,pagedown", "scroll(1)", show=False),
+        Binding("up,pageup", "scroll(-1)", show=False),
+    ]
+
+    def __init__(self, resolution: Resolution, out: Path) -> None:
+        super().__init__()
+        self.resolution, self.out = resolution, out
+
+    def compose(self) -> ComposeResult:
+        width = min(92, self.app.size.width - 10)
+        with Vertical(classes="dialog") as frame:
+            frame.border_title = "write"
+            frame.border_subtitle = "Enter writes · Esc leaves it"
+            yield Static(self.text([self._sizes(), []]))
+            yield Input(str(self.out), suggester=PathSuggester((".gguf",)), select_on_focus=False)
+            yield Static(id="answer")
+            with VerticalScroll(can_focus=False):
+                yield Static(self.text(problem_lines(self.resolution.problems, width)))
+
+    def _sizes(self) -> Line:
+        resolution = self.resolution
+        converted = sum(op.action == "convert" for op in resolution.ops)
+        copied = len(resolution.kept) - converted
+        return [
+            (f"{resolution.plan.file_type}  ", "changed"),
+            (figures.size(resolution.total_bytes), "strong"),
+            (f"  {resolution.bpw:.2f} bpw   {converted} tensors to convert, {copied} to copy", "muted"),
+            (
+                f", {len(resolution.ops) - len(resolution.kept)} dropped"
+                * (len(resolution.ops) > len(resolution.kept)),
+                "pruned",
+            ),
+        ]
+
+    def action_scroll(self, by: int) -> None:
+        self.query_one(VerticalScroll).scroll_relative(y=by, animate=False)
+
+    @on(Input.Changed)
+    def changed(self, event: Input.Changed) -> None:
+        self.query_one("#answer", Static).update(self.text([self._answer(Path(event.value).expanduser())]))
+
+    def _answer(self, path: Path) -> Line:
+        if self.resolution.errors:
+            return [("cannot be written: see the errors below", "pruned")]
+        if path.is_dir():
+            return [("is a folder: add a file name", "warning")]
+        if not path.parent.is_dir():
+            return [(clean(f"there is no folder {path.parent}"), "warning")]
+        if path.exists():
+            return [(f"is there already, {figures.size(path.stat().st_size)}: you will be asked", "warning")]
+        return [("a new file", "muted")]
+
+    @on(Input.Submitted)
+    def submitted(self, event: Input.Submitted) -> None:
+        path = Path(event.value).expanduser()
+        if self.resolution.errors or not event.value or path.is_dir() or not path.parent.is_dir():
+            self.app.bell()
+            return
+        if path.exists():
+            question = f"{elide_start(str(path), 60)} is there already. Replace it?"
+            self.app.push_screen(Confirm("replace", question, "replace it"), lambda yes: self._answered(path, yes))
+            return
+        self.dismiss(path)
+
+    def _answered(self, path: Path, yes: bool | None) -> None:
+        if yes:
+            self.dismiss(path)

@@ -1,0 +1,157 @@
+"""Everything that changes the plan; each can be undone."""
+
+from __future__ import annotations
+
+from surgeon.errors import SurgeonError
+from surgeon.tui import figures
+from surgeon.tui.commands import parse_command
+from surgeon.tui.dialogs.base_picker import BasePicker
+from surgeon.tui.dialogs.prompt import Prompt
+from surgeon.tui.dialogs.rules import Rules
+from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker
+from surgeon.tui.rows import TensorRow
+from surgeon.tui.session import layer_number
+from surgeon.tui.spans import Line
+from surgeon.tui.workbench import Workbench
+
+
+class EditActions(Workbench):
+    # --- marks
+
+    def action_mark(self) -> None:
+        if self.row is not None:
+            self.session.toggle_mark(self.row.key)
+            self.tree_.refresh()
+            self.tree_.move(self.tree_.cursor + 1)
+            self.show_rest()
+
+    def action_mark_kind(self) -> None:
+        """This tensor in every layer; again takes the marks away."""
+        row = self.row
+        if not isinstance(row, TensorRow):
+            self.say("on a tensor: marks it in every layer")
+            return
+        names = frozenset(tensor.name for tensor in self.session.scope("kind", row.key))
+        marks = self.session.marks
+        self.session.marks = marks - names if names <= marks else marks | names
+        self.show_rows()
+
+    # --- prune and types
+
+    def action_prune(self) -> None:
+        """The marked layers, or the layer under the cursor."""
+        row = self.row
+        marked = {number for key in self.session.marks if (number := layer_number(key)) is not None}
+        layers = marked or ({row.layer} if row is not None and row.layer is not None else set())
+        if not layers:
+            self.say("only layers can be pruned: blk.N", "warning")
+            return
+        try:
+            label = self.session.toggle_prune(layers)
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        self.session.marks = frozenset(key for key in self.session.marks if layer_number(key) is None)
+        self.plan_changed()
+        self.say(f"{label}: {self._sizes()}")
+
+    def action_type(self) -> None:
+        row = self.row
+        if row is None:
+            return
+        picker = TypePicker(self.session, row, self.errors.setdefault(row.key, {}))
+
+        def taken(name: str | None) -> None:
+            self.query_one("#detail").refresh()
+            if name is not None:
+                self._set_types([tensor.name for tensor in picker.tensors], None if name == BY_MIX else name)
+            self.show_rest()
+
+        self.app.push_screen(picker, taken)
+
+    def action_untype(self) -> None:
+        row = self.row
+        if row is not None:
+            scope = "marked" if self.session.marks else "row"
+            names = [tensor.name for tensor in self.session.scope(scope, row.key)]
+            by_hand = dict(self.session.plan.types)
+            names = [name for name in names if name in by_hand]
+            if names:
+                self._set_types(names, None)
+            else:
+                self.say("no type is set by hand here")
+
+    def _set_types(self, names: list[str], type_name: str | None) -> None:
+        try:
+            label = self.session.set_types(names, type_name)
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        self.plan_changed()
+        self.say(f"{label}: {self._sizes()}")
+
+    def action_base(self) -> None:
+        def taken(name: str | None) -> None:
+            if name is not None:
+                label = self.session.set_file_type(name)
+                self.plan_changed()
+                self.say(f"{label}: {self._sizes()}")
+
+        self.app.push_screen(BasePicker(self.session), taken)
+
+    def _sizes(self) -> str:
+        resolution = self.session.resolution
+        return f"{figures.size(resolution.data_bytes)}, {resolution.bpw:.2f} bpw"
+
+    # --- rules
+
+    def action_command(self) -> None:
+        hint = "attn_v=q6_k · prune 26,29 · restore 26 · base q4_k_m · --pure"
+        self.app.push_screen(Prompt("rule or command", self._check_command, hint=hint), self.apply_command)
+
+    def _check_command(self, text: str) -> tuple[bool, Line]:
+        if not text.strip():
+            return False, [("llama-quantize's syntax; layer numbers as in the input", "muted")]
+        try:
+            edit = parse_command(text, self.session)
+            resolution = self.session.preview(edit.plan)
+        except SurgeonError as error:
+            return False, [(str(error), "muted")]
+        was = self.session.resolution
+        now = {op.source: op.to_type for op in resolution.kept}
+        changed = sum(op.action != "drop" and now.get(op.source) != op.to_type for op in was.ops)
+        sizes = f"{figures.size(resolution.data_bytes)}  {resolution.bpw:.2f} bpw"
+        return True, [(f"{changed} tensors change", "accent" if changed else "warning"), (f"  → {sizes}", "text")]
+
+    def apply_command(self, text: str | None) -> None:
+        if text is None:
+            return
+        try:
+            edit = parse_command(text, self.session)
+            changed = self.session.change(edit.plan, edit.label)
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        self.plan_changed()
+        self.say(f"{edit.label}: {self._sizes()}" if changed else f"{edit.label}: nothing changes")
+
+    def action_rules(self) -> None:
+        self.app.push_screen(Rules(self.session), lambda _: self.show_rows())
+
+    # --- undo and redo
+
+    def action_undo(self) -> None:
+        label = self.session.undo()
+        if label is None:
+            self.say("nothing to undo")
+            return
+        self.plan_changed()
+        self.say(f"undone: {label}   {self._sizes()}")
+
+    def action_redo(self) -> None:
+        label = self.session.redo()
+        if label is None:
+            self.say("nothing to redo")
+            return
+        self.plan_changed()
+        self.say(f"again: {label}   {self._sizes()}")

@@ -1,0 +1,63 @@
+"""Numbers as the screen writes them."""
+
+from __future__ import annotations
+
+from humanize import naturalsize
+
+LEVELS = "▁▂▃▄▅▆▇█"
+EIGHTHS = "▏▎▍▌▋▊▉█"
+
+
+def size(nbytes: float) -> str:
+    """Decimal units, three figures: `23.2 MB`, `826 MB`, `1.02 kB`."""
+    text = naturalsize(nbytes, format="%.2f")
+    number, _, unit = text.partition(" ")
+    if "." in number:
+        digits = max(0, 3 - len(number.partition(".")[0]))
+        number = f"{float(number):.{digits}f}"
+    return f"{number} {unit.replace('Bytes', 'B').replace('Byte', 'B')}"
+
+
+def count(number: float) -> str:
+    """`11.5 M`, `1.1 B`: parameters, as model names write them."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.4g} {unit}" if number < 10 * limit else f"{number / limit:.3g} {unit}"
+    return f"{number:g}"
+
+
+def figure(value: float) -> str:
+    """A statistic in at most eight cells, enough figures to compare rows."""
+    magnitude = abs(value)
+    if magnitude >= 1e6:
+        return f"{value:.3g}"
+    for limit, decimals in ((1000, 0), (100, 1), (1, 2), (0.001, 4)):
+        if magnitude >= limit:
+            return f"{value:.{decimals}f}"
+    return f"{value:.2g}" if value else "0"
+
+
+def duration(seconds: float) -> str:
+    """`47 s`, `3:09`, `1:02:00`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def level(fraction: float) -> str:
+    """One cell, filled from below by a fraction of 0-1."""
+    return LEVELS[min(7, max(0, int(fraction * 8)))]
+
+
+def bar(fraction: float, width: int) -> str:
+    """A horizontal bar of `width` cells, in eighths of a cell; never quite empty, so that a low value is seen."""
+    eighths = max(1, round(min(1.0, max(0.0, fraction)) * width * 8))
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (EIGHTHS[rest - 1] if rest else "")).ljust(width)
+
+
+def ramp(fraction: float) -> str:
+    """The role of the five-step ramp for a fraction of 0-1."""
+    return f"ramp{min(4, max(0, int(fraction * 5)))}"

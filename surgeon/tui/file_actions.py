@@ -1,0 +1,156 @@
+"""Importance matrices, recipes, the write, and leaving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from surgeon.errors import SurgeonError
+from surgeon.operation import WriteOptions
+from surgeon.recipe import load_recipe, save_recipe
+from surgeon.tui import figures
+from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.progress import ProgressDialog
+from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
+from surgeon.tui.dialogs.write import WriteDialog
+from surgeon.tui.spans import Line, clean
+from surgeon.tui.workbench import Workbench
+from surgeon.tui.writing import WriteJob, default_output
+
+
+class FileActions(Workbench):
+    last_out: Path | None = None
+
+    @property
+    def folder(self) -> str:
+        return f"{self.session.model.file.path.absolute().parent}/"
+
+    # --- importance matrix and recipes
+
+    def action_imatrix(self) -> None:
+        prompt = Prompt(
+            "importance matrix",
+            existing_file,
+            value=self.folder,
+            hint="GGUF or .dat · → completes",
+            suggester=PathSuggester((".gguf", ".dat", ".imatrix")),
+        )
+        self.app.push_screen(prompt, self.apply_imatrix)
+
+    def apply_imatrix(self, text: str | None) -> None:
+        if text is None:
+            return
+        try:
+            said = self.session.use_imatrix(Path(text).expanduser())
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        self.errors.clear()
+        self.plan_changed()
+        self.say(said)
+
+    def action_save(self) -> None:
+        default = self.session.model.file.path.absolute().with_suffix(".recipe.toml")
+        prompt = Prompt(
+            "save recipe", writable_file, value=str(default), hint="Enter saves", suggester=PathSuggester((".toml",))
+        )
+        self.app.push_screen(prompt, self._save)
+
+    def _save(self, text: str | None) -> None:
+        if text is None:
+            return
+        path = Path(text).expanduser()
+        if path.exists():
+            question = f"{path} is there already. Replace it?"
+            self.app.push_screen(Confirm("replace", question, "replace it"), lambda yes: self.save_to(path) if yes else None)
+        else:
+            self.save_to(path)
+
+    def save_to(self, path: Path) -> None:
+        try:
+            save_recipe(self.session.recipe(), path)
+        except SurgeonError as error:
+            self.fail(error)
+        else:
+            self.say(f"saved {path}")
+
+    def action_load(self) -> None:
+        prompt = Prompt(
+            "load recipe",
+            existing_file,
+            value=self.folder,
+            hint="TOML · → completes",
+            suggester=PathSuggester((".toml",)),
+        )
+        self.app.push_screen(prompt, self.apply_recipe)
+
+    def apply_recipe(self, text: str | None) -> None:
+        if text is None:
+            return
+        path = Path(text).expanduser()
+        try:
+            said = self.session.use_recipe(load_recipe(path), f"recipe {path.name}")
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        self.plan_changed()
+        self.say(said)
+
+    # --- writing
+
+    def action_write(self) -> None:
+        job = self.app.job
+        if job is not None and job.running:
+            self.app.push_screen(ProgressDialog(job))
+            return
+        out = self.last_out or default_output(self.session.resolution).absolute()
+        self.app.push_screen(WriteDialog(self.session.resolution, out), self.start_write)
+
+    def start_write(self, out: Path | None) -> None:
+        """Begin the write the dialog agreed to; consent to replace was given there."""
+        if out is None:
+            return
+        options = WriteOptions(overwrite=out.exists())
+        job = WriteJob(self.session.resolution, self.session.imatrix, out, options)
+        if not self.app.start(job):
+            self.say("a write is running already: w shows it", "warning")
+            return
+        self.app.push_screen(ProgressDialog(job))
+
+    def action_leave(self) -> None:
+        job = self.app.job
+        if job is None or not job.running:
+            self.app.exit(0)
+            return
+        question = f"{job.out.name} is being written. Stop it and quit? Nothing of it will be left."
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.app.stop_and_exit()
+
+        self.app.push_screen(Confirm("quit", question, "stop it and quit"), answered)
+
+
+def existing_file(text: str) -> tuple[bool, Line]:
+    path = Path(text).expanduser()
+    try:
+        if path.is_file():
+            return True, [(figures.size(path.stat().st_size), "accent")]
+        return False, [("a folder: go on typing" if path.is_dir() else "no such file", "muted")]
+    except (OSError, ValueError) as error:
+        return False, [(clean(str(error)), "muted")]
+
+
+def writable_file(text: str) -> tuple[bool, Line]:
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir() or not text:
+            return False, [("a folder: add a file name", "muted")]
+        if not path.parent.is_dir():
+            return False, [(clean(f"there is no folder {path.parent}"), "warning")]
+        if path.exists():
+            return True, [("is there already: you will be asked", "warning")]
+    except (OSError, ValueError) as error:
+        return False, [(clean(str(error)), "muted")]
+    return True, [("a new file", "accent")]
+
+

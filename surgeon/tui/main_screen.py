@@ -1,0 +1,30 @@
+"""The main screen: the workbench with all its actions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import events, on
+from textual.binding import BindingType
+
+from surgeon.tui.actions import bindings
+from surgeon.tui.bars import hint_at
+from surgeon.tui.edit_actions import EditActions
+from surgeon.tui.file_actions import FileActions
+from surgeon.tui.tree_view import TreeView
+from surgeon.tui.view_actions import ViewActions
+
+
+class MainScreen(ViewActions, EditActions, FileActions):
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings()]
+    AUTO_FOCUS = "#tree"
+
+    @on(TreeView.Chosen)
+    def clicked(self) -> None:
+        self.action_toggle_fold()
+
+    async def on_click(self, event: events.Click) -> None:
+        if event.widget is not None and event.widget.id == "bar" and not self.message:
+            hint = hint_at(self.hints, event.x)
+            if hint is not None:
+                await self.run_action(hint.action)

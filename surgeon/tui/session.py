@@ -1,0 +1,306 @@
+"""What is on the table: model, importance matrix, plan with undo, marks, and what the plan comes to.
+
+The screen is a thin view over this; nothing here knows textual. Every edit goes through `change`, so that everything
+can be undone, and is resolved at once, so that sizes and reasons on the screen are always those of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from surgeon import plan as plans
+from surgeon.anatomy.pruning import layer_roles
+from surgeon.coverage import Coverage, coverage
+from surgeon.errors import SurgeonError
+from surgeon.imatrix import Imatrix, load_imatrix
+from surgeon.model import Model, Tensor
+from surgeon.plan import History, Plan
+from surgeon.recipe import Recipe, file_sha256
+from surgeon.resolve import Resolution, TensorOp, resolve
+from surgeon.statistics import layer_statistics, tensor_statistics
+from surgeon.tui.metrics import Measurements
+
+Scope = Literal["row", "marked", "layer", "kind", "all"]
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """A layer under the plan: bytes and parameters of what is kept, new number (None: pruned), types that occur."""
+
+    index: int
+    number: int | None
+    before: int
+    nbytes: int
+    elements: int
+    types: tuple[str, ...]
+    changed: bool
+
+    @property
+    def bpw(self) -> float:
+        return 8 * self.nbytes / self.elements if self.elements else 0.0
+
+
+@dataclass
+class Session:
+    model: Model
+    history: History = field(default_factory=lambda: History.starting(Plan()))
+    marks: frozenset[str] = frozenset()
+    imatrices: dict[str, Imatrix] = field(default_factory=dict)
+    measurements: Measurements = field(default_factory=Measurements)
+    resolution: Resolution = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._measured: Imatrix | None = None
+        self.refresh()
+
+    # --- what there is
+
+    @property
+    def plan(self) -> Plan:
+        return self.history.plan
+
+    @property
+    def imatrix(self) -> Imatrix | None:
+        name = self.plan.imatrix_file
+        return self.imatrices.get(name) if name is not None else None
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return {tensor.name: tensor for tensor in self.model.tensors}
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """How the importance matrix fits the model; None without one."""
+        return self._coverage
+
+    def covered(self, name: str) -> bool:
+        return self.imatrix is not None and name in self.imatrix.entries
+
+    @cached_property
+    def roles(self) -> dict[int, str]:
+        """What the layers are where they differ by position (`local`, `global`); empty where they do not."""
+        return layer_roles(self.model)
+
+    def shares_input(self, name: str) -> tuple[str, ...]:
+        """Short names of the tensors of the same layer that see the same input: equal statistics, not a guess by name."""
+        return self._shared.get(name, ())
+
+    # --- edits
+
+    def change(self, plan: Plan, label: str) -> bool:
+        """Make `plan` the present one; False (and nothing happens) when it is the same. Raises SurgeonError."""
+        if plan == self.plan:
+            return False
+        before = self.history
+        self.history = before.change(plan, label)
+        try:
+            self.refresh()
+        except SurgeonError:
+            self.history = before
+            self.refresh()
+            raise
+        return True
+
+    def undo(self) -> str | None:
+        """The label of what was undone, None when there was nothing."""
+        if not self.history.past:
+            return None
+        label = self.history.present.label
+        self.history = self.history.undo()
+        self.refresh()
+        return label
+
+    def redo(self) -> str | None:
+        if not self.history.future:
+            return None
+        self.history = self.history.redo()
+        self.refresh()
+        return self.history.present.label
+
+    def toggle_prune(self, layers: Iterable[int]) -> str:
+        """Prune these layers, or bring them back when all are pruned already; returns what was done."""
+        chosen = sorted(layers)
+        known = {layer.index for layer in self.model.layers}
+        strange = [number for number in chosen if number not in known]
+        if strange:
+            raise SurgeonError(f"{self.model.name} has no layer {numbers(strange)}: it has {numbers(sorted(known))}")
+        restoring = frozenset(chosen) <= self.plan.pruned
+        label = f"{'restore' if restoring else 'prune'} {numbers(chosen)}"
+        if not restoring and known <= self.plan.pruned | frozenset(chosen):
+            raise SurgeonError("this would prune every layer: a model needs at least one")
+        self.change(plans.with_pruned_toggled(self.plan, chosen), label)
+        return label
+
+    def set_types(self, names: Iterable[str], type_name: str | None) -> str:
+        """The type of these tensors by hand, or by rules and mix again (None)."""
+        chosen = list(names)
+        what = chosen[0] if len(chosen) == 1 else f"{len(chosen)} tensors"
+        label = f"{what} = {type_name.lower()}" if type_name else f"{what} by mix and rules"
+        self.change(plans.with_types(self.plan, chosen, type_name), label)
+        return label
+
+    def set_file_type(self, name: str) -> str:
+        label = f"base type {name}"
+        self.change(plans.with_file_type(self.plan, name), label)
+        return label
+
+    def add_rule(self, text: str) -> str:
+        rule = plans.parse_rule(text)
+        self.change(plans.with_rule(self.plan, rule), f"rule {rule}")
+        return f"rule {rule}: {self.rule_count(rule.pattern)} tensors"
+
+    def rule_count(self, pattern: str) -> int:
+        """How many kept tensors the pattern finds, whether or not an earlier rule wins."""
+        from surgeon.regex_ecma import compile_pattern
+
+        compiled = compile_pattern(pattern)
+        return sum(1 for op in self.resolution.ops if op.action != "drop" and compiled.search(op.source))
+
+    def use_imatrix(self, path: str | Path) -> str:
+        """Load an importance matrix and take it; raises SurgeonError and changes nothing when it cannot be read."""
+        name = str(path)
+        self.imatrices[name] = load_imatrix(path)
+        self._measured = None
+        self.change(replace(self.plan, imatrix_file=name), f"imatrix {Path(path).name}")
+        self.refresh()
+        fit = self.coverage
+        return f"imatrix {Path(path).name}: {fit.summary() if fit else ''}"
+
+    def use_recipe(self, recipe: Recipe, label: str) -> str:
+        """A whole plan from a recipe with its importance matrix; one that is missing is told, not fatal."""
+        plan, said = recipe.plan, label
+        if recipe.imatrix is not None:
+            name = plan.imatrix_file or recipe.imatrix
+            plan = replace(plan, imatrix_file=name)
+            if name not in self.imatrices:
+                try:
+                    self.imatrices[name] = load_imatrix(recipe.imatrix)
+                except SurgeonError as error:
+                    plan, said = replace(plan, imatrix_file=None), f"{label}, but without its imatrix: {error}"
+        self.change(plan, label)
+        return said
+
+    def recipe(self) -> Recipe:
+        """The present plan, to be saved."""
+        if self.imatrix is None:
+            return Recipe(replace(self.plan, imatrix_file=None))
+        path = str(self.imatrix.path)
+        return Recipe(self.plan, imatrix=path, imatrix_sha256=file_sha256(path))
+
+    def toggle_mark(self, key: str) -> None:
+        self.marks = self.marks ^ {key}
+
+    # --- choosing
+
+    def scope(self, scope: Scope, key: str) -> tuple[Tensor, ...]:
+        """The tensors a command acts on, seen from the row `key` (a tensor's name, or `layer_key`)."""
+        if scope == "all":
+            chosen: Iterable[Tensor] = self.model.tensors
+        elif scope == "marked":
+            chosen = (tensor for tensor in self.model.tensors if self.is_marked(tensor))
+        elif scope == "kind":
+            short = self.tensors[key].short if key in self.tensors else None
+            chosen = (tensor for tensor in self.model.tensors if tensor.short == short)
+        elif scope == "row" and key in self.tensors:
+            chosen = (self.tensors[key],)
+        else:
+            number = self.layer_of(key)
+            chosen = (tensor for tensor in self.model.tensors if number is not None and tensor.layer == number)
+        return tuple(tensor for tensor in chosen if tensor.layer not in self.plan.pruned)
+
+    def is_marked(self, tensor: Tensor) -> bool:
+        return tensor.name in self.marks or (tensor.layer is not None and layer_key(tensor.layer) in self.marks)
+
+    def layer_of(self, key: str) -> int | None:
+        tensor = self.tensors.get(key)
+        return tensor.layer if tensor is not None else layer_number(key)
+
+    # --- what the plan comes to
+
+    def refresh(self) -> None:
+        self.resolution = self.preview(self.plan)
+        self.ops = {op.source: op for op in self.resolution.ops}
+        self.layers = self._summaries()
+        if self.imatrix is not self._measured:
+            self._measure()
+
+    def preview(self, plan: Plan) -> Resolution:
+        """What another plan would come to, nothing changed."""
+        name = plan.imatrix_file
+        return resolve(self.model, plan, self.imatrices.get(name) if name is not None else None)
+
+    def _measure(self) -> None:
+        self._measured = self.imatrix
+        rows = tensor_statistics(self.imatrix) if self.imatrix is not None else []
+        self.measurements = Measurements.of(rows, layer_statistics(rows))
+        self._shared = shared_inputs(self.model, self.measurements)
+        self._coverage = None if self.imatrix is None else coverage(self.model, self.imatrix)
+        self.uncovered = frozenset(self._coverage.missing if self._coverage else ())
+
+    _shared: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+    _coverage: Coverage | None = field(default=None, init=False)
+    uncovered: frozenset[str] = field(default=frozenset(), init=False)
+    layers: dict[int, LayerSummary] = field(default_factory=dict, init=False)
+    ops: dict[str, TensorOp] = field(default_factory=dict, init=False)
+
+    def _summaries(self) -> dict[int, LayerSummary]:
+        return {layer.index: self._summary(layer.index, layer.tensors) for layer in self.model.layers}
+
+    def _summary(self, index: int, tensors: tuple[Tensor, ...]) -> LayerSummary:
+        ops = [self.ops[tensor.name] for tensor in tensors]
+        kept = [op for op in ops if op.action != "drop"]
+        return LayerSummary(
+            index=index,
+            number=self.resolution.renumbering.get(index, index),
+            before=sum(op.tensor.nbytes for op in ops),
+            nbytes=sum(op.nbytes for op in kept),
+            elements=sum(op.tensor.n_elements for op in kept),
+            types=tuple(dict.fromkeys(op.to_type for op in kept if is_matrix(op.tensor))),
+            changed=any(op.to_type != op.from_type for op in kept),
+        )
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Two dimensions or more and not the bias or norm of anything: what quantizing is about."""
+    return sum(size > 1 for size in tensor.ne) >= 2
+
+
+def layer_key(number: int) -> str:
+    """The row key of a layer; a tensor cannot be called so because of the blank."""
+    return f"layer {number}"
+
+
+def layer_number(key: str) -> int | None:
+    return int(key[6:]) if key.startswith("layer ") and key[6:].isdigit() else None
+
+
+def numbers(values: Iterable[int]) -> str:
+    """`2, 5-7, 9`: as `--prune-layers` reads them, with runs drawn together."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def shared_inputs(model: Model, measurements: Measurements) -> dict[str, tuple[str, ...]]:
+    """Tensor name -> short names of the others in its layer with the same statistics: they see the same activations."""
+    shared: dict[str, tuple[str, ...]] = {}
+    for layer in model.layers:
+        groups: dict[tuple[object, ...], list[Tensor]] = {}
+        for tensor in layer.tensors:
+            row = measurements.tensors.get(tensor.name)
+            if row is not None:
+                groups.setdefault((row.sum_bias, row.min, row.max, row.mean, row.std, row.entropy), []).append(tensor)
+        for group in groups.values():
+            for tensor in group:
+                others = tuple(other.short for other in group if other is not tensor)
+                if others:
+                    shared[tensor.name] = others
+    return shared

@@ -1,0 +1,162 @@
+"""The tree of layers and tensors: a Line API widget, because it redraws thousands of rows' window in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.style import Style
+from textual import events
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from surgeon.tui.canvas import strip_of
+from surgeon.tui.cells import DEFAULT_COLUMNS, Layout, heads, layout, row_line
+from surgeon.tui.rows import LayerRow, Row, TensorRow
+from surgeon.tui.session import Session, layer_key
+from surgeon.tui.spans import Line
+
+if TYPE_CHECKING:
+    from surgeon.tui.app import SurgeonApp
+
+
+class TreeView(ScrollView, can_focus=True):
+    """Rows with a cursor. It knows no plan: the screen gives it rows, and hears `Moved` and `Chosen` from it."""
+
+    app: SurgeonApp  # type: ignore[assignment]
+    COMPONENT_CLASSES = {"tree--cursor"}
+
+    class Moved(Message):
+        """The cursor stands on another row."""
+
+    class Chosen(Message):
+        """A click on the row under the cursor."""
+
+    def __init__(self, session: Session, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.session = session
+        self.rows: list[Row] = []
+        self.columns: tuple[str, ...] = DEFAULT_COLUMNS
+        self.cursor = 0
+        self._layout: Layout | None = None
+
+    # --- rows and cursor
+
+    @property
+    def row(self) -> Row | None:
+        return self.rows[self.cursor] if self.rows else None
+
+    def set_rows(self, rows: list[Row], follow: Iterable[str] = ()) -> None:
+        """Show other rows; the cursor stays on its row, or goes to the first of `follow` that is there."""
+        wanted = [self.row.key] if self.row else []
+        if isinstance(self.row, TensorRow) and self.row.layer is not None:
+            wanted.append(layer_key(self.row.layer))
+        places = {row.key: index for index, row in enumerate(rows)}
+        self.rows = rows
+        found = next((places[key] for key in (*follow, *wanted) if key in places), None)
+        self.cursor = found if found is not None else max(0, min(self.cursor, len(rows) - 1))
+        self.virtual_size = Size(self.size.width, len(rows))
+        self.refresh()
+        self.show_cursor()
+
+    def move(self, to: int) -> None:
+        """The cursor to row `to`, as near as there is; only the two rows it leaves and enters are drawn again."""
+        to = max(0, min(to, len(self.rows) - 1))
+        if to == self.cursor or not self.rows:
+            return
+        old, self.cursor = self.cursor, to
+        before = self.scroll_offset.y
+        self.show_cursor()
+        if self.scroll_offset.y == before:
+            self.redraw_row(old)
+            self.redraw_row(to)
+        self.post_message(self.Moved())
+
+    def move_to_key(self, key: str) -> None:
+        for index, row in enumerate(self.rows):
+            if row.key == key:
+                self.move(index)
+                return
+
+    def next_layer(self, step: int) -> int:
+        """The place of the next or previous layer row (in flat order: the next row)."""
+        at = self.cursor + step
+        while 0 <= at < len(self.rows):
+            if isinstance(self.rows[at], LayerRow):
+                return at
+            at += step
+        return max(0, min(len(self.rows) - 1, at))
+
+    @property
+    def page(self) -> int:
+        return max(1, self.scrollable_content_region.height - 1)
+
+    def show_cursor(self) -> None:
+        height = self.scrollable_content_region.height
+        top = self.scroll_offset.y
+        if height <= 0:
+            return
+        if self.cursor < top:
+            self.scroll_to(y=self.cursor, animate=False, force=True, immediate=True)
+        elif self.cursor >= top + height:
+            self.scroll_to(y=self.cursor - height + 1, animate=False, force=True, immediate=True)
+
+    def redraw_row(self, index: int) -> None:
+        self.refresh(Region(0, index - self.scroll_offset.y, self.size.width, 1))
+
+    # --- drawing
+
+    @property
+    def layout_(self) -> Layout:
+        width = self.scrollable_content_region.width
+        if self._layout is None or self._layout.width != width:
+            self._layout = layout(width, self.columns)
+        return self._layout
+
+    def set_columns(self, columns: tuple[str, ...]) -> None:
+        self.columns = columns
+        self._layout = None
+        self.refresh()
+
+    def heads(self, sort: str | None, descending: bool) -> Line:
+        return heads(self.layout_, sort, descending)
+
+    def render_line(self, y: int) -> Strip:
+        index = y + self.scroll_offset.y
+        width = self.size.width
+        dark = self.app.current_theme.dark
+        if index >= len(self.rows):
+            return strip_of(self._empty(index), width, dark, self.rich_style)
+        row = self.rows[index]
+        cursor = index == self.cursor
+        marked = row.key in self.session.marks if isinstance(row, LayerRow) else self.session.is_marked(row.tensor)
+        line = row_line(row, self.layout_, marked=marked, cursor=cursor)
+        base = self.rich_style
+        if cursor:
+            style = self.get_component_rich_style("tree--cursor")
+            base += Style(bgcolor=style.bgcolor, bold=True)
+            # Greys chosen for the dark background would sink into the cursor's.
+            line = [(text, "text" if role in ("muted", "faint") else role) for text, role in line]
+        return strip_of(line, width, dark, base)
+
+    def _empty(self, index: int) -> Line:
+        return [("    nothing matches the filter: escape clears it", "muted")] if index == 0 else []
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.virtual_size = Size(self.size.width, len(self.rows))
+        self._layout = None
+        self.show_cursor()
+        self.refresh()
+
+    # --- the mouse is never needed, but works
+
+    def on_click(self, event: events.Click) -> None:
+        index = event.y + self.scroll_offset.y
+        if index >= len(self.rows):
+            return
+        if index == self.cursor:
+            self.post_message(self.Chosen())
+        else:
+            self.move(index)

@@ -1,0 +1,161 @@
+"""The main screen's parts and how they are kept true to the session; the actions are in modules of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.screen import Screen
+from textual.timer import Timer
+
+from surgeon.errors import SurgeonError
+from surgeon.tui import bars
+from surgeon.tui.actions import hints
+from surgeon.tui.canvas import Canvas
+from surgeon.tui.config import Config
+from surgeon.tui.describe import describe
+from surgeon.tui.metrics import METRICS
+from surgeon.tui.rows import Row, View, visible_rows
+from surgeon.tui.session import Session, layer_key
+from surgeon.tui.spans import Line, clean, plain
+from surgeon.tui.tree_view import TreeView
+
+if TYPE_CHECKING:
+    from surgeon.tui.app import SurgeonApp
+
+WIDE = 110  # columns from which the detail pane stands beside the tree
+DETAIL_DELAY = 0.08  # seconds the cursor must rest before the detail pane follows: a held key sends only two rows
+
+
+class Workbench(Screen[None]):
+    """Header, strip, tree, detail pane, key bar. State is in `session` (the plan) and `view` (how it is looked at)."""
+
+    app: SurgeonApp  # type: ignore[assignment]
+
+    def __init__(self, session: Session, config: Config) -> None:
+        super().__init__()
+        self.session = session
+        self.config = config
+        self.view = View()
+        self.metric = METRICS[config.metric]
+        self.status = ""
+        # Relative errors measured so far: tensor name -> type name -> error.
+        self.errors: dict[str, dict[str, float]] = {}
+        self._detail_timer: Timer | None = None
+        self._said: Timer | None = None
+        self._message: Line = []
+
+    def compose(self) -> ComposeResult:
+        yield Canvas(self._header, id="header")
+        yield Canvas(self._strip, id="strip")
+        yield Canvas(self._heads, id="heads")
+        with Horizontal(id="middle"):
+            yield TreeView(self.session, id="tree")
+            yield Canvas(self._detail, id="detail")
+        yield Canvas(self._bar, id="bar")
+
+    def on_mount(self) -> None:
+        self.tree_.columns = self.config.columns
+        self.tree_.focus()
+        layers = self.session.model.layers
+        self.show_rows((layer_key(layers[0].index),) if layers else ())
+
+    @property
+    def tree_(self) -> TreeView:
+        return self.query_one("#tree", TreeView)
+
+    @property
+    def row(self) -> Row | None:
+        return self.tree_.row
+
+    # --- keeping the screen true
+
+    def show_rows(self, follow: tuple[str, ...] = ()) -> None:
+        """After anything changed which rows there are or what they say."""
+        self.tree_.set_rows(visible_rows(self.session, self.view), follow)
+        self.show_rest()
+
+    def show_rest(self) -> None:
+        for name in ("header", "strip", "heads", "bar", "detail"):
+            self.query_one(f"#{name}", Canvas).redraw()
+
+    def plan_changed(self) -> None:
+        self.show_rows()
+        self.app.plan_changed()
+
+    def look(self, **changes: object) -> None:
+        """Another view of the same plan."""
+        self.view = replace(self.view, **changes)  # type: ignore[arg-type]
+        self.show_rows()
+
+    @on(TreeView.Moved)
+    def moved(self) -> None:
+        self.query_one("#strip", Canvas).redraw()
+        if self._detail_timer is not None:
+            self._detail_timer.stop()
+        self._detail_timer = self.set_timer(DETAIL_DELAY, self.query_one("#detail", Canvas).redraw)
+
+    def on_resize(self) -> None:
+        self.set_class(self.app.size.width < WIDE, "-narrow")
+        self.call_after_refresh(self.show_rest)
+
+    # --- one line to the user
+
+    def say(self, text: str, role: str = "text") -> None:
+        """One line in place of the key bar, for a few seconds: no pop-up covers the tree."""
+        self._message = [(f" {text}", role)]
+        self.query_one("#bar", Canvas).redraw()
+        if self._said is not None:
+            self._said.stop()
+        self._said = self.set_timer(6 if role == "pruned" else 3.5, self.unsay)
+
+    def unsay(self) -> None:
+        self._message = []
+        self.query_one("#bar", Canvas).redraw()
+
+    def fail(self, error: SurgeonError | ValueError) -> None:
+        self.say(str(error), "pruned")
+
+    @property
+    def message(self) -> str:
+        return plain(self._message).strip()
+
+    # --- what the canvases draw
+
+    def _header(self, width: int, height: int) -> list[Line]:
+        return bars.header(self.session, self.status, width)
+
+    def _strip(self, width: int, height: int) -> list[Line]:
+        return [bars.strip(self.session, self.metric, self.row.layer if self.row else None, width)]
+
+    def _heads(self, width: int, height: int) -> list[Line]:
+        return [self.tree_.heads(self.view.sort, self.view.descending)]
+
+    def _detail(self, width: int, height: int) -> list[Line]:
+        row = self.row
+        if row is None:
+            return []
+        return describe(row, self.metric, width, height, self.errors.get(row.key))
+
+    def _bar(self, width: int, height: int) -> list[Line]:
+        if self._message:
+            return [self._message]
+        if self.view.filter is not None:
+            shown = len(self.tree_.rows)
+            return [
+                [
+                    (" / ", "key"),
+                    (self.view.filter.text, "strong"),
+                    (f"   {shown} rows   ", "muted"),
+                    ("Esc", "key"),
+                    (" clears it", "muted"),
+                ]
+            ]
+        return [bars.key_bar(self.hints, width)]
+
+    @property
+    def hints(self) -> list[bars.Hint]:
+        return hints(self.config.keys, "imatrix" if self.session.imatrix is None else "")

@@ -1,0 +1,61 @@
+"""One write at a time: its state, and the thread that runs it. The screen that shows it may come and go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from textual.message import Message
+
+from surgeon.errors import Cancelled, SurgeonError
+from surgeon.imatrix import Imatrix
+from surgeon.operation import Progress, Summary, WriteOptions, write
+from surgeon.resolve import Resolution
+from surgeon.tui.messages import Reported, WriteFailed, Written
+
+
+@dataclass
+class WriteJob:
+    resolution: Resolution
+    imatrix: Imatrix | None
+    out: Path
+    options: WriteOptions
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    progress: Progress | None = None
+    summary: Summary | None = None
+    failure: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.summary is None and not self.failure
+
+    def run(self, tell: Callable[[Message], object]) -> None:
+        """In a thread. The generator reports about ten times a second; errors become a line, never a traceback."""
+        try:
+            for item in write(self.resolution, self.imatrix, self.out, self.options, self.cancelled):
+                if isinstance(item, Summary):
+                    tell(Written(item))
+                else:
+                    tell(Reported(item))
+        except Cancelled as error:
+            tell(WriteFailed(str(error), True))
+        except SurgeonError as error:
+            tell(WriteFailed(str(error), False))
+        except Exception as error:  # a defect must not take the session down: the plan is still on the table
+            tell(WriteFailed(f"{self.out}: {type(error).__name__}: {error}", False))
+
+
+def default_output(resolution: Resolution) -> Path:
+    """A name beside the input that says what was done: `model-Q4_K_M.gguf`, `-pruned` when layers are gone."""
+    source = resolution.model.file.path
+    stem = source.stem
+    for name in ("F16", "BF16", "F32", "f16", "bf16", "f32"):
+        stem = stem.removesuffix(f"-{name}").removesuffix(f".{name}")
+    plan = resolution.plan
+    parts = [stem]
+    if plan.pruned:
+        parts.append("pruned-" + "-".join(map(str, sorted(plan.pruned))) if len(plan.pruned) <= 4 else "pruned")
+    parts.append(plan.file_type if plan.file_type != "COPY" else "copy")
+    return source.with_name("-".join(parts) + ".gguf")
