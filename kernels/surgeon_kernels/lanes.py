@@ -12,11 +12,12 @@
     absolute, square_root, floor      of f32
     nearest(v)                        round half to even as f32, exact for |v| <= 2**22
     nearest_int(v)                    ggml's `nearest_int` as i32, its wrapped garbage for larger values included
-    to_float, to_int                  int32 <-> float32 (towards zero; only for values that fit)
+    to_float, to_int                  int32 <-> float32, towards zero; -2**31 for what does not fit, as on x86
     bits, from_bits                   the float32's bits as i32, and back
     half_bits(x), from_half_bits(b)   f32 <-> float16 bits in the low half of i32
     any_lane, all_lanes, lane_bits    of a mask; lane_bits gives an int64 with lane i at bit i
     first_bit(n)                      number of the lowest bit set in an int64 that is not 0
+    first_lane(m)                     number of the first lane that is set, 16 for none
     largest, smallest, total          reductions to a scalar (total: i32 only, because float sums have an order)
     with_lane(x, i, s)                x with lane i replaced
     lane_numbers()                    i32 lanes 0 .. 15
@@ -64,6 +65,7 @@ from .lane_memory import (
 from .lane_types import (
     BITX,
     F32X,
+    I1,
     I16,
     I32,
     I32X,
@@ -84,7 +86,8 @@ from .lane_types import (
 )
 
 __all__ = [
-    "LANES", "absolute", "all_lanes", "any_lane", "bits", "f32", "f32_slots", "first_bit", "floor", "from_bits", "from_half_bits",
+    "LANES", "absolute", "all_lanes", "any_lane", "bits", "f32", "f32_slots", "first_bit", "floor", "from_bits",
+    "from_half_bits",
     "gather", "half_at", "half_bits", "i32", "i32_slots", "int_slots", "int_splat", "lane_bits", "lane_numbers",
     "largest", "load_bytes_f32", "load_bytes_i32", "load_bytes_u16", "load_f32", "load_i8", "load_i32",
     "load_transposed", "load_u8", "load_u16", "look_up", "mask", "maximum", "minimum", "nearest", "nearest_int",
@@ -264,10 +267,17 @@ def _emit_nearest_int(builder: Any, value: Any) -> Any:
     return builder.sub(low, splat_constant(0x400000, I32X))
 
 
+def _emit_to_int(builder: Any, value: Any) -> Any:
+    limit = splat_constant(2.0**31)
+    size = call_intrinsic(builder, f"llvm.fabs.v{LANES}f32", F32X, [value])
+    fits = builder.fcmp_ordered("<", size, limit)
+    return builder.select(fits, builder.fptosi(value, I32X), splat_constant(-(2**31), I32X))
+
+
 nearest = fixed(f32(f32), _emit_nearest)
 nearest_int = fixed(i32(f32), _emit_nearest_int)
+to_int = fixed(i32(f32), _emit_to_int)
 to_float = fixed(f32(i32), lambda b, x: b.sitofp(x, F32X))
-to_int = fixed(i32(f32), lambda b, x: b.fptosi(x, I32X))
 bits = fixed(i32(f32), lambda b, x: b.bitcast(x, I32X))
 from_bits = fixed(f32(i32), lambda b, x: b.bitcast(x, F32X))
 
@@ -284,10 +294,19 @@ half_bits = lane_function(lambda lanes: i32(lanes) if lanes == f32 else None, _h
 from_half_bits = lane_function(lambda lanes: f32(lanes) if lanes == i32 else None, _from_half_bits_emit)
 
 _BITS = ir.IntType(LANES)
-first_bit = fixed(types.int64(types.int64), lambda b, x: b.cttz(x, I1(0)))
+first_bit = fixed(types.int64(types.int64), lambda b, x: b.cttz(x, ir.IntType(1)(0)))
 any_lane = fixed(types.boolean(mask), lambda b, m: b.icmp_unsigned("!=", b.bitcast(m, _BITS), _BITS(0)))
 all_lanes = fixed(types.boolean(mask), lambda b, m: b.icmp_unsigned("==", b.bitcast(m, _BITS), _BITS(2**LANES - 1)))
 lane_bits = fixed(types.int64(mask), lambda b, m: b.zext(b.bitcast(m, _BITS), I64))
+
+
+def _emit_first_lane(builder: Any, condition: Any) -> Any:
+    return builder.zext(
+        call_intrinsic(builder, f"llvm.cttz.i{LANES}", _BITS, [builder.bitcast(condition, _BITS), I1(0)]), I64
+    )
+
+
+first_lane = fixed(types.int64(mask), _emit_first_lane)
 
 
 def _emit_reduction(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:

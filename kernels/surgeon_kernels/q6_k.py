@@ -21,9 +21,9 @@ import numpy as np
 from .cache import DEQUANTIZE, QUANTIZE, helper, kernel
 from .lanes import (
     absolute,
+    first_lane,
     half_at,
     int_splat,
-    lane_bits,
     largest,
     load_f32,
     load_transposed,
@@ -49,11 +49,7 @@ _ZERO = np.float32(0)
 def extreme_scale(scales: Any) -> Any:
     """The scale of largest magnitude, the first of several."""
     sizes = absolute(scales)
-    ties = lane_bits(sizes == largest(sizes))
-    lane = 0
-    while lane < 15 and not ties >> lane & 1:
-        lane += 1
-    return scales[lane]
+    return scales[first_lane(sizes == largest(sizes))]
 
 
 @helper

@@ -32,6 +32,10 @@ BOTH = ("quantize", "dequantize")
 
 # format name -> (module in this package, what it can do)
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Q5_1": ("q5_1", BOTH),
+    "Q4_1": ("q4_1", BOTH),
+    "Q5_0": ("q5_0", BOTH),
+    "Q4_0": ("q4_0", BOTH),
     "Q8_0": ("q8_0", BOTH),
     "Q5_K": ("q5_k", BOTH),
     "Q6_K": ("q6_k", BOTH),

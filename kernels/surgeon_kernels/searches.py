@@ -86,7 +86,7 @@ def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: i
         sum_w = sum_w + w[i]
         sum_x = sum_x + w[i] * x[i]
     lowest = low
-    low = minimum(low, splat(_ZERO))
+    low = select(low > _ZERO, splat(_ZERO), low)  # keeps the sign of -0.0
     active = highest > low
     width = highest - low
     best_iscale = select(active, splat(nmax) / width, splat(_ZERO))
