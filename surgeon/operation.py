@@ -15,7 +15,7 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix import Imatrix
 from surgeon.output_file import refuse_inputs, resolve_target
 from surgeon.output_set import OutputSet, digest
-from surgeon.resolve import Resolution
+from surgeon.resolution import Resolution
 from surgeon.slab_workers import SlabWorkers
 from surgeon.slabs import TensorJob
 from surgeon.splits import OutputLayout, lay_out

@@ -18,7 +18,7 @@ from surgeon.gguf_parse import parse_shard
 from surgeon.imatrix import Imatrix
 from surgeon.journal import Identity, Journal, Recorded, read
 from surgeon.output_file import OutputFile, companion, refuse_existing, sync_folder, write_error
-from surgeon.resolve import Resolution
+from surgeon.resolution import Resolution
 from surgeon.splits import OutputLayout
 
 
@@ -213,7 +213,9 @@ def digest(resolution: Resolution, layouts: Sequence[OutputLayout], imatrix: Ima
     for layout in layouts:
         state.update(layout.header.data)
     for op in resolution.kept:
-        state.update(repr((op.source, op.name, op.action, op.from_type, op.to_type, op.imatrix_name)).encode())
+        state.update(
+            repr((op.source, op.name, op.action, op.from_type, op.to_type, op.imatrix_name, op.slice)).encode()
+        )
         if imatrix is not None and op.action == "convert" and op.imatrix_name is not None:
             entry = imatrix.entries[op.imatrix_name]
             state.update(entry.sums.tobytes())

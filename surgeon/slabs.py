@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from surgeon.errors import SurgeonError
 from surgeon.gguf_file import GGUFFile
 from surgeon.imatrix import Imatrix
 from surgeon.output_file import OutputFile, write_error
-from surgeon.resolve import TensorOp
+from surgeon.resolution import TensorOp
 from surgeon_kernels.formats import FORMATS, Format
 
 # Small enough for the second-level cache and for cancelling at once (the slowest search does 5 million weights a
@@ -34,13 +36,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Rows `first` to `first + rows` of a tensor. For a tensor of unknown format a row is one byte.
+    """Rows `first` to `first + rows` of a tensor of the input. For a tensor of unknown format a row is one byte.
 
-    matrix: index of the expert that these rows belong to; source_bytes: read for it; memory: bytes of all its buffers.
+    target: the row of the output that the first one becomes; matrix: index of the expert that these rows belong to;
+    source_bytes: read for it; memory: bytes of all its buffers.
     """
 
     first: int
     rows: int
+    target: int
     matrix: int
     source_bytes: int
     memory: int
@@ -74,6 +78,11 @@ class Buffers:
         return self._output[:nbytes]
 
 
+def _columns(rows: NDArray[Any], ranges: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+    """These columns of `rows`, or all of them when there are no ranges."""
+    return np.concatenate([rows[:, start:end] for start, end in ranges], axis=1) if ranges else rows
+
+
 @dataclass(eq=False)
 class TensorJob:
     """One kept tensor. number: its place among the kept ones; offset: of its data in the output file, in bytes."""
@@ -87,9 +96,10 @@ class TensorJob:
     offset: int
     rows_done: int = 0
 
-    @property
+    @cached_property
     def source_bytes(self) -> int:
-        return self.op.tensor.nbytes
+        """Bytes to read."""
+        return self.n_rows * self.source_row_bytes
 
     @property
     def is_copy(self) -> bool:
@@ -101,19 +111,39 @@ class TensorJob:
 
     @cached_property
     def columns(self) -> int:
-        return self.op.tensor.ne[0] if self.source_format else 1
+        """Of a row of the output."""
+        return self.op.ne[0] if self.source_format else 1
 
     @cached_property
     def source_row_bytes(self) -> int:
-        return self.source_format.row_bytes(self.columns) if self.source_format else 1
+        return self.source_format.row_bytes(self.op.tensor.ne[0]) if self.source_format else 1
 
     @cached_property
     def target_row_bytes(self) -> int:
-        return self.source_row_bytes if self.is_copy else FORMATS[self.op.to_type].row_bytes(self.columns)
+        target = self.source_format if self.is_copy else FORMATS[self.op.to_type]
+        return target.row_bytes(self.columns) if target else 1
+
+    @cached_property
+    def row_ranges(self) -> list[tuple[int, int]]:
+        """The rows of the input that stay, as half-open ranges."""
+        kept = self.op.slice
+        if kept is None or kept.dimension == 0:
+            return [(0, self.op.tensor.nbytes // self.source_row_bytes)]
+        ne = self.op.tensor.ne
+        rows, size = prod(ne[1 : kept.dimension]), ne[kept.dimension]
+        outer = range(prod(ne[kept.dimension + 1 :]))
+        return [((i * size + start) * rows, (i * size + end) * rows) for i in outer for start, end in kept.keep]
 
     @cached_property
     def n_rows(self) -> int:
-        return self.source_bytes // self.source_row_bytes
+        """Rows of the output."""
+        return sum(stop - start for start, stop in self.row_ranges)
+
+    @cached_property
+    def column_ranges(self) -> tuple[tuple[int, int], ...]:
+        """The columns of the input that stay; () for all of them."""
+        kept = self.op.slice
+        return kept.keep if kept is not None and kept.dimension == 0 else ()
 
     @cached_property
     def weights(self) -> Floats | None:
@@ -131,12 +161,13 @@ class TensorJob:
                 f"{self.imatrix.path}: the entry of {self.op.imatrix_name} has {weights.size} values, the tensor needs "
                 f"{expected}; collect the imatrix from this model"
             )
-        return np.ascontiguousarray(weights, np.float32).reshape(-1, ne[0])
+        return _columns(np.ascontiguousarray(weights, np.float32).reshape(-1, ne[0]), self.column_ranges)
 
     @cached_property
     def row_memory(self) -> int:
         """Bytes of buffers per row."""
-        return self.source_row_bytes + (0 if self.is_copy else self.target_row_bytes + 4 * self.columns)
+        gathered = self.target_row_bytes if self.column_ranges else 0
+        return self.source_row_bytes + gathered + (0 if self.is_copy else self.target_row_bytes + 4 * self.columns)
 
     def release(self) -> None:
         """Forget the importances: the tensor is done."""
@@ -154,13 +185,16 @@ class TensorJob:
         """
         preferred = SLAB_BYTES // self.source_row_bytes if self.is_copy else SLAB_ELEMENTS // self.columns
         at_most = max(1, min(preferred, memory // self.row_memory))
-        matrices = 1 if self.weights is None else len(self.weights)
-        per_matrix = self.n_rows // matrices
-        for matrix in range(matrices):
-            stop = (matrix + 1) * per_matrix
-            for first in range(matrix * per_matrix, stop, at_most):
-                rows = min(at_most, stop - first)
-                yield Slab(first, rows, matrix, rows * self.source_row_bytes, rows * self.row_memory)
+        per_matrix = prod(self.op.tensor.ne[1:2]) if self.weights is not None and len(self.weights) > 1 else 0
+        target = 0
+        for start, stop in self.row_ranges:
+            first = start
+            while first < stop:
+                matrix = first // per_matrix if per_matrix else 0
+                end = min(first + at_most, stop, (matrix + 1) * per_matrix if per_matrix else stop)
+                rows = end - first
+                yield Slab(first, rows, target, matrix, rows * self.source_row_bytes, rows * self.row_memory)
+                first, target = end, target + rows
 
     def run(self, slab: Slab, buffers: Buffers) -> None:
         """Read, check, convert, check and write one slab. Raises SurgeonError naming the file and the tensor."""
@@ -168,12 +202,22 @@ class TensorJob:
         self.file.read_into(self.op.tensor.info, slab.first * self.source_row_bytes, blocks)
         blocks = blocks.reshape(slab.rows, self.source_row_bytes)
         self._check_source(slab, blocks)
+        blocks = self._kept_columns(blocks)
         if not self.is_copy:
             blocks = self._converted(slab, blocks, buffers)
         try:
-            self.output.pwrite(blocks.data.cast("B"), self.offset + slab.first * self.target_row_bytes)
+            self.output.pwrite(blocks.data.cast("B"), self.offset + slab.target * self.target_row_bytes)
         except OSError as error:
             raise write_error(self.output, error, self.op.name) from None
+
+    def _kept_columns(self, blocks: Bytes) -> Bytes:
+        """The blocks without those of pruned layers; `resolve` allows that only where layers end between blocks."""
+        if not self.column_ranges or self.source_format is None:
+            return blocks
+        block, nbytes = self.source_format.block, self.source_format.block_bytes
+        return _columns(
+            blocks, tuple((start // block * nbytes, end // block * nbytes) for start, end in self.column_ranges)
+        )
 
     def _converted(self, slab: Slab, blocks: Bytes, buffers: Buffers) -> Bytes:
         rows = self._as_float32(slab, blocks, buffers)

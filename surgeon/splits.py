@@ -13,7 +13,7 @@ from pathlib import Path
 
 from surgeon.gguf_file import Value, ValueType
 from surgeon.gguf_layout import Entry, Header, header
-from surgeon.resolve import Resolution, TensorOp
+from surgeon.resolution import Resolution, TensorOp
 from surgeon_kernels.formats import FORMATS
 
 SHARD_SUFFIX = re.compile(r"-(\d{5})-of-(\d{5})$")
@@ -135,4 +135,4 @@ def _layout(resolution: Resolution, path: Path, kv: Metadata, numbers: Iterable[
 
 def _entry(op: TensorOp) -> Entry:
     type_id = op.tensor.info.type_id if op.action == "copy" else FORMATS[op.to_type].number
-    return Entry(op.name, op.tensor.ne, type_id, op.nbytes)
+    return Entry(op.name, op.ne, type_id, op.nbytes)

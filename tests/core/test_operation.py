@@ -13,6 +13,7 @@ import pytest
 from gguf_builder import build_gguf, llama_kv, toy_llama
 
 import surgeon_kernels
+from surgeon.anatomy import TensorSlice
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf_file import open_gguf
 from surgeon.imatrix import Imatrix, ImatrixEntry, load_imatrix
@@ -99,6 +100,39 @@ def test_every_expert_has_its_own_importances(tmp_path: Path, max_buffer_bytes: 
     for expert in range(3):
         surgeon_kernels.quantize_into(values[expert], "Q4_K", expected[expert], weights[expert])
     assert data == expected.tobytes()
+
+
+@pytest.mark.parametrize("to_type", ["F32", "Q4_K"])
+@pytest.mark.parametrize(
+    ("dimension", "keep"),
+    [(0, ((0, 256), (512, 768))), (1, ((0, 5), (20, 40))), (2, ((1, 3),)), (1, ((39, 40),)), (0, ((256, 512),))],
+)
+def test_slices_of_a_tensor_that_holds_all_layers(
+    tmp_path: Path, to_type: str, dimension: int, keep: tuple[tuple[int, int], ...]
+) -> None:
+    rng = np.random.default_rng(2)
+    values = rng.standard_normal((3, 40, 768), np.float32)
+    name = "per_layer.weight"
+    path = build_gguf(tmp_path / "in.gguf", llama_kv(1), {"a.weight": np.ones((4, 256), np.float32), name: values})
+    imatrix = Imatrix(tmp_path / "im", {name: ImatrixEntry(rng.random((3, 768), np.float32), np.ones(3, np.int64))})
+    whole = resolve(load_model(path), Plan(types=((name, to_type),)), imatrix)
+    (number,) = (number for number, op in enumerate(whole.ops) if op.source == name)
+    op = replace(whole.ops[number], slice=TensorSlice(name, dimension, keep))
+    axis = 2 - dimension
+    kept = np.concatenate([np.arange(start, end) for start, end in keep])
+    expected = np.ascontiguousarray(values.take(kept, axis))
+    weights = imatrix.weights(name).reshape(3, 768)
+    if dimension != 1:
+        weights = np.ascontiguousarray(weights.take(kept, {0: 1, 2: 0}[dimension]))
+    data = expected.tobytes()
+    if to_type == "Q4_K":
+        matrices = zip(expected, weights, strict=True)
+        data = b"".join(surgeon_kernels.quantize(rows, "Q4_K", weight).tobytes() for rows, weight in matrices)
+    ops = (*whole.ops[:number], replace(op, nbytes=len(data)), *whole.ops[number + 1 :])
+    list(write(replace(whole, ops=ops), imatrix, tmp_path / "out.gguf", WriteOptions(2, 20_000), threading.Event()))
+    assert tensors_of(tmp_path / "out.gguf")[name] == (to_type, data)
+    with open_gguf(tmp_path / "out.gguf") as file:
+        assert file.tensors[-1].ne == op.ne
 
 
 def test_importances_that_do_not_fit_are_refused(tmp_path: Path) -> None:
