@@ -32,6 +32,8 @@ BOTH = ("quantize", "dequantize")
 
 # format name -> (module in this package, what it can do)
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Q3_K": ("q3_k", BOTH),
+    "Q2_K": ("q2_k", BOTH),
     "Q5_1": ("q5_1", BOTH),
     "Q4_1": ("q4_1", BOTH),
     "Q5_0": ("q5_0", BOTH),

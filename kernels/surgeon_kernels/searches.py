@@ -26,6 +26,7 @@ from .lanes import (
     slots,
     splat,
     to_float,
+    to_int,
 )
 
 _ZERO = np.float32(0)
@@ -271,3 +272,55 @@ def fill_dead_lanes(x: Any, w: Any, n: int, compat: bool) -> None:
     if any_lane(dead):
         for i in range(n):
             w[i] = select(dead, x[i] * x[i], w[i])
+
+
+@helper
+def make_q3(x: Any, n: int, nmax: Any, codes: Any) -> Any:
+    """x ~ scale * (code - nmax), errors weighed by x**2 (ggml's make_q3_quants); fills int slots, returns scale.
+
+    Starts from the inverse scale -nmax / (value of largest magnitude), then moves one code at a time while the fit
+    improves. Lanes whose values are all (nearly) zero get codes 0 and scale 0.
+    """
+    top, size = largest_signed(x, n)
+    active = ~(size < TINY)
+    iscale = select(active, splat(-nmax) / top, splat(_ZERO))
+    sum_lx = splat(_ZERO)
+    sum_l2 = splat(_ZERO)
+    for i in range(n):
+        q = signed_code(iscale * x[i], nmax)
+        codes[i] = to_int(q)
+        w = x[i] * x[i]
+        sum_lx = sum_lx + w * x[i] * q
+        sum_l2 = sum_l2 + w * q * q
+    sum_lx, sum_l2 = _q3_sweeps(x, n, nmax, codes, active, sum_lx, sum_l2)
+    offset = select(active, int_splat(np.int32(nmax)), int_splat(0))
+    for i in range(n):
+        codes[i] = codes[i] + offset
+    return select(active & (sum_l2 > _ZERO), sum_lx / sum_l2, splat(_ZERO))
+
+
+@helper
+def _q3_sweeps(x: Any, n: int, nmax: Any, codes: Any, active: Any, sum_lx: Any, sum_l2: Any) -> tuple[Any, Any]:
+    lowest, highest = int_splat(np.int32(-nmax)), int_splat(np.int32(nmax) - 1)
+    for _ in range(5):
+        changed = active & ~active
+        for i in range(n):
+            w = x[i] * x[i]
+            wx = w * x[i]
+            old = codes[i]
+            q = to_float(old)
+            slx = sum_lx - wx * q
+            sl2 = sum_l2 - w * q * q
+            new = maximum(minimum(nearest_int(x[i] * sl2 / slx), highest), lowest)
+            moved = active & (slx > _ZERO) & (new != old)
+            q = to_float(new)
+            slx = slx + wx * q
+            sl2 = sl2 + w * q * q
+            moved = moved & (sl2 > _ZERO) & (slx * slx * sum_l2 > sum_lx * sum_lx * sl2)
+            codes[i] = select(moved, new, old)
+            sum_lx = select(moved, slx, sum_lx)
+            sum_l2 = select(moved, sl2, sum_l2)
+            changed = changed | moved
+        if not any_lane(changed):
+            break
+    return sum_lx, sum_l2
