@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -63,10 +64,16 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is not UTF-8, or a file name that is not: shown escaped instead of stopping the program.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run(sys.argv[1:])
     except SurgeonError as error:
-        print(f"surgeon: {error}", file=sys.stderr)
+        # A file's name may hold anything, also what a terminal would obey.
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        print(f"surgeon: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("surgeon: cancelled", file=sys.stderr)
