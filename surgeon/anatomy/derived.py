@@ -15,6 +15,7 @@ from surgeon.anatomy.roles import Metadata
 from surgeon.gguf_values import ValueType
 
 SIGMOID, SOFTMAX = 2, 1
+MISSING = -1  # a key that the loader insists on is not there
 _DEEPSEEK2_LITE_VOCABULARY, _GLM_4_7_LITE_VOCABULARY = 128256, 154880
 
 
@@ -65,7 +66,7 @@ def _deepseek2_lite(metadata: Metadata, layers: int) -> bool:
 
 
 def _q_rank(metadata: Metadata, layers: int) -> int:
-    return 0 if _deepseek2_lite(metadata, layers) else metadata.integer("attention.q_lora_rank")
+    return 0 if _deepseek2_lite(metadata, layers) else metadata.integer("attention.q_lora_rank", MISSING)
 
 
 def _gating(metadata: Metadata, layers: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from surgeon.anatomy.derived import Derived
 from surgeon.anatomy.roles import Leading, Metadata, Role, Trailing
@@ -81,7 +81,7 @@ def lower_counts(roles: Iterable[Role], metadata: Metadata, gone: frozenset[int]
     return edits
 
 
-def renumber_values(metadata: Metadata, gone: frozenset[int], kept: list[int]) -> tuple[Edits, list[Problem]]:
+def renumber_values(metadata: Metadata, gone: frozenset[int], kept: Sequence[int]) -> tuple[Edits, list[Problem]]:
     """The arrays whose values are layer numbers, in the output's numbers."""
     edits: Edits = {}
     problems = []

@@ -54,34 +54,52 @@ class AnatomyResult:
     renumbering: dict[int, int | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """before: the metadata of the input, what llama.cpp would assume written out; gone, kept: its layers."""
+
+    before: Metadata
+    anatomy: Anatomy
+    gone: frozenset[int]
+    kept: tuple[int, ...]
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return (*self.anatomy.roles, *COMMON)
+
+    def after(self, edits: Edits) -> Metadata:
+        """The metadata of the output."""
+        architecture = self.before.architecture
+        block_count = {f"{architecture}.block_count": Value.of(ValueType.UINT32, len(self.kept))}
+        return Metadata(architecture, {**self.before.kv, **edits, **block_count})
+
+
 def prune_metadata(model: Model, pruned: frozenset[int], *, i_know: bool = False) -> AnatomyResult:
     """What pruning the layers `pruned` (numbers of the input) asks for; those that do not exist are not looked at.
 
     i_know: what would be refused because its effect is not known, or known to be bad, is only warned of.
     """
-    before = Metadata(model.architecture, model.file.kv)
     there = [layer.index for layer in model.layers]
     gone = pruned.intersection(there)
-    kept = [layer for layer in sorted({*range(before.block_count), *there}) if layer not in gone]
+    kept = tuple(layer for layer in sorted({*range(model.block_count), *there}) if layer not in gone)
     renumbering: dict[int, int | None] = dict.fromkeys(gone) | {k: n for n, k in enumerate(kept)}
     if not gone or not kept:
         return AnatomyResult((), (), (), renumbering)
     known = anatomy_of(model.architecture)
     anatomy = known or Anatomy(model.architecture)
-    refuse = _refusal(i_know)
     if anatomy.refusal:
         refusal = Problem("error", f"no layer of {model.architecture} can be pruned: {anatomy.refusal}")
         return AnatomyResult((), (), (refusal,), renumbering)
-    problems = [] if known else [refuse(_unknown(before))]
-    edits, told = _edits(before, anatomy, gone, kept)
-    problems += told
-    after = _after(before, edits, len(kept))
-    derived, told = state_derived(anatomy.derived, before, after, refuse)
-    edits |= derived
-    slices, unsliceable = _slices(model, anatomy, before, gone)
-    problems += told + unsliceable + _role_problems(before, after, anatomy, gone, kept, refuse)
-    problems += _lost_sources(before, anatomy, gone)
-    problems += [Problem("note", f"the metadata follows the pruning: {', '.join(sorted(edits))}")] if edits else []
+    stored = Metadata(model.architecture, model.file.kv)
+    whole = Metadata(model.architecture, {**stored.kv, **state_assumed(anatomy.assumed, stored)})
+    pruning, refuse = Pruning(whole, anatomy, gone, kept), _refusal(i_know)
+    edits, problems = _edits(pruning, refuse)
+    slices, unsliceable = _slices(model, pruning)
+    problems += unsliceable + _role_problems(pruning, pruning.after(edits), refuse) + _lost_sources(pruning)
+    if known is None:
+        problems.append(refuse(_unknown(whole)))
+    if edits:
+        problems.append(Problem("note", f"the metadata follows the pruning: {', '.join(sorted(edits))}"))
     return AnatomyResult(tuple(edits.items()), slices, tuple(problems), renumbering)
 
 
@@ -89,7 +107,8 @@ def layer_roles(model: Model) -> dict[int, str]:
     """Each layer's role in a word or two (`global`, `dense`, `recurrent`, `mtp` …); empty when all are alike."""
     metadata = Metadata(model.architecture, model.file.kv)
     anatomy = anatomy_of(model.architecture) or Anatomy(model.architecture)
-    columns = [words for words in (role.of(metadata) for role in _roles(anatomy)) if len(set(words)) > 1]
+    rules = (*anatomy.roles, *COMMON)
+    columns = [words for words in (role.of(metadata) for role in rules) if len(set(words)) > 1]
     roles = {}
     for layer in range(metadata.block_count):
         words = list(dict.fromkeys(word for column in columns if (word := column[layer])))
@@ -97,10 +116,6 @@ def layer_roles(model: Model) -> dict[int, str]:
             words.remove("moe")
         roles[layer] = " ".join(words)
     return roles if any(roles.values()) else {}
-
-
-def _roles(anatomy: Anatomy) -> tuple[Role, ...]:
-    return (*anatomy.roles, *COMMON)
 
 
 def _refusal(i_know: bool) -> Callable[[str], Problem]:
@@ -128,28 +143,23 @@ def _unknown(metadata: Metadata) -> str:
     return f"the anatomy of {metadata.architecture!r} is not known; not checked: {'; '.join(filter(None, parts))}"
 
 
-def _edits(before: Metadata, anatomy: Anatomy, gone: frozenset[int], kept: list[int]) -> tuple[Edits, list[Problem]]:
-    """Arrays shortened, counts lowered, layer numbers renumbered, roles frozen."""
-    stated = state_assumed(anatomy.assumed, before)
-    whole = Metadata(before.architecture, {**before.kv, **stated})
-    edits, problems = drop_entries(whole, gone)
-    numbers, told = renumber_values(before, gone, kept)
-    edits |= numbers | lower_counts(_roles(anatomy), before, gone)
-    frozen, note = _freeze(before, _after(before, edits, len(kept)), anatomy, kept)
-    return edits | frozen, problems + told + note
+def _edits(pruning: Pruning, refuse: Callable[[str], Problem]) -> tuple[Edits, list[Problem]]:
+    """Arrays shortened, counts lowered, layer numbers renumbered, roles frozen, derived values stated."""
+    before = pruning.before
+    edits, problems = drop_entries(before, pruning.gone)
+    numbers, told = renumber_values(before, pruning.gone, pruning.kept)
+    edits |= numbers | lower_counts(pruning.roles, before, pruning.gone)
+    frozen, notes = _freeze(pruning, pruning.after(edits))
+    derived, refused = state_derived(pruning.anatomy.derived, before, pruning.after(edits), refuse)
+    return edits | frozen | derived, problems + told + notes + refused
 
 
-def _after(before: Metadata, edits: Edits, count: int) -> Metadata:
-    """The metadata of the output."""
-    block_count = {f"{before.architecture}.block_count": Value.of(ValueType.UINT32, count)}
-    return Metadata(before.architecture, {**before.kv, **edits, **block_count})
-
-
-def _freeze(before: Metadata, after: Metadata, anatomy: Anatomy, kept: list[int]) -> tuple[Edits, list[Problem]]:
+def _freeze(pruning: Pruning, after: Metadata) -> tuple[Edits, list[Problem]]:
     """The roles of the kept layers as explicit arrays, for those that would change and whose loader reads an array."""
+    before, kept = pruning.before, pruning.kept
     edits: Edits = {}
     problems = []
-    for role in anatomy.roles:
+    for role in pruning.anatomy.roles:
         if not isinstance(role, Periodic) or not role.array_key:
             continue
         changes = shifted(role, before, after, kept)
@@ -163,47 +173,44 @@ def _freeze(before: Metadata, after: Metadata, anatomy: Anatomy, kept: list[int]
     return edits, problems
 
 
-def _role_problems(
-    before: Metadata,
-    after: Metadata,
-    anatomy: Anatomy,
-    gone: frozenset[int],
-    kept: list[int],
-    refuse: Callable[[str], Problem],
-) -> list[Problem]:
+def _role_problems(pruning: Pruning, after: Metadata, refuse: Callable[[str], Problem]) -> list[Problem]:
     """One line for each kind of role that would change all the same, with what to prune instead."""
     problems = []
-    for role in _roles(anatomy):
-        changes = shifted(role, before, after, kept)
+    for role in pruning.roles:
+        changes = shifted(role, pruning.before, after, pruning.kept)
         if not changes:
             continue
-        text = f"roles would change by the layer number alone ({describe(changes)}){_advice(role, before, gone)}"
+        text = f"roles would change by the layer number alone ({describe(changes)}){_advice(role, pruning)}"
         if role.shapes:
             problems.append(Problem("error", f"{text}; such a layer would not find its tensors"))
         elif isinstance(role, Leading) and not role.key:
             problems.append(refuse(f"{text}; llama.cpp has the number of those layers built in"))
         else:
             problems.append(Problem("warning", text))
-    if anatomy.essential_first and 0 in gone:
-        problems.append(Problem("error", f"layer 0 of {anatomy.names} cannot be pruned: {anatomy.essential_first}"))
+    if pruning.anatomy.essential_first and 0 in pruning.gone:
+        text = f"layer 0 of {pruning.before.architecture} cannot be pruned: {pruning.anatomy.essential_first}"
+        problems.append(Problem("error", text))
     return problems
 
 
-def _advice(role: Role, before: Metadata, gone: frozenset[int]) -> str:
-    def shifts(candidate: frozenset[int]) -> bool:
-        layers = [layer for layer in range(before.block_count) if layer not in candidate]
-        return bool(shifted(role, before, _after(before, {}, len(layers)), layers))
+def _advice(role: Role, pruning: Pruning) -> str:
+    before = pruning.before
 
-    found = neighbours([role], before, gone, shifts)
+    def shifts(candidate: frozenset[int]) -> bool:
+        layers = tuple(layer for layer in range(before.block_count) if layer not in candidate)
+        return bool(shifted(role, before, Pruning(before, pruning.anatomy, candidate, layers).after({}), layers))
+
+    found = neighbours([role], before, pruning.gone, shifts)
     if not found:
         return ""
     return f"; prune {' or '.join(spans(sorted(layers)) for layers in found)} and none does"
 
 
-def _lost_sources(before: Metadata, anatomy: Anatomy, gone: frozenset[int]) -> list[Problem]:
+def _lost_sources(pruning: Pruning) -> list[Problem]:
     """What other layers take from a pruned one: keys and values, indexers, features of images."""
+    before, gone = pruning.before, pruning.gone
     problems = []
-    match anatomy.shared_kv:
+    match pruning.anatomy.shared_kv:
         case Trailing() as role:
             first = role.start(before)
         case Leading() as role:
@@ -217,7 +224,7 @@ def _lost_sources(before: Metadata, anatomy: Anatomy, gone: frozenset[int]) -> l
                 "error", f"layer {spans(sorted(sources))} holds the keys and values that layers from {first} on reuse"
             )
         )
-    if INDEXERS in anatomy.roles:
+    if INDEXERS in pruning.anatomy.roles:
         problems += _lost_indexers(before, gone)
     mapping = before.array("deepstack_mapping") or []
     featured = [layer for layer in sorted(gone) if layer < len(mapping) and mapping[layer] >= 0]
@@ -245,14 +252,12 @@ def _lost_indexers(before: Metadata, gone: frozenset[int]) -> list[Problem]:
     return [Problem("warning", text)]
 
 
-def _slices(
-    model: Model, anatomy: Anatomy, before: Metadata, gone: frozenset[int]
-) -> tuple[tuple[TensorSlice, ...], list[Problem]]:
+def _slices(model: Model, pruning: Pruning) -> tuple[tuple[TensorSlice, ...], list[Problem]]:
     """The tensors that hold all layers side by side, without the pruned ones."""
+    gone, layers = pruning.gone, pruning.before.trunk
     slices, problems = [], []
     tensors = {tensor.name: tensor for tensor in model.others}
-    layers = before.trunk
-    for sliced in anatomy.sliced:
+    for sliced in pruning.anatomy.sliced:
         tensor = tensors.get(sliced.name)
         if tensor is None or not gone.intersection(range(layers)):
             continue
