@@ -93,7 +93,8 @@ def _plain_symmetric(x: Any, first: int, nmax: int, out: Any, at: int) -> None:
     lane = first_lane(absolute(low) == top)
     if lane == LANES:
         lane += first_lane(absolute(high) == top)
-    d = x[first + lane] / np.float32(-nmax)
+    extreme = x[first + lane] if top > _ZERO else _ZERO
+    d = extreme / np.float32(-nmax)
     inverse = np.float32(1) / d if d != _ZERO else _ZERO
     put_half(out, at, d)
     offset = np.float32(nmax) + np.float32(0.5)
