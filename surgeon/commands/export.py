@@ -1,0 +1,100 @@
+"""`surgeon export`: a recipe as a llama-quantize command, and commands, type files and models as recipes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgeon.recipe import Recipe
+
+EPILOG = """\
+With --model every tensor is checked: the command's exit code is 1 when llama-quantize cannot be brought to give some
+tensor the type that the recipe gives it. What else differs is told on stderr.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="surgeon export",
+        description="The llama-quantize command that does what a recipe does; or a recipe of a command, file or model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("recipe", metavar="RECIPE", nargs="?", help="the recipe to tell as a command")
+    source.add_argument("--command", metavar="TEXT", help="make a recipe of a llama-quantize command line (quoted)")
+    source.add_argument("--from-type-file", metavar="F", help="make a recipe of a --tensor-type-file")
+    source.add_argument("--from-model", metavar="GGUF", help="make a recipe of the types of an existing model")
+    parser.add_argument(
+        "--model", metavar="IN", help="the model the recipe is for: checks the command tensor by tensor"
+    )
+    parser.add_argument("--imatrix", metavar="F", help="where the recipe's imatrix lies now")
+    parser.add_argument(
+        "--tensor-type-file", metavar="F", type=Path, help="write the rules there instead of into the command"
+    )
+    parser.add_argument("--type", metavar="TYPE", default="Q4_K_M", help="the mix under a type file's rules (Q4_K_M)")
+    parser.add_argument("-o", "--output", metavar="F", help="OUT of the command, or the file a recipe is saved to")
+    options = parser.parse_args(arguments)
+    if options.recipe is not None:
+        return _tell_command(options)
+    return _tell_recipe(_imported(options), options.output)
+
+
+def _imported(options: argparse.Namespace) -> Recipe:
+    from surgeon.exchange import from_command, from_model, from_type_file
+
+    if options.command is not None:
+        return from_command(options.command)
+    if options.from_type_file is not None:
+        return from_type_file(options.from_type_file, options.type)
+    from surgeon.model import load_model
+
+    model = load_model(options.from_model)
+    with model.file:
+        return from_model(model)
+
+
+def _tell_recipe(recipe: Recipe, output: str | None) -> int:
+    from dataclasses import replace
+
+    from surgeon.recipe import file_sha256, save_recipe, to_toml
+
+    if recipe.imatrix and Path(recipe.imatrix).exists():
+        recipe = replace(recipe, imatrix_sha256=file_sha256(recipe.imatrix))
+    if recipe.plan.pruned and recipe.plan.rules and not recipe.plan.compat:
+        print("surgeon: note: in a recipe the rules see the layer numbers before pruning", file=sys.stderr)
+    if output is None:
+        print(to_toml(recipe), end="")
+    else:
+        save_recipe(recipe, output)
+    return 0
+
+
+def _tell_command(options: argparse.Namespace) -> int:
+    from surgeon.errors import SurgeonError
+    from surgeon.exchange import export
+    from surgeon.imatrix import load_imatrix
+    from surgeon.model import load_model
+    from surgeon.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    model = load_model(options.model) if options.model else None
+    path = options.imatrix or recipe.imatrix
+    imatrix = load_imatrix(path) if model is not None and path else None
+    exported = export(recipe, options.model or "IN.gguf", options.output or "OUT.gguf", model, imatrix)
+    if options.tensor_type_file is not None and exported.rules:
+        try:
+            options.tensor_type_file.write_text("".join(f"{rule}\n" for rule in exported.rules), encoding="utf-8")
+        except OSError as error:
+            raise SurgeonError(f"{options.tensor_type_file}: cannot be written: {error.strerror}") from None
+        print(exported.command(str(options.tensor_type_file)))
+    else:
+        print(exported.command())
+    for text in exported.wrong:
+        print(f"surgeon: cannot be expressed: {text}", file=sys.stderr)
+    for text in exported.remarks:
+        print(f"surgeon: note: {text}", file=sys.stderr)
+    return 1 if exported.wrong else 0
