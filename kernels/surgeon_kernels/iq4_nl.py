@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 from .cache import DEQUANTIZE, QUANTIZE, kernel
-from .iq4_search import GROUP, TILE, put_codes, restore_group, search, store_codes
-from .iq_tiles import Array, F, load_groups, stage, sum_of_squares
-from .lanes import LANES, half_at, put_half, slots
+from .iq4_search import GROUP, best_scale, put_codes, restore_group, store_codes
+from .iq_tiles import Array, F, load_groups, stage, sum_of_squares, tile_space, weigh
+from .lanes import LANES, half_at, put_half, slots, splat
 
 BYTES = 18
 
@@ -23,15 +23,15 @@ BYTES = 18
 @kernel(QUANTIZE)
 def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     xs, ws = slots(32), slots(32)
-    tile, tile_weights = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
-    codes = np.empty(TILE // 2, np.uint8)
+    tile = tile_space(GROUP)
+    codes = np.empty(GROUP // 2 * LANES, np.uint8)
     blocks = len(x) // GROUP
     for first in range(0, blocks, LANES):
-        stage(x, columns, weights, first, GROUP, tile, tile_weights)
-        load_groups(xs, tile, GROUP)
-        load_groups(ws, tile_weights, GROUP)
-        sigma2 = sum_of_squares(xs, GROUP) * F(2 / 32)
-        scale = search(xs, ws, sigma2, len(weights) > 0, compat)
+        stage(x, columns, weights, first, GROUP, tile)
+        load_groups(xs, tile.x, GROUP)
+        load_groups(ws, tile.importance, GROUP)
+        weigh(xs, ws, GROUP, sum_of_squares(xs, GROUP) * F(2 / 32), splat(F(0)), len(weights) > 0, compat)
+        scale = best_scale(xs, ws)
         store_codes(xs, scale, codes)
         for lane in range(min(LANES, blocks - first)):
             put_half(out, BYTES * (first + lane), scale[lane])

@@ -9,14 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from .cache import helper
-from .iq_tiles import Array, F, Lanes, weigh
+from .iq_tiles import Array, F, Lanes
 from .lanes import LANES, absolute, int_splat, load_f32, load_u8, look_up, select, splat, store_f32, store_u8
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 # ggml bisects and then compares both distances; near a midpoint these are exact, so a midpoint decides (ties go up).
 MIDPOINTS = (VALUES[:-1] + VALUES[1:]) / F(2)
 GROUP = 32
-TILE = GROUP * LANES
 
 
 @helper
@@ -68,13 +67,6 @@ def best_scale(x: Lanes, w: Lanes) -> Lanes:
         scale = select(better, sumqx / sumq2, scale)
         best = select(better, scale * sumqx, best)
     return select(size < F(1e-15), splat(F(0)), scale)
-
-
-@helper
-def search(x: Lanes, w: Lanes, sigma2: Lanes, weighted: bool, compat: bool) -> Lanes:
-    """`best_scale` with the weights of the format: squares, or the importances in `w` if there are any."""
-    weigh(x, w, GROUP, sigma2, weighted, compat)
-    return best_scale(x, w)
 
 
 @helper

@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 from .cache import DEQUANTIZE, QUANTIZE, helper, kernel
-from .iq4_search import GROUP, TILE, put_codes, restore_group, search, store_codes
-from .iq_tiles import Array, F, Lanes, load_groups, stage, superblock_sums
+from .iq4_search import GROUP, best_scale, put_codes, restore_group, store_codes
+from .iq_tiles import Array, F, Lanes, load_superblock_tile, tile_space
 from .lanes import (
     LANES,
     half_at,
@@ -69,14 +69,12 @@ def put_block(out: Array, at: int, d: Lanes, steps: Lanes, codes: Array, lane: i
 @kernel(QUANTIZE)
 def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     xs, ws = slots(32), slots(32)
-    tile, tile_weights = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
-    codes = np.empty(TILE // 2, np.uint8)
+    tile = tile_space(GROUP)
+    codes = np.empty(GROUP // 2 * LANES, np.uint8)
     groups = len(x) // GROUP
     for first in range(0, groups, LANES):
-        stage(x, columns, weights, first, GROUP, tile, tile_weights)
-        load_groups(xs, tile, GROUP)
-        load_groups(ws, tile_weights, GROUP)
-        scale = search(xs, ws, superblock_sums(tile, GROUP) * F(2 / 256), len(weights) > 0, compat)
+        load_superblock_tile(x, columns, weights, first, GROUP, tile, xs, ws, F(2 / 256), F(0), compat)
+        scale = best_scale(xs, ws)
         d = block_step(scale)
         inverse = select(d != F(0), F(1) / d, splat(F(0)))
         steps = maximum(int_splat(-32), minimum(int_splat(31), nearest_int(inverse * scale)))

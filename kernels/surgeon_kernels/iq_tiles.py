@@ -6,7 +6,7 @@ inside a tile need no case of their own in the searches. Buffers hold group afte
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,20 @@ Lanes = Any  # what lane types are to the type checker
 Array = Any
 
 
+class Tile(NamedTuple):
+    """Buffers of a tile, float32[16 * group] each: the weights of the model and their importances."""
+
+    x: Array
+    importance: Array
+
+
 @helper
-def stage(x: Array, columns: int, weights: Array, first: int, group: int, tile: Array, tile_weights: Array) -> None:
+def tile_space(group: int) -> Tile:
+    return Tile(np.zeros(LANES * group, np.float32), np.zeros(LANES * group, np.float32))
+
+
+@helper
+def stage(x: Array, columns: int, weights: Array, first: int, group: int, tile: Tile) -> None:
     """Copy groups `first ... first + 15` of the slab, and the weights of their columns if there are any."""
     groups = len(x) // group
     for lane in range(LANES):
@@ -28,10 +40,10 @@ def stage(x: Array, columns: int, weights: Array, first: int, group: int, tile: 
         inside = first + lane < groups
         column = start % columns
         for j in range(group):
-            tile[lane * group + j] = x[start + j] if inside else F(0)
+            tile.x[lane * group + j] = x[start + j] if inside else F(0)
         if len(weights) > 0:
             for j in range(group):
-                tile_weights[lane * group + j] = weights[column + j]
+                tile.importance[lane * group + j] = weights[column + j]
 
 
 @helper
@@ -78,8 +90,8 @@ def is_dead(w: Lanes, group: int) -> Lanes:
 
 
 @helper
-def weigh(x: Lanes, w: Lanes, group: int, sigma2: Lanes, weighted: bool, compat: bool) -> None:
-    """Turn the importances in `w` (if `weighted`) into the weights of the searches; without any, weigh by squares.
+def weigh(x: Lanes, w: Lanes, group: int, sigma2: Lanes, base: Lanes, weighted: bool, compat: bool) -> None:
+    """Turn the importances in `w` (if `weighted`) into the weights of the searches; without any, base + x * x.
 
     Where the importances of a whole group are zero, ggml's sums vanish, it finds no scale and erases or garbles the
     group. Unless `compat`, such a group is weighed as if there were no importance matrix.
@@ -90,4 +102,18 @@ def weigh(x: Lanes, w: Lanes, group: int, sigma2: Lanes, weighted: bool, compat:
     elif not compat:
         dead = is_dead(w, group)
     for j in range(group):
-        w[j] = select(dead, x[j] * x[j], importance(sigma2, x[j], w[j]))
+        w[j] = select(dead, base + x[j] * x[j], importance(sigma2, x[j], w[j]))
+
+
+@helper
+def load_superblock_tile(x: Array, columns: int, weights: Array, first: int, group: int, tile: Tile, xs: Lanes,
+                         ws: Lanes, factor: float, base: float, compat: bool) -> None:  # fmt: skip
+    """Weights of the model into `xs` and weights of the search into `ws`, for the formats with superblocks of 256.
+
+    sigma2 of the superblock is `factor` * sum of squares; the weights without importances are base * sigma2 + x * x.
+    """
+    stage(x, columns, weights, first, group, tile)
+    load_groups(xs, tile.x, group)
+    load_groups(ws, tile.importance, group)
+    sigma2 = superblock_sums(tile.x, group) * factor
+    weigh(xs, ws, group, sigma2, base * sigma2, len(weights) > 0, compat)

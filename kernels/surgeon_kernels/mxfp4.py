@@ -24,7 +24,7 @@ BLOCK, BYTES = 32, 17
 
 
 @helper
-def _rounds_up(below: Any, k: Any) -> bool:
+def _rounds_up(below: Any, k: Any) -> Any:
     """Whether log2 of 2**k * (1 - below * 2**-24) rounds to k in float32.
 
     It is k - below * 2**-24 / ln 2, to be compared with half the distance from k to the next float towards it.
