@@ -115,7 +115,8 @@ def _pack(code: str, type_: ValueType, values: Sequence[Any]) -> bytes:
 
 def _encode(type_: ValueType, value: Any) -> bytes:
     if type_ is ValueType.STRING:
-        text = value if isinstance(value, bytes) else str(value).encode()
+        # surrogateescape: a file name that is not UTF-8 is stored as the bytes it is
+        text = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
         return LENGTH.pack(len(text)) + text
     return _pack("<" + CODES[type_], type_, [value])
 

@@ -153,4 +153,4 @@ def _added(into: ImatrixEntry, entry: ImatrixEntry, name: str, path: Path) -> Im
 
 def _chunks(entries: dict[str, ImatrixEntry], chunk_size: int) -> int:
     most = max((int(entry.counts.max()) for entry in entries.values()), default=0)
-    return most // max(chunk_size, 1)
+    return min(max(most // max(chunk_size, 1), 0), 2**32 - 1)  # the file has a uint32 for it

@@ -20,6 +20,7 @@ from surgeon_kernels.formats import FORMATS
 _F32 = FORMATS["F32"].number
 _I32 = struct.Struct("<i")
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
+MOST_ROWS = 2**53  # of activations; keeps sums of counts exact
 _COLLECT = "collect it again with llama-imatrix"
 
 
@@ -96,8 +97,10 @@ def _read_entry(path: Path, file: GGUFFile, infos: dict[str, TensorInfo], name: 
         )
     values = _finite(path, name, _floats(file, sums))
     seen = _finite(path, name, _floats(file, counts))
-    if (seen < 0).any():
-        raise ImatrixError(f"{path}: {name} has a negative count; {_COLLECT}")
+    if (seen < 0).any() or (seen > MOST_ROWS).any():
+        raise ImatrixError(
+            f"{path}: {name} has the impossible count {seen.max() if seen.min() >= 0 else seen.min()}; {_COLLECT}"
+        )
     # lround: halves away from zero
     return ImatrixEntry(values.reshape(-1, sums.ne[0]), np.floor(seen.astype(np.float64) + 0.5).astype(np.int64))
 
@@ -210,9 +213,17 @@ def gguf_bytes(imatrix: Imatrix) -> bytes:
 def dat_bytes(imatrix: Imatrix) -> bytes:
     """The old format: per value (sum / count) * calls; entries that saw no data are left out."""
     parts = [part for name in _sorted(imatrix) if (part := _dat_entry(imatrix, name))]
+    if not parts:
+        raise ImatrixError(f"{imatrix.path}: no entry saw any data, so the old format has nothing to hold; {_COLLECT}")
     dataset = imatrix.datasets[-1].encode() if imatrix.datasets else b""
-    tail = _I32.pack(imatrix.chunk_count) + _I32.pack(len(dataset)) + dataset
+    tail = _i32(imatrix, "the number of chunks", imatrix.chunk_count) + _I32.pack(len(dataset)) + dataset
     return _I32.pack(len(parts)) + b"".join(parts) + tail
+
+
+def _i32(imatrix: Imatrix, what: str, value: int) -> bytes:
+    if not -(2**31) <= value < 2**31:
+        raise ImatrixError(f"{imatrix.path}: {what} is {value}, too many for the old format; save it as GGUF")
+    return _I32.pack(value)
 
 
 def _dat_entry(imatrix: Imatrix, name: str) -> bytes:
@@ -223,10 +234,13 @@ def _dat_entry(imatrix: Imatrix, name: str) -> bytes:
         calls = -(-int(entry.counts.max()) // max(imatrix.chunk_size, 1))
         if calls == 0:
             return b""
-        values = imatrix.weights(name) * np.float32(calls)
+        with np.errstate(over="ignore"):
+            values = imatrix.weights(name) * np.float32(calls)
+    _finite(imatrix.path, name, values.ravel())
     raw = name.encode()
     data = values.astype("<f4").tobytes()
-    return _I32.pack(len(raw)) + raw + _I32.pack(calls) + _I32.pack(values.size) + data
+    calls_field = _i32(imatrix, f"the number of calls of {name}", calls)
+    return _I32.pack(len(raw)) + raw + calls_field + _I32.pack(values.size) + data
 
 
 def _sorted(imatrix: Imatrix) -> list[str]:

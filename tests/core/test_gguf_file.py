@@ -68,6 +68,10 @@ def test_bytes_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
         assert file.kv["tokens"].decode() == ["��", "ok"]
 
 
+def test_a_file_name_that_is_not_utf8_is_stored_as_it_is() -> None:
+    assert Value.of(ValueType.STRING, os.fsdecode(b"a\xff")).raw == struct.pack("<Q", 2) + b"a\xff"
+
+
 @pytest.mark.parametrize(
     ("type_", "value"),
     [(ValueType.UINT8, 256), (ValueType.INT32, 2**31), (ValueType.UINT32, -1), (ValueType.FLOAT32, "x")],

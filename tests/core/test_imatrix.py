@@ -219,7 +219,8 @@ def test_coverage_names_entries_without_a_tensor(tmp_path: Path) -> None:
         ({"w.in_sum2": ONES, "w.counts": np.ones((2, 1), F)}, None, "sums for 1 matrices, but 2 counts"),
         ({"w.in_sum2": ONES * F(np.inf), "w.counts": COUNT}, None, "w has the value inf in channel 0"),
         ({"w.in_sum2": ONES, "w.counts": COUNT * F(np.nan)}, None, "w has the value nan"),
-        ({"w.in_sum2": ONES, "w.counts": -COUNT}, None, "negative count"),
+        ({"w.in_sum2": ONES, "w.counts": -COUNT}, None, "impossible count -1536"),
+        ({"w.in_sum2": ONES, "w.counts": COUNT * F(1e30)}, None, "impossible count 1.5"),
         ({}, None, "holds no entries"),
         ({"w.in_sum2": ONES, "w.counts": COUNT}, {}, "imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size"),
         ({"w.in_sum2": ONES, "w.counts": COUNT}, KV | {"imatrix.chunk_size": "512"}, "uint32, not string"),
@@ -335,6 +336,8 @@ def test_saving_replaces_the_file_in_one_step(tmp_path: Path) -> None:
 def test_entries_that_saw_nothing_are_left_out_of_the_old_format(tmp_path: Path) -> None:
     save_dat(matrix({"seen": entry([[512]], [512]), "unseen": entry([[0]], [0])}), tmp_path / "a.dat")
     assert list(load_imatrix(tmp_path / "a.dat").entries) == ["seen"]
+    with pytest.raises(ImatrixError, match="no entry saw any data"):
+        save_dat(matrix({"unseen": entry([[0]], [0])}), tmp_path / "b.dat")
 
 
 def test_a_sum_beyond_float32_is_not_saved(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -344,4 +347,32 @@ def test_a_sum_beyond_float32_is_not_saved(tmp_path: Path, recwarn: pytest.Warni
     with pytest.raises(ImatrixError, match="w has the value inf in channel 1"):
         save_gguf(matrix({"w": entry([[1, 3e38]], [1])}, is_legacy=True), tmp_path / "a.gguf")
     assert os.listdir(tmp_path) == []
+    assert not recwarn.list
+
+
+extremes = st.sampled_from([0, 0.4, 0.6, 1, 3, 1e10, 1e15, 1e30, -1, 3e38]) | st.floats(0, 2**24, width=32)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sums=st.lists(extremes, min_size=4, max_size=4),
+    counts=st.lists(extremes, min_size=2, max_size=2),
+    chunks=st.sampled_from([0, 3, 2**31, 2**32 - 1]),
+    size=st.sampled_from([0, 1, 512, 2**32 - 1]),
+)
+def test_extreme_numbers_are_converted_or_refused(
+    sums: list[float], counts: list[float], chunks: int, size: int, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    kv = KV | {"imatrix.chunk_count": chunks, "imatrix.chunk_size": size}
+    tensors = {"w.in_sum2": np.array(sums, F).reshape(2, 2), "w.counts": np.array(counts, F).reshape(2, 1)}
+    message = ""
+    try:
+        imatrix = load_imatrix(gguf_imatrix(tmp_path / "a.gguf", tensors, kv))
+        save_gguf(merge([imatrix, imatrix]), tmp_path / "b.gguf")
+        save_dat(imatrix, tmp_path / "a.dat")
+        save_gguf(load_imatrix(tmp_path / "a.dat"), tmp_path / "c.gguf")
+        assert load_imatrix(tmp_path / "c.gguf").weights("w").size == 4
+    except ImatrixError as error:
+        message = str(error)
+    assert message.isprintable()
     assert not recwarn.list
