@@ -131,7 +131,7 @@ class SurgeonApp(App[int]):
         job.progress = event.progress
         total = event.progress.total_bytes
         part = event.progress.done_bytes / total if total else 1.0
-        self._status(f"writing {100 * part:.0f}%")
+        self._status("kernels" if event.progress.stage == "compiling" else f"writing {100 * part:.0f}%")
         self._show_job()
 
     @on(Written)
@@ -217,4 +217,3 @@ def run(
         code = app.return_code or 0
     # Threads that compile kernels are daemons; the interpreter need not wait for them.
     return code
-

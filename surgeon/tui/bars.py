@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from surgeon.plan import Plan
 from surgeon.tui import figures
+from surgeon.tui.describe import column_width
 from surgeon.tui.metrics import Metric, curve_fractions
 from surgeon.tui.session import Session
 from surgeon.tui.spans import Line, clean, elide_start, spread, width_of
@@ -20,7 +22,8 @@ def header(session: Session, status: str, width: int) -> list[Line]:
 
 def _model_line(session: Session, width: int) -> Line:
     model = session.model
-    facts = f"{clean(model.architecture) or 'no architecture'} · {len(model.layers)} layers · {figures.count(model.n_parameters)}"
+    layers = f"{len(model.layers)} layers · {figures.count(model.n_parameters)}"
+    facts = f"{clean(model.architecture) or 'no architecture'} · {layers}"
     right: Line = _imatrix_note(session, wide=width >= 110)
     room = width - width_of(right) - len(facts) - 14
     name = elide_start(clean(model.file.path.name), max(12, room))
@@ -43,31 +46,41 @@ def _imatrix_note(session: Session, wide: bool) -> Line:
 
 
 def _plan_line(session: Session, status: str, width: int) -> Line:
+    """The most important first; what does not fit is left out whole."""
+    right: Line = [(status, "accent"), (" ", "")] if status else []
+    room = width - 1 - width_of(right)
+    line: Line = [(" ", "")]
+    for item in _plan_items(session):
+        need = width_of(item) + len(SEPARATOR[0])
+        if need <= room:
+            line += [*item, SEPARATOR]
+            room -= need
+    return spread(line, right, width)
+
+
+def _plan_items(session: Session) -> list[Line]:
     plan, resolution = session.plan, session.resolution
-    before, after = session.model.nbytes, resolution.data_bytes
+    before, after = session.model.file.nbytes, resolution.total_bytes
     shrunk = 100 * (1 - after / before) if before else 0.0
-    items: list[Line] = [[(plan.file_type, "changed" if plan.file_type != "COPY" else "muted")]]
-    items.append(
+    items: list[Line] = [
+        [(plan.file_type, "changed" if plan.file_type != "COPY" else "muted")],
         [
             (f"{figures.size(before)} → ", "muted"),
             (figures.size(after), "strong"),
-            (f" {'▼' if shrunk >= 0 else '▲'}{abs(shrunk):.0f}%", "changed" if after != before else "faint"),
-        ]
-    )
-    items.append([(f"{resolution.bpw:.2f}", "strong"), (" bpw", "muted")])
+            (f" {'▼' if shrunk >= 0 else '▲'}{abs(shrunk):.0f}%", "changed" if plan != Plan() else "faint"),
+        ],
+        [(f"{resolution.bpw:.2f}", "strong"), (" bpw", "muted")],
+    ]
     if plan.pruned:
         items.append([(f"✗ {len(plan.pruned)} pruned", "pruned")])
+    items.append(problem_note(session))
+    if session.marks:
+        items.append([(f"● {len(session.marks)} marked", "marked")])
     if plan.rules:
         items.append([(f"{len(plan.rules)} rule{'s' * (len(plan.rules) > 1)}", "text")])
     if plan.types:
         items.append([(f"{len(plan.types)} by hand", "text")])
-    if session.marks:
-        items.append([(f"● {len(session.marks)} marked", "marked")])
-    items.append(problem_note(session))
-    line: Line = [(" ", "")]
-    for item in items:
-        line += [*item, SEPARATOR]
-    return spread(line, [(status, "accent"), (" ", "")] if status else [], width)
+    return items
 
 
 def problem_note(session: Session) -> Line:
@@ -93,21 +106,21 @@ def strip(session: Session, metric: Metric, layer: int | None, width: int) -> Li
         values = [float(session.layers[number].nbytes) for number in layers]
         label = f" {'size':<8}"
     room = max(1, width - len(label) - 12)
-    each, wide = -(-len(layers) // room), max(1, min(4, room // len(layers)))
+    each = -(-len(layers) // room)
+    wide, gap = column_width(room, len(layers))
     line: Line = [(label, "head")]
     parts = curve_fractions(metric, values)
     for start in range(0, len(layers), each):
-        line.append(_strip_cell(session, layers[start : start + each], parts[start : start + each], layer, wide))
+        line.append(_strip_cell(session, layers[start : start + each], parts[start : start + each], layer, (wide, gap)))
     where = f" layer {layer}" if layer is not None else ""
     return [*line, (where, "muted")]
 
 
 def _strip_cell(
-    session: Session, layers: Sequence[int], parts: Sequence[float | None], layer: int | None, wide: int
+    session: Session, layers: Sequence[int], parts: Sequence[float | None], layer: int | None, shape: tuple[int, str]
 ) -> tuple[str, str]:
     here = layer is not None and layer in layers
-    gap = " " if wide > 1 else ""
-    wide -= len(gap)
+    wide, gap = shape
     if all(number in session.plan.pruned for number in layers):
         return "✗" * wide + gap, "strip-pruned-here" if here else "pruned"
     known = [part for part in parts if part is not None]

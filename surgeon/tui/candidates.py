@@ -61,7 +61,7 @@ def type_candidates(session: Session, tensors: Sequence[Tensor]) -> Iterator[Can
             name=name,
             bpw=FORMATS[name].bpw,
             nbytes=sum(op.nbytes for op in ops),
-            total=resolution.data_bytes,
+            total=resolution.total_bytes,
             total_bpw=resolution.bpw,
             note=missing_kernel(name) or _needs(session, name, tensors),
             actual="/".join(became),
@@ -82,8 +82,8 @@ def base_candidates(session: Session) -> Iterator[Candidate]:
         yield Candidate(
             name=file_type.name,
             bpw=FORMATS[file_type.base].bpw if file_type.base else 0.0,
-            nbytes=resolution.data_bytes,
-            total=resolution.data_bytes,
+            nbytes=resolution.total_bytes,
+            total=resolution.total_bytes,
             total_bpw=resolution.bpw,
             note=f"no kernel yet: {' '.join(missing)}" if missing else "",
         )
@@ -91,9 +91,10 @@ def base_candidates(session: Session) -> Iterator[Candidate]:
 
 def measured_errors(
     session: Session, tensor: Tensor, types: Sequence[str], cancelled: threading.Event
-) -> Iterator[tuple[str, float]]:
+) -> Iterator[tuple[str, float | None]]:
     """(type, relative error) for each of `types` that fits: sqrt(sum w (x - q)^2 / sum w x^2) over a sample of rows.
 
+    Before each there is (type, None): compiling a kernel for the first time takes seconds, and that should be seen.
     w is the importance matrix where there is one. Raises SurgeonError when the tensor cannot be read or decoded.
     """
     import numpy as np
@@ -109,6 +110,7 @@ def measured_errors(
             continue
         if name in REQUIRES_IMATRIX and weights is None:
             continue
+        yield name, None
         try:
             error = surgeon_kernels.quantization_error(rows, name, weights)
         except ValueError as reason:

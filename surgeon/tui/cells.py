@@ -140,7 +140,7 @@ def _name(row: Row, width: int) -> Line:
         return [(fold, "muted"), (text, "strong"), (fit(f"  {_role(row)}", width - len(text)), "faint")]
     role = "faint" if row.pruned else "text"
     if row.depth:
-        return [("    ", ""), (fit(_shared_sign(row) + clean(row.tensor.short), width - 2), role)]
+        return [("  ", ""), (_shared_sign(row), "faint"), (fit(clean(row.tensor.short), width - 2), role)]
     return [("  ", ""), (fit(clean(row.name.removesuffix(".weight")), width), role)]
 
 
@@ -149,7 +149,7 @@ def _role(row: LayerRow) -> str:
 
 
 def _shared_sign(row: TensorRow) -> str:
-    return "≡" if row.session.shares_input(row.name) else " "
+    return "≡ " if row.session.shares_input(row.name) else "  "
 
 
 def _cell(row: Row, column: Column) -> Line:
@@ -194,7 +194,7 @@ def shape_text(tensor: Tensor) -> str:
 
 def _shape(row: Row) -> tuple[str, str]:
     if isinstance(row, LayerRow):
-        return f"{figures.count(row.layer_.n_elements)} in {len(row.layer_.tensors)}", "faint"
+        return figures.count(row.layer_.n_elements), "faint"
     return shape_text(row.tensor), "faint" if row.pruned else "muted"
 
 

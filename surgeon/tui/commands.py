@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from surgeon import plan as plans
 from surgeon.errors import SurgeonError
@@ -137,7 +138,7 @@ def without_option(plan: Plan, option: str) -> Plan:
     attribute = "know_risks" if name == "--i-know" else name[2:].replace("-", "_")
     if attribute == "override_kv":
         return replace(plan, override_kv=tuple(entry for entry in plan.override_kv if str(entry) != value))
+    rest: dict[str, Any] = {attribute: None if attribute.endswith("_type") else False}
     if attribute in ("include_weights", "exclude_weights"):
-        kept = tuple(part for part in getattr(plan, attribute) if part != value)
-        return replace(plan, **{attribute: kept})
-    return replace(plan, **{attribute: None if attribute.endswith("_type") else False})
+        rest = {attribute: tuple(part for part in getattr(plan, attribute) if part != value)}
+    return replace(plan, **rest)

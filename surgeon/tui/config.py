@@ -58,7 +58,8 @@ def _checked(table: dict[str, Any], path: Path) -> Config:
             problems.append(f"{path}: keys.{name} = {value!r}: there is no such action, ? lists them")
     for name, value in table.items():
         if name in _CHECKS and _CHECKS[name](value):
-            config = replace(config, **{name: tuple(value) if isinstance(value, list) else value})
+            setting: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value}
+            config = replace(config, **setting)
         else:
             problems.append(f"{path}: {name} = {value!r} is not understood")
     return replace(config, problems=tuple(problems))

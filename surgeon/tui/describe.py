@@ -78,11 +78,15 @@ def _layer_facts(row: LayerRow) -> list[Line]:
         return [[(tensors, "text")], [(f"pruned, {figures.size(summary.before)} less", "pruned")]]
     lines: list[Line] = [
         [(tensors, "text")],
-        [(f"{figures.size(summary.before)} → {figures.size(summary.nbytes)} · {summary.bpw:.2f} bpw", "text")],
+        [(f"{_sizes(summary.before, summary.nbytes)} · {summary.bpw:.2f} bpw", "text")],
     ]
     if summary.number != row.layer:
         lines.append([(f"layer {row.layer} → {summary.number} in the output", "changed")])
     return lines
+
+
+def _sizes(before: int, after: int) -> str:
+    return figures.size(after) if before == after else f"{figures.size(before)} → {figures.size(after)}"
 
 
 def _why_lines(row: Row, width: int) -> list[Line]:
@@ -109,9 +113,9 @@ def missing(row: Row, session: Session) -> str:
     """Why there are no statistics."""
     if session.imatrix is None:
         return "no statistics: i loads an imatrix"
-    if isinstance(row, TensorRow) and not session.covered(row.name):
-        return "not in the imatrix"
-    return "no statistics"
+    if isinstance(row, TensorRow) and row.name in session.uncovered:
+        return "the imatrix does not cover this tensor"
+    return "no statistics: nothing is multiplied with it that an imatrix measures"
 
 
 def _statistics_run(row: Row) -> list[Line]:
@@ -163,14 +167,15 @@ def curve_lines(row: Row, metric: Metric, width: int, height: int) -> list[Line]
     session = row.session
     layers = [layer.index for layer in session.model.layers]
     short = None if isinstance(row, LayerRow) else row.tensor.short
-    if short is not None and row.layer is None or not layers:
+    if (short is not None and row.layer is None) or not layers:
         return []
     if short is None and not metric.on_layers:
         metric = METRICS["sum"]
     values = session.measurements.curve(metric, short, layers)
     if all(value is None for value in values):
         return []
-    label = f"{metric.title} of {short or 'the layers'} over layers {layers[0]}-{layers[-1]}"
+    whose = f"{metric.title} of {short}" if short else metric.title
+    label = f"{whose} over layers {layers[0]}-{layers[-1]}"
     at = layers.index(row.layer) if row.layer in layers else None
     if height == 1:
         room = max(8, width - len(label) - 2)
@@ -182,15 +187,21 @@ def curve_lines(row: Row, metric: Metric, width: int, height: int) -> list[Line]
 
 def _curve_row(fractions: Sequence[float | None], at: int | None, width: int, level: int, height: int) -> Line:
     """One row of the plot; `level` 0 is the lowest. Columns are as wide as fit, or several layers share one."""
-    wide = max(1, min(3, width // len(fractions)))
+    wide, gap = column_width(width, len(fractions))
     line: Line = []
     for start, group in _groups(fractions, width):
         known = [part for part in group if part is not None]
         part = max(known) if known else None
         here = at is not None and start <= at < start + len(group)
         role = "changed" if here else figures.ramp(part or 0)
-        line.append((_fill(part, level, height) * wide, role))
+        line.append((_fill(part, level, height) * wide + gap, role))
     return _merged(line)
+
+
+def column_width(width: int, count: int) -> tuple[int, str]:
+    """Cells of each of `count` columns in `width` cells, and the gap after it: none where it is tight."""
+    wide = max(1, min(4, width // max(1, count)))
+    return (wide - 1, " ") if wide > 1 else (1, "")
 
 
 def _groups(values: Sequence[float | None], width: int) -> list[tuple[int, Sequence[float | None]]]:
@@ -208,9 +219,9 @@ def _fill(part: float | None, level: int, height: int) -> str:
 def _pointer(at: int | None, count: int, width: int) -> Line:
     if at is None:
         return []
-    wide = max(1, min(3, width // count))
+    wide, gap = column_width(width, count)
     each = -(-count // max(1, width))
-    return [(" " * (at // each * wide), ""), ("▲", "changed"), (f" {at}", "muted")]
+    return [(" " * (at // each * (wide + len(gap))), ""), ("▲", "changed"), (f" {at}", "muted")]
 
 
 def _merged(line: Line) -> Line:

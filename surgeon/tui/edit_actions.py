@@ -10,7 +10,7 @@ from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
 from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker
 from surgeon.tui.rows import TensorRow
-from surgeon.tui.session import layer_number
+from surgeon.tui.session import Scope, layer_number
 from surgeon.tui.spans import Line
 from surgeon.tui.workbench import Workbench
 
@@ -72,7 +72,7 @@ class EditActions(Workbench):
     def action_untype(self) -> None:
         row = self.row
         if row is not None:
-            scope = "marked" if self.session.marks else "row"
+            scope: Scope = "marked" if self.session.marks else "row"
             names = [tensor.name for tensor in self.session.scope(scope, row.key)]
             by_hand = dict(self.session.plan.types)
             names = [name for name in names if name in by_hand]
@@ -101,7 +101,7 @@ class EditActions(Workbench):
 
     def _sizes(self) -> str:
         resolution = self.session.resolution
-        return f"{figures.size(resolution.data_bytes)}, {resolution.bpw:.2f} bpw"
+        return f"{figures.size(resolution.total_bytes)}, {resolution.bpw:.2f} bpw"
 
     # --- rules
 
@@ -120,7 +120,9 @@ class EditActions(Workbench):
         was = self.session.resolution
         now = {op.source: op.to_type for op in resolution.kept}
         changed = sum(op.action != "drop" and now.get(op.source) != op.to_type for op in was.ops)
-        sizes = f"{figures.size(resolution.data_bytes)}  {resolution.bpw:.2f} bpw"
+        if not changed and edit.plan.file_type == "COPY" and edit.plan.rules:
+            return True, [("COPY asks no rule: choose a base type with m, or write base q4_k_m", "warning")]
+        sizes = f"{figures.size(resolution.total_bytes)}  {resolution.bpw:.2f} bpw"
         return True, [(f"{changed} tensors change", "accent" if changed else "warning"), (f"  → {sizes}", "text")]
 
     def apply_command(self, text: str | None) -> None:
@@ -134,6 +136,8 @@ class EditActions(Workbench):
             return
         self.plan_changed()
         self.say(f"{edit.label}: {self._sizes()}" if changed else f"{edit.label}: nothing changes")
+        if changed and self.session.plan.file_type == "COPY" and self.session.plan.rules:
+            self.say("rules act on a base type; COPY has none: choose one with m", "warning")
 
     def action_rules(self) -> None:
         self.app.push_screen(Rules(self.session), lambda _: self.show_rows())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from humanize import naturalsize
 
 LEVELS = "▁▂▃▄▅▆▇█"
-EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 def size(nbytes: float) -> str:
@@ -52,10 +51,9 @@ def level(fraction: float) -> str:
 
 
 def bar(fraction: float, width: int) -> str:
-    """A horizontal bar of `width` cells, in eighths of a cell; never quite empty, so that a low value is seen."""
-    eighths = max(1, round(min(1.0, max(0.0, fraction)) * width * 8))
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (EIGHTHS[rest - 1] if rest else "")).ljust(width)
+    """A thin bar of `width` cells in steps of half a cell; never quite empty, so that a low value is seen."""
+    halves = max(1, round(min(1.0, max(0.0, fraction)) * width * 2))
+    return ("━" * (halves // 2) + "╸" * (halves % 2)).ljust(width)
 
 
 def ramp(fraction: float) -> str:

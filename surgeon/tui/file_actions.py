@@ -61,7 +61,9 @@ class FileActions(Workbench):
         path = Path(text).expanduser()
         if path.exists():
             question = f"{path} is there already. Replace it?"
-            self.app.push_screen(Confirm("replace", question, "replace it"), lambda yes: self.save_to(path) if yes else None)
+            self.app.push_screen(
+                Confirm("replace", question, "replace it"), lambda yes: self.save_to(path) if yes else None
+            )
         else:
             self.save_to(path)
 
@@ -152,5 +154,3 @@ def writable_file(text: str) -> tuple[bool, Line]:
     except (OSError, ValueError) as error:
         return False, [(clean(str(error)), "muted")]
     return True, [("a new file", "accent")]
-
-

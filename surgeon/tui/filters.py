@@ -108,7 +108,7 @@ def _comparison(key: str, sign: str, operand: str) -> Predicate:
         return _equality(key, sign, operand)
     prefix, _, last = key.rpartition(".")
     last = _ALIASES.get(last, last)
-    if prefix not in ("", "layer") or last not in METRICS and (prefix or last not in _NUMBERS):
+    if prefix not in ("", "layer") or (last not in METRICS and (prefix or last not in _NUMBERS)):
         known = ", ".join((*_TEXTS, *_NUMBERS, *METRICS))
         raise ValueError(f"{key}: no such column; known are {known}")
     key = f"{prefix}.{last}" if prefix else last

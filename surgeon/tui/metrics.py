@@ -106,9 +106,10 @@ def scale_of(metric: Metric, values: Iterable[float | None]) -> tuple[float, flo
     return (min(known), max(known)) if known else None
 
 
-def place(metric: Metric, scale: tuple[float, float] | None, value: float) -> float:
+def place(metric: Metric, scale: tuple[float, float] | None, value: float) -> float | None:
+    """Where `value` lies on the scale, 0-1; None when all values are the same, so that there is nothing to compare."""
     if scale is None or scale[1] <= scale[0]:
-        return 0.5
+        return None
     return (_stretch(metric, value) - scale[0]) / (scale[1] - scale[0])
 
 

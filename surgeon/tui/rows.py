@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from surgeon.model import Layer, Tensor
 from surgeon.resolve import TensorOp
@@ -165,11 +166,12 @@ def _sorted(rows: Iterable[Row], view: View) -> list[Row]:
         return rows
     ranked = [(value, row) for row in rows if (value := sort_value(row, view.sort)) is not None]
     rest = [row for row in rows if sort_value(row, view.sort) is None]
-    ranked.sort(key=lambda pair: pair[0], reverse=view.descending)  # type: ignore[arg-type,return-value]
+    ranked.sort(key=lambda pair: pair[0], reverse=view.descending)
     return [*(row for _, row in ranked), *rest]
 
 
-def sort_value(row: Row, key: str) -> float | str | None:
+def sort_value(row: Row, key: str) -> Any:
+    """What the row is ranked by, a number or a text; None when it has no value."""
     if key in METRICS:
         return row.metric(key)
     if isinstance(row, LayerRow):

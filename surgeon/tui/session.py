@@ -86,7 +86,7 @@ class Session:
         return layer_roles(self.model)
 
     def shares_input(self, name: str) -> tuple[str, ...]:
-        """Short names of the tensors of the same layer that see the same input: equal statistics, not a guess by name."""
+        """Short names of the tensors of the same layer that see the same input; told by their statistics, not names."""
         return self._shared.get(name, ())
 
     # --- edits

@@ -13,7 +13,7 @@ Span = tuple[str, str]
 Line = list[Span]
 
 # A tensor name or a path may hold anything; an escape sequence in it must not reach the terminal.
-CONTROLS = {code: " " for code in (*range(32), *range(127, 160))}
+CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ")
 
 
 def clean(text: str) -> str:

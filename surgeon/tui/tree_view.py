@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.style import Style
 from textual import events
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class TreeView(ScrollView, can_focus=True):
     """Rows with a cursor. It knows no plan: the screen gives it rows, and hears `Moved` and `Chosen` from it."""
 
-    app: SurgeonApp  # type: ignore[assignment]
-    COMPONENT_CLASSES = {"tree--cursor"}
+    app: SurgeonApp
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"tree--cursor"}
 
     class Moved(Message):
         """The cursor stands on another row."""
@@ -34,8 +34,8 @@ class TreeView(ScrollView, can_focus=True):
     class Chosen(Message):
         """A click on the row under the cursor."""
 
-    def __init__(self, session: Session, *, id: str | None = None) -> None:
-        super().__init__(id=id)
+    def __init__(self, session: Session, *, name: str) -> None:
+        super().__init__(id=name)
         self.session = session
         self.rows: list[Row] = []
         self.columns: tuple[str, ...] = DEFAULT_COLUMNS

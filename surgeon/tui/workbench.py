@@ -33,7 +33,7 @@ DETAIL_DELAY = 0.08  # seconds the cursor must rest before the detail pane follo
 class Workbench(Screen[None]):
     """Header, strip, tree, detail pane, key bar. State is in `session` (the plan) and `view` (how it is looked at)."""
 
-    app: SurgeonApp  # type: ignore[assignment]
+    app: SurgeonApp
 
     def __init__(self, session: Session, config: Config) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ class Workbench(Screen[None]):
         self._message: Line = []
 
     def compose(self) -> ComposeResult:
-        yield Canvas(self._header, id="header")
-        yield Canvas(self._strip, id="strip")
-        yield Canvas(self._heads, id="heads")
+        yield Canvas(self._header, name="header")
+        yield Canvas(self._strip, name="strip")
+        yield Canvas(self._heads, name="heads")
         with Horizontal(id="middle"):
-            yield TreeView(self.session, id="tree")
-            yield Canvas(self._detail, id="detail")
-        yield Canvas(self._bar, id="bar")
+            yield TreeView(self.session, name="tree")
+            yield Canvas(self._detail, name="detail")
+        yield Canvas(self._bar, name="bar")
 
     def on_mount(self) -> None:
         self.tree_.columns = self.config.columns
@@ -148,7 +148,7 @@ class Workbench(Screen[None]):
             return [
                 [
                     (" / ", "key"),
-                    (self.view.filter.text, "strong"),
+                    (clean(self.view.filter.text), "strong"),
                     (f"   {shown} rows   ", "muted"),
                     ("Esc", "key"),
                     (" clears it", "muted"),

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 class Dialog(ModalScreen[Result | None]):
     """Dismissed with its answer, or with None on Escape."""
 
-    app: SurgeonApp  # type: ignore[assignment]
+    app: SurgeonApp
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "leave", show=False)]
 
     def action_leave(self) -> None:

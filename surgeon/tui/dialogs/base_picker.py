@@ -17,12 +17,19 @@ from surgeon.tui.dialogs.base import Choices
 from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
 from surgeon.tui.session import Session
 from surgeon.tui.spans import Line, fit
+from surgeon_kernels.formats import FORMATS
 
 _HEAD: Line = [("  base             size    bpw", "head")]
 
 
+def _bits(name: str) -> float:
+    base = FILE_TYPES[name].base
+    return FORMATS[base].bpw if base else 99.0
+
+
 class BasePicker(CandidateDialog):
-    names = ("COPY", *sorted((n for n in FILE_TYPES if n not in ("COPY", "Q3_K", "Q4_K", "Q5_K")), key=str))
+    # Most bits first; the short names of the _M mixes are left out.
+    names = tuple(sorted(FILE_TYPES.keys() - {"Q3_K", "Q4_K", "Q5_K"}, key=lambda name: (-_bits(name), name)))
 
     def __init__(self, session: Session) -> None:
         super().__init__()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TypeVar
 
 from rich.text import Text
 from textual.message import Message
@@ -14,8 +12,6 @@ from surgeon.errors import SurgeonError
 from surgeon.tui.candidates import Candidate
 from surgeon.tui.dialogs.base import Choices, Dialog, text_of
 from surgeon.tui.spans import Line
-
-Item = TypeVar("Item")
 
 
 class Came(Message):
@@ -49,8 +45,9 @@ class CandidateDialog(Dialog[str]):
         self.generation += 1
         self._stop.set()
         self._stop = threading.Event()
-        run = partial(self._run, source, self._stop, self.generation)
-        self.run_worker(run, thread=True, exit_on_error=False, group="candidates")
+        arguments = (source, self._stop, self.generation)
+        # A daemon, not textual's worker: a kernel being compiled cannot be interrupted, and quitting must not wait.
+        threading.Thread(target=self._run, args=arguments, name="candidates", daemon=True).start()
 
     def _run(
         self, source: Callable[[threading.Event], Iterator[object]], stop: threading.Event, generation: int
@@ -62,6 +59,8 @@ class CandidateDialog(Dialog[str]):
                 self.post_message(Came(generation, item))
         except SurgeonError as error:
             self.post_message(Came(generation, str(error)))
+        except Exception as error:  # a defect costs the figures, not the session
+            self.post_message(Came(generation, f"{type(error).__name__}: {error}"))
 
     def on_unmount(self) -> None:
         self._stop.set()

@@ -17,7 +17,7 @@ from surgeon.tui.spans import Line, fit
 
 class ColumnChooser(Dialog[tuple[str, ...]]):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "toggle", "show or hide", show=False, priority=True),
+        Binding("space", "choose", "show or hide", show=False, priority=True),
         Binding("J", "shift(1)", "later", show=False),
         Binding("K", "shift(-1)", "earlier", show=False),
         Binding("D", "defaults", "defaults", show=False),
@@ -52,7 +52,7 @@ class ColumnChooser(Dialog[tuple[str, ...]]):
             (column.help, "muted"),
         ]
 
-    def action_toggle(self) -> None:
+    def action_choose(self) -> None:
         key = self.query_one(Choices).highlighted_id
         if key is None:
             return

@@ -33,7 +33,7 @@ class ProgressDialog(Dialog[None]):
         with Vertical(classes="dialog narrow") as frame:
             frame.border_title = "write"
             frame.border_subtitle = self._keys()
-            yield Canvas(self._lines, id="progress")
+            yield Canvas(self._lines, name="progress")
 
     def _keys(self) -> str:
         return "Esc stops it · b lets it run behind" if self.job.running else "Enter closes"
@@ -77,7 +77,8 @@ def progress_lines(progress: Progress, width: int) -> list[Line]:
     part = progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
     lines: list[Line] = [_bar("all", part, width)]
     if progress.stage == "compiling":
-        note = f"making the kernels ready (first use only): {progress.tensor}"
+        waited = figures.duration(progress.elapsed)
+        note = f"making the kernels ready, first use only: {progress.tensor}  {waited}"
         return [*lines, [], [(fit(note, width), "muted")]]
     if progress.stage == "syncing":
         return [*lines, [], [("waiting for the disk, then reading the headers back", "muted")]]

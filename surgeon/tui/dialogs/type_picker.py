@@ -40,6 +40,7 @@ class TypePicker(CandidateDialog):
         self.session, self.row, self.errors = session, row, errors
         self.scopes = available_scopes(session, row)
         self.scope: Scope = "marked" if "marked" in self.scopes else self.scopes[0]
+        self.measuring = ""
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as frame:
@@ -93,14 +94,16 @@ class TypePicker(CandidateDialog):
             self.show_line(event.item.name)
         elif isinstance(event.item, tuple):
             name, error = event.item
-            self.errors[name] = error
+            self.measuring = name if error is None else ""
+            if error is not None:
+                self.errors[name] = error
             self.show_line(name)
         else:
             self.query_one("#answer", Static).update(self.text([[(str(event.item), "warning")]]))
 
     def line(self, name: str) -> Line:
         if name == BY_MIX:
-            return [(fit("mix and rules", 44), "text"), ("as the base type and rules say", "muted")]
+            return [("by mix", "text"), ("    as the base file type and the rules say", "muted")]
         candidate = self.found.get(name)
         role = "faint" if missing_kernel(name) else "text"
         line: Line = [(fit(name, 9), role), (f"{FORMATS[name].bpw:6.3f}", "muted")]
@@ -112,7 +115,8 @@ class TypePicker(CandidateDialog):
             (f"{candidate.total_bpw:7.2f}", "muted" if role == "text" else role),
         ]
         error = self.errors.get(name)
-        line.append((f"  {error:.4f}" if error is not None else "        ", "changed"))
+        shown = f"{error:.4f}" if error is not None else "…" if name == self.measuring else ""
+        line.append((f"  {shown:<6}", "changed"))
         note = candidate.note or (f"→ {candidate.actual}" if candidate.actual else "")
         return [*line, (f"  {note}", "faint" if candidate.note else "warning")]
 
