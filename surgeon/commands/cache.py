@@ -19,10 +19,13 @@ def main(arguments: list[str]) -> int:
     import surgeon_kernels
 
     folder = surgeon_kernels.cache_directory()
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    if folder is None:
+        print("no folder can be written to, so kernels compile anew in every process; set SURGEON_CACHE_DIR to one")
+        return 0
+    everything = folder.parent  # kernels of other versions and processors lie beside this version's
     if options.clear:
-        surgeon_kernels.clear_cache()
-        print(f"{folder}: removed {len(sizes)} files, {naturalsize(sum(sizes))}")
-    else:
-        print(f"{folder}: {len(sizes)} files, {naturalsize(sum(sizes))}")
+        print(f"{everything}: removed {naturalsize(surgeon_kernels.clear_cache())}")
+        return 0
+    sizes = [path.stat().st_size for path in everything.rglob("*") if path.is_file()] if everything.exists() else []
+    print(f"{everything}: {len(sizes)} files, {naturalsize(sum(sizes))}; this version's are in {folder.name}")
     return 0

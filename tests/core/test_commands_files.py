@@ -241,23 +241,24 @@ def test_verify_shows_progress_on_a_terminal_only(
 def test_cache_tells_and_clears(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "kernels"
-    (folder / "inner").mkdir(parents=True)
-    (folder / "inner" / "a.nbi").write_bytes(bytes(2000))
-    cleared = []
-    monkeypatch.setattr(surgeon_kernels, "cache_directory", lambda: folder)
-    monkeypatch.setattr(surgeon_kernels, "clear_cache", lambda: cleared.append(folder))
-    assert output(capsys, "cache") == f"{folder}: 1 files, 2.0 kB\n"
-    assert cleared == []
-    assert output(capsys, "cache", "--clear") == f"{folder}: removed 1 files, 2.0 kB\n"
-    assert cleared == [folder]
+    monkeypatch.setenv("SURGEON_CACHE_DIR", str(tmp_path))
+    folder = surgeon_kernels.cache_directory()
+    assert folder is not None
+    root = tmp_path / "kernels"
+    assert output(capsys, "cache") == f"{root}: 0 files, 0 Bytes; this version's are in {folder.name}\n"
+    for version in (folder, root / "older"):
+        version.mkdir(parents=True)
+        (version / "a.nbi").write_bytes(bytes(2000))
+    assert output(capsys, "cache") == f"{root}: 2 files, 4.0 kB; this version's are in {folder.name}\n"
+    assert output(capsys, "cache", "--clear") == f"{root}: removed 4.0 kB\n"
+    assert not folder.exists()
+    assert output(capsys, "cache").startswith(f"{root}: 0 files")
 
 
-def test_cache_that_is_not_there_is_empty(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(surgeon_kernels, "cache_directory", lambda: tmp_path / "nothing")
-    assert output(capsys, "cache") == f"{tmp_path / 'nothing'}: 0 files, 0 Bytes\n"
+def test_cache_without_any_folder_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surgeon_kernels, "cache_directory", lambda: None)
+    for arguments in (["cache"], ["cache", "--clear"]):
+        assert "SURGEON_CACHE_DIR" in output(capsys, *arguments)
 
 
 @pytest.mark.parametrize("writes", [False, True])
