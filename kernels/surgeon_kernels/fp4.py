@@ -1,6 +1,7 @@
 """The 4-bit floats (E2M1) of MXFP4 and NVFP4: sign, two bits of exponent, one of mantissa.
 
-VALUES are doubled, so that all are whole numbers; the step that multiplies them is halved in turn. Code 8 is -0.
+VALUES are doubled, so that all are whole numbers; the step that multiplies them is halved in turn. Code 8
+is -0 by the standard, and 0 as in ggml here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from .cache import helper
 from .iq_tiles import F, Lanes
 from .lanes import absolute, int_splat, select
 
-VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, -0.0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
 
 @helper

@@ -40,11 +40,12 @@ _ZERO = np.float32(0)
 
 @helper
 def _round_away(v: Any) -> Any:
-    """Nearest integer (i32), halves away from zero: C's roundf."""
+    """Nearest integer (i32), halves away from zero: C's roundf; what to_int cannot hold stays as it gives it."""
     whole = to_int(v)
     # v - whole is exact; the sign bit of v turns a half into a step outwards
     outwards = from_bits((bits(v) & np.int32(-0x80000000)) | np.int32(0x3F800000))
-    step = select(absolute(v - to_float(whole)) >= np.float32(0.5), outwards, splat(_ZERO))
+    fraction = absolute(v - to_float(whole))
+    step = select((fraction >= np.float32(0.5)) & (fraction < np.float32(1)), outwards, splat(_ZERO))
     return whole + to_int(step)
 
 

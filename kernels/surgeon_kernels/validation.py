@@ -1,6 +1,6 @@
 """Finding NaN and infinity, as llama-quantize does in what it reads and writes (`ggml_validate_row_data`).
 
-A float16, bfloat16, float32 or float64 is invalid when all bits of its exponent are set. That is a test of 16-bit
+A float16, bfloat16 or float32 is invalid when all bits of its exponent are set. That is a test of 16-bit
 words: a rule is a list of alternatives, each a pair of (byte offset in the block, bits that are all set).
 """
 
@@ -42,7 +42,6 @@ _RULES: dict[str, list[tuple[Condition, Condition]]] = {
     "BF16": [((0, 0x7F80), (0, 0x7F80))],
     "F32": [((2, 0x7F80), (2, 0x7F80))],
     "Q8_K": [((2, 0x7F80), (2, 0x7F80))],
-    "F64": [((6, 0x7FF0), (6, 0x7FF0))],
 }
 # Exponent bits of the two halves of a 32-bit word, for the formats that are plain numbers.
 _EXPONENTS = {
@@ -87,6 +86,10 @@ def first_word(data: Any, low: Any, high: Any) -> int:
 
 def first_invalid_byte(data: NDArray[np.uint8], format_: Format) -> int:
     """Byte offset of the first invalid block (or value) in flat read-only `data`, or -1."""
+    if format_.name == "F64":  # ggml looks at the value as float32, which is what it would be converted to
+        with np.errstate(over="ignore"):
+            bad = np.flatnonzero(~np.isfinite(np.frombuffer(data, np.float64).astype(np.float32)))
+        return int(bad[0]) * 8 if bad.size else -1
     start = 0
     if format_.name in _EXPONENTS:
         found = int(first_word(data, *_EXPONENTS[format_.name]))
