@@ -58,7 +58,7 @@ def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, g
         scale = _search(xs, ws, size, size / F(5), active, points, flat, grid)
         scale = flip_signs(select(active, scale, splat(F(0))), GROUP, signs, 255)
         keep_chosen(chosen, 2, points, signs, active, GROUP)
-        d = keep_codes(chosen, scale, GROUP)
+        d = keep_codes(chosen, scale, GROUP, 15)
         put_block(out, BYTES * block, d[0], chosen)
 
 

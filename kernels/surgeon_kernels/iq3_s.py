@@ -72,7 +72,7 @@ def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, g
         scale = _search(xs, ws, size, size / F(15), active, points, flat, grid)
         scale = flip_signs(select(active, scale, splat(F(0))), GROUP, signs, 255)
         keep_chosen(chosen, 8, points, signs, active, GROUP)
-        d = keep_codes(chosen, scale, GROUP)
+        d = keep_codes(chosen, scale, GROUP, 15)
         for lane in range(0, min(LANES, groups - first), 8):
             put_block(out, BYTES * (first + lane) // 8, d[lane], chosen, lane, lane_bits(active), compat)
 

@@ -59,10 +59,10 @@ def keep_chosen(chosen: Chosen, parts: int, points: Lanes, signs: Lanes, active:
 
 
 @helper
-def keep_codes(chosen: Chosen, scale: Lanes, group: int) -> Lanes:
-    """Per lane the unrounded d of its superblock: the largest scale over 31; the codes of the scales go to memory.
+def keep_codes(chosen: Chosen, scale: Lanes, group: int, highest: int) -> Lanes:
+    """Per lane the unrounded d of its superblock; the codes of the scales, 0 ... `highest`, go to memory.
 
-    A scale is restored as d * (2 * code + 1), code 0 ... 15.
+    A scale is restored as d * (2 * code + 1); the largest one gets the highest code.
     """
     if group == 16:
         top = splat(largest(scale))
@@ -71,9 +71,9 @@ def keep_codes(chosen: Chosen, scale: Lanes, group: int) -> Lanes:
         low = largest(select(in_first, scale, splat(F(0))))
         high = largest(select(in_first, splat(F(0)), scale))
         top = select(in_first, splat(low), splat(high))
-    d = top / F(31)
+    d = top / F(2 * highest + 1)
     code = nearest_int(F(0.5) * (F(1) / d * scale - F(1)))
-    store_i32(chosen.codes, 0, maximum(int_splat(0), minimum(int_splat(15), code)))
+    store_i32(chosen.codes, 0, maximum(int_splat(0), minimum(int_splat(highest), code)))
     return d
 
 

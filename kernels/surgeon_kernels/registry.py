@@ -50,6 +50,8 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "IQ2_S": ("iq2_s", BOTH),
     "IQ3_XXS": ("iq3_xxs", BOTH),
     "IQ3_S": ("iq3_s", BOTH),
+    "IQ1_S": ("iq1_s", BOTH),
+    "IQ1_M": ("iq1_m", BOTH),
     "TQ1_0": ("tq1_0", BOTH),
     "TQ2_0": ("tq2_0", BOTH),
     "MXFP4": ("mxfp4", BOTH),
