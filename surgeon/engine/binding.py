@@ -1,0 +1,165 @@
+"""The C functions of llama.cpp that are used, with their signatures, and the checks made before any of them matters."""
+
+from __future__ import annotations
+
+import ctypes as c
+import os
+import sys
+from typing import Any
+
+from surgeon.engine.errors import INSTALL, EngineMissing
+from surgeon.engine.layouts import (
+    LOG_CALLBACK,
+    SUPPORTED,
+    Batch,
+    GgmlTensor,
+    Layout,
+    ModelParams,
+    layout_for,
+    wrong_default,
+)
+from surgeon.engine.libraries import Libraries
+
+_P, _I32, _BOOL = c.c_void_p, c.c_int32, c.c_bool
+_LLAMA: dict[str, tuple[Any, list[Any]]] = {
+    "llama_backend_init": (None, []),
+    "llama_version": (c.c_char_p, []),
+    "llama_log_set": (None, [LOG_CALLBACK, _P]),
+    "llama_supports_gpu_offload": (_BOOL, []),
+    "llama_model_default_params": (ModelParams, []),
+    "llama_model_load_from_file": (_P, [c.c_char_p, ModelParams]),
+    "llama_model_free": (None, [_P]),
+    "llama_model_get_vocab": (_P, [_P]),
+    "llama_model_n_layer": (_I32, [_P]),
+    "llama_model_n_ctx_train": (_I32, [_P]),
+    "llama_model_n_params": (c.c_uint64, [_P]),
+    "llama_model_size": (c.c_uint64, [_P]),
+    "llama_model_desc": (_I32, [_P, c.c_char_p, c.c_size_t]),
+    "llama_model_has_encoder": (_BOOL, [_P]),
+    "llama_free": (None, [_P]),
+    "llama_n_ctx": (c.c_uint32, [_P]),
+    "llama_get_memory": (_P, [_P]),
+    "llama_memory_clear": (None, [_P, _BOOL]),
+    "llama_decode": (_I32, [_P, Batch]),
+    "llama_synchronize": (None, [_P]),
+    "llama_get_logits": (_P, [_P]),
+    "llama_tokenize": (_I32, [_P, c.c_char_p, _I32, _P, _I32, _BOOL, _BOOL]),
+    "llama_vocab_n_tokens": (_I32, [_P]),
+    "llama_vocab_bos": (_I32, [_P]),
+    "llama_vocab_get_add_bos": (_BOOL, [_P]),
+    "llama_vocab_get_add_eos": (_BOOL, [_P]),
+}
+_GGML_BASE: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_op_name": (c.c_char_p, [c.c_int]),
+    "ggml_nbytes": (c.c_size_t, [c.POINTER(GgmlTensor)]),
+    "ggml_backend_buffer_is_host": (_BOOL, [_P]),
+    "ggml_backend_tensor_get": (None, [c.POINTER(GgmlTensor), _P, c.c_size_t, c.c_size_t]),
+    "ggml_backend_tensor_set": (None, [c.POINTER(GgmlTensor), _P, c.c_size_t, c.c_size_t]),
+    "ggml_backend_dev_name": (c.c_char_p, [_P]),
+    "ggml_backend_dev_description": (c.c_char_p, [_P]),
+}
+_GGML: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_backend_dev_count": (c.c_size_t, []),
+    "ggml_backend_dev_get": (_P, [c.c_size_t]),
+}
+
+
+class Binding:
+    """The loaded libraries. `llama`, `ggml` and `base` are ctypes handles whose functions have their signatures.
+
+    Raises EngineMissing where the libraries do not load or are of a build never tried.
+    """
+
+    def __init__(self, libraries: Libraries) -> None:
+        self.libraries = libraries
+        self.base = _open(libraries.ggml_base)
+        self.ggml = _open(libraries.ggml)
+        self.llama = _open(libraries.llama)
+        self.version = self._version()
+        self.layout = self._layout()
+        for handle, table in ((self.llama, _LLAMA), (self.base, _GGML_BASE), (self.ggml, _GGML)):
+            for name, signature in table.items():
+                self._declare(handle, name, signature)
+        self._context_functions()
+        self._log = LOG_CALLBACK(_log_to_stderr)
+        self.llama.llama_log_set(self._log, None)
+        if libraries.backends is not None:
+            self._declare(self.ggml, "ggml_backend_load_all_from_path", (None, [c.c_char_p]))
+            self.ggml.ggml_backend_load_all_from_path(os.fsencode(libraries.backends))
+        self.llama.llama_backend_init()
+        self._check_defaults()
+        # Operation numbers move between builds; names do not.
+        names = [self.base.ggml_op_name(number) for number in range(60)]
+        self.mul_mat, self.mul_mat_id = names.index(b"MUL_MAT"), names.index(b"MUL_MAT_ID")
+
+    @property
+    def label(self) -> str:
+        """What was used, for reports: `xllamacpp 2026.10.11549 (llama.cpp 0.6.0-dev)`."""
+        return f"{self.libraries.label} (llama.cpp {self.version})"
+
+    def devices(self) -> list[str]:
+        """Name and description of each device ggml found, `CPU` included."""
+        found = []
+        for index in range(self.ggml.ggml_backend_dev_count()):
+            device = self.ggml.ggml_backend_dev_get(index)
+            name = self.base.ggml_backend_dev_name(device).decode()
+            found.append(f"{name}: {self.base.ggml_backend_dev_description(device).decode()}")
+        return found
+
+    def _version(self) -> str:
+        function = getattr(self.llama, "llama_version", None)
+        if function is None:
+            raise EngineMissing(
+                f"{self.libraries.llama}: a llama.cpp older than 0.2, whose structs are not known; "
+                f"supported are {SUPPORTED}: {INSTALL}"
+            )
+        function.restype, function.argtypes = c.c_char_p, []
+        text: bytes = function()
+        return text.decode(errors="replace")
+
+    def _layout(self) -> Layout:
+        layout = layout_for(self.version)
+        if layout is None:
+            raise EngineMissing(
+                f"{self.libraries.llama}: llama.cpp {self.version}, whose structs are not known; "
+                f"supported are {SUPPORTED}: {INSTALL}"
+            )
+        return layout
+
+    def _declare(self, handle: c.CDLL, name: str, signature: tuple[Any, list[Any]]) -> None:
+        function = getattr(handle, name, None)
+        if function is None:
+            raise EngineMissing(f"{self.libraries.llama}: this llama.cpp has no {name}(); {INSTALL}")
+        function.restype, function.argtypes = signature
+
+    def _context_functions(self) -> None:
+        params = self.layout.context_params
+        self._declare(self.llama, "llama_context_default_params", (params, []))
+        self._declare(self.llama, "llama_init_from_model", (_P, [_P, params]))
+
+    def _check_defaults(self) -> None:
+        wrong = wrong_default(self.llama.llama_context_default_params())
+        if wrong is not None:
+            raise EngineMissing(
+                f"{self.libraries.llama}: llama.cpp {self.version} lays its parameters out in an unknown way "
+                f"({wrong}); {INSTALL}"
+            )
+
+
+def _open(path: os.PathLike[str]) -> c.CDLL:
+    try:
+        return c.CDLL(os.fspath(path), mode=c.RTLD_GLOBAL)
+    except OSError as error:
+        text = str(error)
+        if "libgomp" in text:
+            raise EngineMissing(
+                "llama.cpp needs the system's libgomp.so.1, which is missing: apt install libgomp1 "
+                "(Fedora: dnf install libgomp, Arch: pacman -S gcc-libs)"
+            ) from error
+        raise EngineMissing(f"{path} does not load: {text}; {INSTALL}") from error
+
+
+def _log_to_stderr(_level: int, text: bytes | None, _data: int | None) -> None:
+    """The child's stderr is the log file of the run."""
+    if text:
+        os.write(sys.stderr.fileno(), text)

@@ -1,0 +1,122 @@
+"""The engine's child process, `python -m surgeon.engine.child`: one job, answers on stdout, llama.cpp's log on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, cast
+
+from surgeon.engine.errors import EngineError, EngineMissing
+from surgeon.engine.protocol import (
+    BenchJob,
+    DivergenceJob,
+    Engine,
+    Failed,
+    ImatrixJob,
+    Job,
+    Loaded,
+    Message,
+    PerplexityJob,
+    PruneScanJob,
+    TaskJob,
+    read_message,
+    write_message,
+)
+
+if TYPE_CHECKING:
+    from surgeon.engine.session import Model
+
+
+def main() -> int:
+    """Run the job that arrives on stdin; exit code 0 also where the job fails, for the answer says so."""
+    answers = _private_stdout()
+    requests = sys.stdin.buffer
+    engine, job = read_message(requests), read_message(requests)
+    if not isinstance(engine, Engine) or job is None:
+        return 2
+    threading.Thread(target=_die_with_parent, args=(requests,), daemon=True).start()
+    try:
+        for message in _run(engine, cast(Job, job)):
+            write_message(answers, message)
+    except (EngineError, OSError, MemoryError) as error:
+        write_message(answers, Failed(_one_line(error), isinstance(error, EngineMissing)))
+    answers.flush()
+    # llama.cpp's own clean-up has crashed on exit in the past; nothing is left to save.
+    os._exit(0)
+
+
+def _private_stdout() -> IO[bytes]:
+    """The answers' stream; whatever else writes on stdout (ggml does) goes to the log."""
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return stream
+
+
+def _die_with_parent(requests: IO[bytes]) -> None:
+    requests.read()
+    os._exit(3)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory for this model, context or vocabulary: lower -c or -b"
+    return " ".join(str(error).split())
+
+
+def _run(engine: Engine, job: Job) -> Iterator[Message]:
+    from surgeon.engine import toy
+    from surgeon.engine.binding import Binding
+    from surgeon.engine.libraries import find_libraries
+    from surgeon.engine.session import Model
+
+    binding = Binding(find_libraries(engine.library))
+    toy.check(binding)
+    model = Model(binding, job.model, engine.n_gpu_layers)
+    threads = engine.threads or _available_cpus()
+    yield Loaded(
+        binding.label, binding.devices(), model.description, model.n_params, model.nbytes, model.n_vocab,
+        model.n_layer, model.n_ctx_train, threads,
+    )  # fmt: skip
+    yield from _answers(model, job, threads)
+    model.close()
+
+
+def _answers(model: Model, job: Job, threads: int) -> Iterator[Message]:
+    """Each job's module is imported only when it is asked for."""
+    match job:
+        case ImatrixJob():
+            from surgeon.engine import imatrix_collection
+
+            return imatrix_collection.collect(model, job, threads)
+        case PerplexityJob():
+            from surgeon.engine import perplexity
+
+            return perplexity.measure(model, job, threads)
+        case DivergenceJob():
+            from surgeon.engine import kl_divergence
+
+            return kl_divergence.measure(model, job, threads)
+        case TaskJob():
+            from surgeon.engine import tasks
+
+            return tasks.measure(model, job, threads)
+        case BenchJob():
+            from surgeon.engine import bench
+
+            return bench.measure(model, job, threads)
+        case PruneScanJob():
+            from surgeon.engine import prune_scan
+
+            return prune_scan.measure(model, job, threads)
+
+
+def _available_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The parent's side: start the child, send a job, yield what it answers, kill it when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from surgeon.engine.errors import EngineError, EngineMissing
+from surgeon.engine.protocol import Engine, Failed, Finished, Job, Message, ProtocolError, read_message, write_message
+from surgeon.errors import Cancelled
+
+_POLL_SECONDS = 0.1  # how long a cancel may go unseen
+_KEPT_LOGS = 20
+_TELLING = ("GGML_ASSERT", "GGML_ABORT", "error", "failed", "terminate called", "out of memory", "Error")
+
+
+def log_folder() -> Path:
+    """Where the logs of the last runs are kept: the user's log directory, or the temporary one without a home."""
+    import platformdirs
+
+    for folder in (Path(platformdirs.user_log_dir("surgeon")), Path(tempfile.gettempdir(), "surgeon-logs")):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    return Path(tempfile.mkdtemp(prefix="surgeon-logs-"))
+
+
+class EngineRun:
+    """One job in one child process. Iterate `messages()`; `log` is what llama.cpp and the child wrote on stderr."""
+
+    def __init__(self, engine: Engine, job: Job, cancelled: threading.Event | None = None) -> None:
+        self.engine, self.job = engine, job
+        self.cancelled = cancelled or threading.Event()
+        self.log = _new_log()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def messages(self) -> Iterator[Message]:
+        """All answers up to Finished, included.
+
+        Raises EngineError (one line) where the job fails or the child dies, EngineMissing without a usable llama.cpp,
+        Cancelled once `cancelled` is set. However the iteration ends, the child is gone afterwards.
+        """
+        with self.log.open("wb") as log:
+            process = _start(log)
+        self.process = process
+        try:
+            answers = _reader(process)
+            _send(process, self.engine, self.job)
+            while True:
+                message = self._next(answers)
+                if message is None:
+                    raise self._death(process)
+                if isinstance(message, Failed):
+                    raise (EngineMissing if message.missing else EngineError)(message.message)
+                yield message
+                if isinstance(message, Finished):
+                    return
+        finally:
+            _end(process)
+
+    def log_text(self) -> str:
+        """What was written on the log so far."""
+        return self.log.read_text(errors="replace")
+
+    def _next(self, answers: queue.SimpleQueue[Message | None]) -> Message | None:
+        while True:
+            if self.cancelled.is_set():
+                raise Cancelled("the run was cancelled")
+            with contextlib.suppress(queue.Empty):
+                return answers.get(timeout=_POLL_SECONDS)
+
+    def _death(self, process: subprocess.Popen[bytes]) -> EngineError:
+        code = process.wait(timeout=10)
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        reason = last_telling_line(self.log_text())
+        return EngineError(f"llama.cpp ended {how}{': ' + reason if reason else ''} (log: {self.log})")
+
+
+def last_telling_line(log: str) -> str:
+    """The last line of a log that looks like the reason of an end, cut to 200 characters; empty where none does."""
+    lines = [line.strip() for line in log.splitlines() if any(word in line for word in _TELLING)]
+    return lines[-1][:200] if lines else ""
+
+
+def _new_log() -> Path:
+    folder = log_folder()
+    old = sorted(folder.glob("engine-*.log"), key=lambda path: path.name)
+    for path in old[: max(0, len(old) - _KEPT_LOGS + 1)]:
+        with contextlib.suppress(OSError):  # another surgeon removed it first
+            path.unlink()
+    handle, name = tempfile.mkstemp(prefix=time.strftime("engine-%Y%m%d-%H%M%S-"), suffix=".log", dir=folder)
+    os.close(handle)
+    return Path(name)
+
+
+def _start(log: IO[bytes]) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    if "OMP_WAIT_POLICY" not in environment:
+        # OpenMP threads that spin long at every barrier make a busy machine four times slower, and an idle one no faster.
+        environment.setdefault("GOMP_SPINCOUNT", "2000")
+    return subprocess.Popen(
+        # -P: a file named like a module in the current directory must not take its place.
+        [sys.executable, "-P", "-m", "surgeon.engine.child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches the parent, which saves what there is and ends the child
+    )
+
+
+def _send(process: subprocess.Popen[bytes], engine: Engine, job: Job) -> None:
+    assert process.stdin is not None
+    # A child that is already gone is reported by its exit code, a moment later.
+    with contextlib.suppress(BrokenPipeError):
+        write_message(process.stdin, engine)
+        write_message(process.stdin, job)
+
+
+def _reader(process: subprocess.Popen[bytes]) -> queue.SimpleQueue[Message | None]:
+    """A thread that puts every answer into the queue, and None at the end of the stream."""
+    answers: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    stream = process.stdout
+    assert stream is not None
+
+    def read() -> None:
+        try:
+            while (message := read_message(stream)) is not None:
+                answers.put(message)
+        except (ProtocolError, ValueError, OSError) as error:
+            answers.put(Failed(f"the engine's child process sent something unreadable ({error})"))
+        answers.put(None)
+
+    threading.Thread(target=read, name="surgeon-engine-reader", daemon=True).start()
+    return answers
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        process.kill()
+    process.wait()
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):  # what was never read
+            process.stdin.close()

@@ -1,0 +1,214 @@
+"""Activation statistics of every matrix, as llama-imatrix collects them, and of every layer, in the same pass.
+
+For each matrix multiplication with a weight `blk.*` (and `output.weight` on request), over all rows x of its input:
+Σ x² and Σ x per channel, and the number of rows; per expert for mixture-of-experts matrices.
+For each layer, with x and y the residual stream before and after it: Σ cos(x, y), Σ x·y, Σ |x|², Σ |y|², tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.engine.errors import EngineError
+from surgeon.engine.graph import GGML_TYPE_F32, Node, rows
+from surgeon.engine.log_probabilities import Float64, negative_log_likelihood
+from surgeon.engine.perplexity import PerplexitySum
+from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Started, Step
+from surgeon.engine.session import Model, opened
+from surgeon.engine.windows import Rows, chunk_count, evaluate, read_tokens, window_size
+
+_FEWEST_ROWS = 16  # smaller batches are left out, as llama-imatrix does
+LAYER_OUTPUT = re.compile(r"l_out-(\d+)")
+FIRST_NORM = "norm-0"  # the first node of that name has the input of layer 0 as its operand
+
+
+@dataclass
+class ActivationSum:
+    """squares, sums: float32[n_mat, cols] and float64[n_mat, cols]; counts: int64[1] or, per expert, int64[n_mat].
+
+    Squares are added row after row in float32, which gives llama-imatrix's bits.
+    """
+
+    squares: NDArray[np.float32]
+    sums: Float64
+    counts: NDArray[np.int64]
+
+    @staticmethod
+    def zeros(n_mat: int, cols: int, n_counts: int) -> ActivationSum:
+        squares = np.zeros((n_mat, cols), np.float32)
+        return ActivationSum(squares, np.zeros((n_mat, cols)), np.zeros(n_counts, np.int64))
+
+    def add(self, matrix: int, x: NDArray[np.float32]) -> None:
+        """Add rows float32[n, cols] of one matrix (not the count)."""
+        self.sums[matrix] += x.sum(axis=0)
+        squares = x * x
+        squares[0] += self.squares[matrix]
+        self.squares[matrix] = np.add.reduce(squares, axis=0)
+
+
+class Collector:
+    """The eval callback: picks the nodes it wants and adds up what they hold.
+
+    Matrices that multiply the same input (attn_q, attn_k, attn_v; ffn_gate, ffn_up) share one ActivationSum, and only
+    the first of them stops the graph.
+    """
+
+    def __init__(self, model: Model, *, process_output: bool) -> None:
+        self._binding, self._process_output = model.binding, process_output
+        self.matrices: dict[str, ActivationSum] = {}
+        self.layers = np.zeros((model.n_layer, 5))
+        self._stream: NDArray[np.float32] | None = None  # residual stream after the last layer seen
+        self._input: tuple[object, str] | None = None  # the input last added, and for which weight
+        self._sharing: dict[str, str] = {}
+
+    def __call__(self, address: int, ask: bool) -> bool:
+        node = Node(self._binding, address)
+        if node.op in (self._binding.mul_mat, self._binding.mul_mat_id):
+            return self._wanted(node) if ask else self._add(node)
+        name = node.name
+        if name == FIRST_NORM and self._stream is None:
+            self._input = None
+            return True if ask else self._start_stream(node)
+        if (match := LAYER_OUTPUT.fullmatch(name)) is not None:
+            self._input = None
+            return True if ask else self._add_layer(int(match[1]), node)
+        return not ask
+
+    def start_batch(self) -> None:
+        """Forget what belongs to the batch before."""
+        self._stream = self._input = None
+
+    def _wanted(self, node: Node) -> bool:
+        weight, data = node.source(0), node.source(1)
+        if weight is None or data is None or data.type != GGML_TYPE_F32:
+            return False
+        name = weight.weight_name
+        if not (name.startswith("blk.") or (self._process_output and name == "output.weight")):
+            return False
+        if node.op == self._binding.mul_mat and data.ne[1] < _FEWEST_ROWS:
+            return False
+        return not self._shares(name, tuple(node.tensor.src[1:3]), weight.ne)
+
+    def _shares(self, name: str, inputs: tuple[object, ...], ne: tuple[int, ...]) -> bool:
+        """Whether the input was added for another weight of this graph; remembers that the two share it."""
+        key = (inputs, ne[2:])
+        if self._input is not None and self._input[0] == key and self._input[1] != name:
+            first = self._input[1]
+            if name not in self.matrices:
+                self._sharing[name] = first
+                self.matrices[name] = self.matrices[first]
+            if self._sharing.get(name) == first:
+                return True
+        if name in self._sharing:
+            raise EngineError(
+                f"{name}: shared its input with {self._sharing[name]} and now does not; nothing was saved"
+            )
+        self._input = (key, name)
+        return False
+
+    def _add(self, node: Node) -> bool:
+        weight, data = node.source(0), node.source(1)
+        assert weight is not None  # _wanted saw it
+        assert data is not None
+        experts = node.op == self._binding.mul_mat_id
+        name, n_mat = weight.weight_name, weight.ne[2] * weight.ne[3]
+        entry = self.matrices.get(name)
+        if entry is None:
+            entry = self.matrices[name] = ActivationSum.zeros(n_mat, data.ne[0], n_mat if experts else 1)
+        if entry.squares.shape != (n_mat, data.ne[0]):
+            raise EngineError(f"{name}: its input had {entry.squares.shape[1]} channels and now has {data.ne[0]}")
+        x = data.array().astype(np.float32, copy=False)
+        if experts:
+            chosen = node.source(2)
+            assert chosen is not None
+            _add_experts(entry, x[0], chosen.array()[0, 0])
+        else:
+            _add_matrices(entry, x, weight.ne)
+        if not np.isfinite(entry.squares).all():
+            raise EngineError(f"{name}: its input holds NaN or infinity; this model (or this text) cannot be used")
+        return True
+
+    def _start_stream(self, node: Node) -> bool:
+        data = node.source(0)
+        if data is not None and data.type == GGML_TYPE_F32:
+            self._stream = rows(data.array()).copy()
+        return True
+
+    def _add_layer(self, layer: int, node: Node) -> bool:
+        after = rows(node.array()).copy()
+        before, self._stream = self._stream, after
+        if before is None or before.shape != after.shape or layer >= len(self.layers):
+            return True
+        x, y = before.astype(np.float64), after.astype(np.float64)
+        dot, xx, yy = (np.einsum("ij,ij->i", a, b) for a, b in ((x, y), (x, x), (y, y)))
+        norms = np.sqrt(xx * yy)
+        cosine = np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
+        self.layers[layer] += cosine.sum(), dot.sum(), xx.sum(), yy.sum(), len(dot)
+        if layer == len(self.layers) - 1:
+            self._stream = None  # the next graph begins with layer 0 again
+        return True
+
+    def snapshot(self, chunks: int, n_ctx: int) -> Snapshot:
+        """Everything so far, in float32 as the files keep it."""
+        arrays: dict[str, NDArray[np.generic]] = {"layers": self.layers.copy()}
+        for name, entry in self.matrices.items():
+            arrays[f"squares:{name}"] = entry.squares.copy()
+            arrays[f"sum:{name}"] = entry.sums.astype(np.float32)
+            arrays[f"count:{name}"] = entry.counts.copy()
+        return Snapshot(chunks, n_ctx, arrays)
+
+
+def _add_matrices(entry: ActivationSum, x: NDArray[np.float32], ne: tuple[int, int, int, int]) -> None:
+    """x: (ne3, ne2, rows, channels), spread over the weight's ne[2] × ne[3] matrices as ggml broadcasts them."""
+    for outer in range(x.shape[0]):
+        for inner in range(x.shape[1]):
+            entry.add((outer % ne[3]) * ne[2] + inner % ne[2], x[outer, inner])
+    entry.counts[0] += x.shape[0] * x.shape[1] * x.shape[2] // (ne[2] * ne[3])
+
+
+def _add_experts(entry: ActivationSum, x: NDArray[np.float32], chosen: NDArray[np.generic]) -> None:
+    """x: (tokens, slots or 1, channels); chosen: the expert of each (token, slot)."""
+    for expert in np.unique(chosen):
+        token, slot = np.nonzero(chosen == expert)
+        entry.add(int(expert), x[token, slot % x.shape[1]])
+        entry.counts[int(expert)] += len(token)
+
+
+def collect(model: Model, job: ImatrixJob, threads: int) -> Iterator[Message]:
+    """Started, a Step per chunk (`ppl` unless turned off), a Snapshot every `save_every` chunks and last, Finished."""
+    tokens = read_tokens(model, job.text, parse_special=job.parse_special)
+    n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks, job.first_chunk)
+    yield Started(len(tokens), n_chunks, job.n_ctx)
+    begin = job.first_chunk * job.n_ctx
+    chunks = tokens[begin : begin + n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
+    collector = Collector(model, process_output=job.process_output)
+    size = window_size(model, job.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
+    sums = PerplexitySum()
+    saved = 0
+    with opened(model, size, threads, collector) as context:
+        for start in range(0, n_chunks, size.n_seq):
+            collector.start_batch()
+            for rows_ in evaluate(context, chunks[start : start + size.n_seq], 0):
+                if job.perplexity:
+                    _score(rows_, job.n_ctx // 2, sums)
+            done = min(start + size.n_seq, n_chunks)
+            yield Step(done, n_chunks, {"ppl": sums.ppl, "ppl_error": sums.ppl_error} if sums.count else {})
+            if done - saved >= job.save_every and done < n_chunks:
+                saved = done
+                yield collector.snapshot(job.first_chunk + done, job.n_ctx)
+    if not collector.matrices:
+        raise EngineError(f"{model.path}: the graph of this model has no matrix named blk.*; nothing was collected")
+    yield collector.snapshot(job.first_chunk + n_chunks, job.n_ctx)
+    yield Finished({"ppl": sums.ppl, "ppl_error": sums.ppl_error} if sums.count else {})
+
+
+def _score(rows_: Rows, first: int, sums: PerplexitySum) -> None:
+    """Add the rows from position `first` on; every position was asked for, so that the last layer sees them all."""
+    skipped = max(0, first - rows_.position)
+    if skipped < len(rows_.targets):
+        sums.add(negative_log_likelihood(rows_.logits[skipped:], rows_.targets[skipped:]))

@@ -1,0 +1,107 @@
+"""Perplexity as llama-perplexity defines it: chunks of n_ctx tokens, the second half of each scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from surgeon.engine.base_file import BaseWriter
+from surgeon.engine.errors import EngineError
+from surgeon.engine.log_probabilities import Float64, negative_log_likelihood
+from surgeon.engine.protocol import Finished, Message, PerplexityJob, Started, Step
+from surgeon.engine.session import Context, ContextSize, Model, Tokens, opened
+from surgeon.engine.windows import chunk_count, evaluate, read_tokens, window_size
+
+
+@dataclass
+class PerplexitySum:
+    """Running sums of −log p: count of scored tokens, Σ and Σ of squares."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    last: Float64 = field(default_factory=lambda: np.empty(0))
+
+    def add(self, nll: Float64) -> None:
+        self.count += len(nll)
+        self.total += float(nll.sum())
+        self.squares += float((nll * nll).sum())
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of the mean; 0 for fewer than two tokens."""
+        if self.count < 2:
+            return 0.0
+        variance = self.squares / self.count - self.mean**2
+        return math.sqrt(max(0.0, variance) / (self.count - 1))
+
+    @property
+    def ppl(self) -> float:
+        return math.exp(self.mean)
+
+    @property
+    def ppl_error(self) -> float:
+        return self.mean_error * self.ppl
+
+
+def measure(model: Model, job: PerplexityJob, threads: int) -> Iterator[Message]:
+    """Started, a Step with `ppl` after each chunk, Finished with ppl, ppl_error, n_tokens, n_chunks."""
+    tokens = read_tokens(model, job.text)
+    if job.stride > 0:
+        yield from _strided(model, job, threads, tokens)
+        return
+    n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks)
+    yield Started(len(tokens), n_chunks, job.n_ctx)
+    chunks = tokens[: n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
+    size = window_size(model, job.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
+    sums = PerplexitySum()
+    with ExitStack() as stack:
+        context = stack.enter_context(opened(model, size, threads))
+        writer = None
+        if job.save_base is not None:
+            writer = stack.enter_context(BaseWriter(job.save_base, chunks, model.n_vocab))
+        for rows in evaluate(context, chunks, job.n_ctx // 2):
+            nll = writer.add(rows) if writer is not None else negative_log_likelihood(rows.logits, rows.targets)
+            sums.add(nll)
+            if rows.ends:
+                yield Step(rows.chunk + 1, n_chunks, _figures(sums))
+        if writer is not None:
+            writer.finish()
+    yield Finished({**_figures(sums), "n_tokens": sums.count, "n_chunks": n_chunks, "n_ctx": job.n_ctx})
+
+
+def _figures(sums: PerplexitySum) -> dict[str, float]:
+    return {"ppl": sums.ppl, "ppl_error": sums.ppl_error}
+
+
+def _strided(model: Model, job: PerplexityJob, threads: int, tokens: Tokens) -> Iterator[Message]:
+    """Windows every `stride` tokens, only the last `stride` positions of each scored."""
+    if job.save_base is not None:
+        raise EngineError("log-probabilities cannot be saved with --ppl-stride: leave one of the two away")
+    if not 0 < job.stride < job.n_ctx:
+        raise EngineError(f"--ppl-stride {job.stride}: must be less than -c {job.n_ctx}")
+    chunk_count(tokens, job.n_ctx, job.text)
+    starts = range(0, len(tokens) - job.n_ctx + 1, job.stride)
+    if job.n_chunks >= 0:
+        starts = starts[: job.n_chunks]
+    yield Started(len(tokens), len(starts), job.n_ctx)
+    size = ContextSize(job.n_ctx, 1, min(job.n_batch, job.n_ctx), job.n_ubatch)
+    sums = PerplexitySum()
+    with opened(model, size, threads) as context:
+        for number, start in enumerate(starts):
+            _add_window(context, tokens[start : start + job.n_ctx], job.stride, sums)
+            yield Step(number + 1, len(starts), _figures(sums))
+    yield Finished({**_figures(sums), "n_tokens": sums.count, "n_chunks": len(starts), "n_ctx": job.n_ctx})
+
+
+def _add_window(context: Context, window: Tokens, stride: int, sums: PerplexitySum) -> None:
+    for rows in evaluate(context, window[None, :], len(window) - stride - 1):
+        sums.add(negative_log_likelihood(rows.logits, rows.targets))

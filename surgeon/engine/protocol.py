@@ -1,0 +1,245 @@
+"""Every message that crosses the pipe between surgeon and the engine's child process.
+
+A frame is: uint32 little-endian length of a JSON header, the header, then the raw bytes of the arrays it announces.
+The header is {"kind": class name, "fields": {...}, "arrays": [[name, dtype, shape], ...]}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_LIMIT = 64 << 20  # of a header: anything longer is not one of ours
+
+
+class ProtocolError(Exception):
+    """The other side sent what is no frame."""
+
+
+class Message:
+    """A dataclass of JSON values; at most one field, `arrays`, holds numpy arrays by name."""
+
+
+@dataclass(frozen=True)
+class Engine(Message):
+    """How llama.cpp is to be run. threads 0: all this process may use; n_gpu_layers: layers to offload."""
+
+    library: str | None = None
+    threads: int = 0
+    n_gpu_layers: int = 0
+
+
+# Jobs: the parent sends an Engine, then one of these; the child answers until Finished or Failed.
+
+
+@dataclass(frozen=True)
+class ImatrixJob(Message):
+    """Activations of `model` over `text`. n_chunks < 0: all; first_chunk: how many to leave out at the start."""
+
+    model: str
+    text: str
+    n_ctx: int = 512
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    first_chunk: int = 0
+    n_chunks: int = -1
+    process_output: bool = False
+    parse_special: bool = False
+    perplexity: bool = True
+    save_every: int = 10
+
+
+@dataclass(frozen=True)
+class PerplexityJob(Message):
+    """Perplexity of `model` over `text`; save_base: write the log-probabilities there; stride > 0: strided windows."""
+
+    model: str
+    text: str
+    n_ctx: int = 512
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_chunks: int = -1
+    stride: int = 0
+    save_base: str | None = None
+
+
+@dataclass(frozen=True)
+class DivergenceJob(Message):
+    """KL divergence of `model` from the saved base; `text`, if given, must give the base's tokens."""
+
+    model: str
+    base: str
+    text: str | None = None
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_chunks: int = -1
+
+
+@dataclass(frozen=True)
+class TaskJob(Message):
+    """task: hellaswag, winogrande or multiple-choice; n_tasks 0: all."""
+
+    model: str
+    task: str
+    file: str
+    n_tasks: int = 0
+    n_ctx: int = 512
+    n_batch: int = 2048
+    n_ubatch: int = 512
+
+
+@dataclass(frozen=True)
+class BenchJob(Message):
+    """tests: (prompt tokens, generated tokens) each; depth: tokens already in the cache."""
+
+    model: str
+    tests: list[list[int]]
+    repetitions: int = 5
+    depth: int = 0
+    n_batch: int = 2048
+    n_ubatch: int = 512
+
+
+@dataclass(frozen=True)
+class PruneScanJob(Message):
+    """KL divergence with each set of layers left out, against the whole model."""
+
+    model: str
+    text: str
+    layer_sets: list[list[int]]
+    n_ctx: int = 512
+    n_ubatch: int = 512
+    n_chunks: int = 8
+    base_folder: str | None = None
+
+
+# Answers
+
+
+@dataclass(frozen=True)
+class Loaded(Message):
+    """The model is ready. `engine` names the llama.cpp, `description` the model in its words."""
+
+    engine: str
+    devices: list[str]
+    description: str
+    n_params: int
+    nbytes: int
+    n_vocab: int
+    n_layer: int
+    n_ctx_train: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Started(Message):
+    """The text is read: n_tokens in all, `total` units of work (chunks, tasks, repetitions)."""
+
+    n_tokens: int
+    total: int
+    n_ctx: int
+
+
+@dataclass(frozen=True)
+class Step(Message):
+    """done of total units; values: running figures (`ppl`, `mean_kld`, `acc_norm`, ...)."""
+
+    done: int
+    total: int
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot(Message):
+    """The sums so far: arrays `squares:W` and `sum:W` float32[n_mat, cols], `count:W` int64, `layers` float64[n_layer, 5]."""
+
+    chunks: int
+    n_ctx: int
+    arrays: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class LayerDamage(Message):
+    """One layer set measured."""
+
+    layers: list[int]
+    mean_kld: float
+    ppl: float
+    same_top: float
+
+
+@dataclass(frozen=True)
+class Finished(Message):
+    """The end: the figures of the whole run, keys as in the commands' --json."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed(Message):
+    """The end: one line for the user. missing: no usable llama.cpp."""
+
+    message: str
+    missing: bool = False
+
+
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind
+    for kind in (
+        Engine, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
+        Loaded, Started, Step, Snapshot, LayerDamage, Finished, Failed,
+    )
+}  # fmt: skip
+Job = ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob
+
+
+def write_message(stream: IO[bytes], message: Message) -> None:
+    """Send one message and flush. Raises OSError (BrokenPipeError) where the other side is gone."""
+    names = [item.name for item in dataclasses.fields(message)]  # type: ignore[arg-type]
+    fields = {name: getattr(message, name) for name in names}
+    arrays: dict[str, NDArray[np.generic]] = fields.pop("arrays", {})
+    table = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
+    header = json.dumps({"kind": type(message).__name__, "fields": fields, "arrays": table}).encode()
+    stream.write(struct.pack("<I", len(header)) + header)
+    for array in arrays.values():
+        stream.write(array.tobytes())
+    stream.flush()
+
+
+def read_message(stream: IO[bytes]) -> Message | None:
+    """The next message, or None at the end of the stream. Raises ProtocolError for anything else."""
+    head = stream.read(4)
+    if not head:
+        return None
+    (length,) = struct.unpack("<I", _whole(head, 4))
+    if length > _LIMIT:
+        raise ProtocolError(f"a header of {length} bytes")
+    header = json.loads(_whole(stream.read(length), length))
+    kind = _KINDS.get(header["kind"])
+    if kind is None:
+        raise ProtocolError(f"unknown message {header['kind']}")
+    fields = header["fields"]
+    if header["arrays"] or "arrays" in {item.name for item in dataclasses.fields(kind)}:  # type: ignore[arg-type]
+        fields["arrays"] = {name: _read_array(stream, dtype, shape) for name, dtype, shape in header["arrays"]}
+    return kind(**fields)
+
+
+def _read_array(stream: IO[bytes], dtype: str, shape: list[int]) -> NDArray[np.generic]:
+    import numpy as np
+
+    array = np.empty(shape, np.dtype(dtype))
+    raw = _whole(stream.read(array.nbytes), array.nbytes)
+    return np.frombuffer(raw, array.dtype).reshape(shape)
+
+
+def _whole(data: bytes, length: int) -> bytes:
+    if len(data) != length:
+        raise ProtocolError(f"cut off after {len(data)} of {length} bytes")
+    return data

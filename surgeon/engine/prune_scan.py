@@ -1,0 +1,127 @@
+"""What leaving a layer out costs, measured: KL divergence from the whole model with each set of layers passed over.
+
+The model is loaded once. A layer is left out by overwriting its output, in the running graph, with its input, which is
+what the pruned model computes as long as no role of another layer changes with its number.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.engine.base_file import BaseFile, BaseWriter
+from surgeon.engine.errors import EngineError
+from surgeon.engine.graph import Node, rows
+from surgeon.engine.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
+from surgeon.engine.kl_divergence import Comparison, compare, statistics
+from surgeon.engine.protocol import Finished, LayerDamage, Message, PruneScanJob, Started, Step
+from surgeon.engine.session import Context, ContextSize, Model, Tokens, opened
+from surgeon.engine.windows import Rows, chunk_count, evaluate, read_tokens
+
+
+class Bypass:
+    """The eval callback that passes over the layers in `skipped` (numbers of this model)."""
+
+    def __init__(self, model: Model) -> None:
+        self._binding = model.binding
+        self.skipped: frozenset[int] = frozenset()
+        self._kept: NDArray[np.float32] | None = None
+        self.passed: set[int] = set()
+
+    def __call__(self, address: int, ask: bool) -> bool:
+        if not self.skipped:
+            return not ask
+        node = Node(self._binding, address)
+        name = node.name
+        if name == FIRST_NORM and 0 in self.skipped and self._kept is None:
+            data = node.source(0)
+            if not ask and data is not None:
+                self._kept = rows(data.array()).copy()
+            return True
+        match = LAYER_OUTPUT.fullmatch(name)
+        if match is None:
+            return not ask
+        layer = int(match[1])
+        needed = layer in self.skipped or layer + 1 in self.skipped
+        if ask or not needed:
+            return needed or not ask
+        self._pass_over(layer, node)
+        return True
+
+    def _pass_over(self, layer: int, node: Node) -> None:
+        if layer in self.skipped:
+            if self._kept is None:
+                raise EngineError(f"layer {layer} cannot be left out: the graph does not show its input")
+            node.overwrite(self._kept)
+            self.passed.add(layer)
+        else:
+            self._kept = rows(node.array()).copy()
+        if layer + 1 not in self.skipped:
+            self._kept = None
+
+
+def measure(model: Model, job: PruneScanJob, threads: int) -> Iterator[Message]:
+    """Started, a Step per chunk of each run, a LayerDamage per set of layers, Finished with the whole model's `ppl`."""
+    _require_layers(model, job.layer_sets)
+    tokens = read_tokens(model, job.text)
+    n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks)
+    runs = 1 + len(job.layer_sets)
+    yield Started(len(tokens), runs * n_chunks, job.n_ctx)
+    chunks = tokens[: n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
+    # One sequence at a time, every row an output: rows then keep their order through the last layer.
+    size = ContextSize(job.n_ctx, 1, job.n_ctx, job.n_ubatch)
+    bypass = Bypass(model)
+    with tempfile.TemporaryDirectory(prefix="surgeon-scan-", dir=job.base_folder) as folder:
+        path = str(Path(folder, "base.kld"))
+        with opened(model, size, threads, bypass) as context:
+            for chunk in _save_base(context, path, chunks):
+                yield Step(chunk + 1, runs * n_chunks)
+            base = BaseFile(path)
+            for number, layers in enumerate(job.layer_sets):
+                bypass.skipped, bypass.passed = frozenset(layers), set()
+                parts: list[Comparison] = []
+                for chunk, part in _compared(context, base):
+                    parts.append(part)
+                    yield Step((1 + number) * n_chunks + chunk + 1, runs * n_chunks)
+                if bypass.passed != bypass.skipped:
+                    raise EngineError(f"{model.path}: this model's graph does not show where its layers end")
+                figures = statistics(Comparison.joined(parts), final=False)
+                yield LayerDamage(layers, figures["mean_kld"], figures["ppl"], figures["same_top"])
+    yield Finished({"n_chunks": n_chunks, "n_ctx": job.n_ctx})
+
+
+def _require_layers(model: Model, layer_sets: list[list[int]]) -> None:
+    for layers in layer_sets:
+        wrong = [layer for layer in layers if not 0 <= layer < model.n_layer]
+        if wrong:
+            raise EngineError(f"{model.path}: has no layer {wrong[0]}; its layers are 0 to {model.n_layer - 1}")
+
+
+def _scored(context: Context, chunks: Tokens) -> Iterator[Rows]:
+    """The rows that llama-perplexity scores, out of all rows."""
+    first = chunks.shape[1] // 2
+    for window in evaluate(context, chunks, 0):
+        skipped = max(0, first - window.position)
+        if skipped < len(window.targets):
+            position = window.position + skipped
+            yield Rows(window.chunk, position, window.logits[skipped:], window.targets[skipped:], window.ends)
+
+
+def _save_base(context: Context, path: str, chunks: Tokens) -> Iterator[int]:
+    with BaseWriter(path, chunks, context.model.n_vocab) as writer:
+        for window in _scored(context, chunks):
+            writer.add(window)
+            if window.ends:
+                yield window.chunk
+        writer.finish()
+
+
+def _compared(context: Context, base: BaseFile) -> Iterator[tuple[int, Comparison]]:
+    for window in _scored(context, base.tokens):
+        start = window.position - base.n_ctx // 2
+        part = compare(window, base.rows(window.chunk, start, len(window.targets)))
+        yield window.chunk, part
