@@ -214,7 +214,9 @@ def digest(resolution: Resolution, layouts: Sequence[OutputLayout], imatrix: Ima
         state.update(layout.header.data)
     for op in resolution.kept:
         state.update(
-            repr((op.source, op.name, op.action, op.from_type, op.to_type, op.imatrix_name, op.slice)).encode()
+            repr(
+                (op.source, op.name, op.action, op.from_type, op.to_type, op.imatrix_name, op.slice, op.scale)
+            ).encode()
         )
         if imatrix is not None and op.action == "convert" and op.imatrix_name is not None:
             entry = imatrix.entries[op.imatrix_name]

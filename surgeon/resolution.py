@@ -21,7 +21,7 @@ class TensorOp:
 
     source, name: in the input and in the output (the same when dropped); nbytes: in the output; reason: one phrase for
     the user; imatrix_name: the entry that weighs the error, if any is used; slice: what stays of a tensor that holds
-    all layers side by side, when some are pruned.
+    all layers side by side, when some are pruned; scale: what an F32 tensor that is copied is multiplied by.
     """
 
     tensor: Tensor
@@ -34,6 +34,7 @@ class TensorOp:
     reason: str
     imatrix_name: str | None = None
     slice: TensorSlice | None = None
+    scale: float | None = None
 
     @property
     def ne(self) -> tuple[int, ...]:

@@ -203,6 +203,8 @@ class TensorJob:
         blocks = blocks.reshape(slab.rows, self.source_row_bytes)
         self._check_source(slab, blocks)
         blocks = self._kept_columns(blocks)
+        if self.op.scale is not None:
+            blocks.view(np.float32)[...] *= np.float32(self.op.scale)
         if not self.is_copy:
             blocks = self._converted(slab, blocks, buffers)
         try:

@@ -8,13 +8,14 @@ edits.py     the metadata keys to change
 pruning.py   all of it for one model: `prune_metadata`, `layer_roles`
 """
 
-from surgeon.anatomy.pruning import AnatomyResult, TensorSlice, layer_roles, prune_metadata
+from surgeon.anatomy.pruning import AnatomyResult, TensorScale, TensorSlice, layer_roles, prune_metadata
 from surgeon.anatomy.table import ARCHITECTURES, Anatomy, anatomy_of
 
 __all__ = [
     "ARCHITECTURES",
     "Anatomy",
     "AnatomyResult",
+    "TensorScale",
     "TensorSlice",
     "anatomy_of",
     "layer_roles",

@@ -28,7 +28,8 @@ class Derived:
     """A value that depends on the number of layers (those of multi-token prediction not counted).
 
     value: what llama.cpp takes for a model of `layers` layers; key, type: where it can be stated; readable: whether the
-    loader reads that key in a model of so many layers; fatal: the model does not load with another value.
+    loader reads that key in a model of so many layers; fatal: the model does not load with another value; absorbed_by:
+    an F32 tensor of each layer that can be multiplied by sqrt(new value / old value) to the same effect.
     """
 
     what: str
@@ -37,6 +38,7 @@ class Derived:
     type: ValueType = ValueType.UINT32
     readable: Callable[[Metadata, int], bool] = always
     fatal: bool = False
+    absorbed_by: str = ""
 
 
 def float32(value: float) -> float:
@@ -81,7 +83,8 @@ def _minicpm_scale(metadata: Metadata, layers: int) -> float:
 
 
 GEMMA2_SCALE = Derived("the divisor under the root of the attention scale", _gemma_scale(46))
-GEMMA3_SCALE = Derived("the divisor under the root of the attention scale", _gemma_scale(62))
+# The queries go from the norm through RoPE straight to the scale: its root factor can sit in the norm's weights.
+GEMMA3_SCALE = Derived("the divisor under the root of the attention scale", _gemma_scale(62), absorbed_by="attn_q_norm")
 EXAONE4_WINDOW = Derived(
     "the attention",
     lambda metadata, layers: "sliding windows and global layers without RoPE" if layers == 64 else "all global",

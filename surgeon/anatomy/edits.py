@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from surgeon.anatomy.derived import Derived
 from surgeon.anatomy.roles import Leading, Metadata, Role, Trailing
 from surgeon.anatomy.table import LAYER_NUMBERS, NOT_PER_LAYER, PER_LAYER, PER_LAYER_ABSOLUTE, Assumed
 from surgeon.gguf_values import CODES, Value, ValueType
@@ -98,25 +97,4 @@ def renumber_values(metadata: Metadata, gone: frozenset[int], kept: Sequence[int
         renumbered = [numbers[layer] for layer in listed if layer in numbers]
         if renumbered != listed:
             edits[key] = Value.array(stored.element_type, renumbered)
-    return edits, problems
-
-
-def state_derived(
-    derived: Iterable[Derived], before: Metadata, after: Metadata, refuse: Callable[[str], Problem]
-) -> tuple[Edits, list[Problem]]:
-    """What llama.cpp would work out differently for so many layers: stated where it can be, else refused."""
-    edits: Edits = {}
-    problems = []
-    for item in derived:
-        old, new = item.value(before, before.trunk), item.value(after, after.trunk)
-        if old == new:
-            continue
-        if item.key and item.readable(after, after.trunk):
-            edits[f"{before.architecture}.{item.key}"] = Value.of(item.type, old)
-            continue
-        text = (
-            f"llama.cpp takes {item.what} from the number of layers, and no key states it: "
-            f"{old} with {before.trunk}, {new} with {after.trunk}"
-        )
-        problems.append(Problem("error", text) if item.fatal else refuse(text))
     return edits, problems

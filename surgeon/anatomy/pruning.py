@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ from surgeon.anatomy.edits import (
     lower_counts,
     renumber_values,
     state_assumed,
-    state_derived,
     unlisted_arrays,
 )
 from surgeon.anatomy.roles import Leading, Metadata, Periodic, Role, Trailing
@@ -42,6 +42,14 @@ class TensorSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorScale:
+    """An F32 tensor to be multiplied by `factor`."""
+
+    name: str
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class AnatomyResult:
     """kv: keys to replace where they stand, append when new, remove (None); block_count and provenance not included.
 
@@ -52,6 +60,7 @@ class AnatomyResult:
     slices: tuple[TensorSlice, ...]
     notes: tuple[Problem, ...]
     renumbering: dict[int, int | None]
+    scales: tuple[TensorScale, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +102,16 @@ def prune_metadata(model: Model, pruned: frozenset[int], *, i_know: bool = False
     stored = Metadata(model.architecture, model.file.kv)
     whole = Metadata(model.architecture, {**stored.kv, **state_assumed(anatomy.assumed, stored)})
     pruning, refuse = Pruning(whole, anatomy, gone, kept), _refusal(i_know)
-    edits, problems = _edits(pruning, refuse)
+    edits, problems = _edits(pruning)
+    scales, told = _derived(model, pruning, edits, refuse)
+    problems += told
     slices, unsliceable = _slices(model, pruning)
     problems += unsliceable + _role_problems(pruning, pruning.after(edits), refuse) + _lost_sources(pruning)
     if known is None:
         problems.append(refuse(_unknown(whole)))
     if edits:
         problems.append(Problem("note", f"the metadata follows the pruning: {', '.join(sorted(edits))}"))
-    return AnatomyResult(tuple(edits.items()), slices, tuple(problems), renumbering)
+    return AnatomyResult(tuple(edits.items()), slices, tuple(problems), renumbering, scales)
 
 
 def layer_roles(model: Model) -> dict[int, str]:
@@ -143,15 +154,52 @@ def _unknown(metadata: Metadata) -> str:
     return f"the anatomy of {metadata.architecture!r} is not known; not checked: {'; '.join(filter(None, parts))}"
 
 
-def _edits(pruning: Pruning, refuse: Callable[[str], Problem]) -> tuple[Edits, list[Problem]]:
-    """Arrays shortened, counts lowered, layer numbers renumbered, roles frozen, derived values stated."""
+def _edits(pruning: Pruning) -> tuple[Edits, list[Problem]]:
+    """Arrays shortened, counts lowered, layer numbers renumbered, roles frozen."""
     before = pruning.before
     edits, problems = drop_entries(before, pruning.gone)
     numbers, told = renumber_values(before, pruning.gone, pruning.kept)
     edits |= numbers | lower_counts(pruning.roles, before, pruning.gone)
     frozen, notes = _freeze(pruning, pruning.after(edits))
-    derived, refused = state_derived(pruning.anatomy.derived, before, pruning.after(edits), refuse)
-    return edits | frozen | derived, problems + told + notes + refused
+    return edits | frozen, problems + told + notes
+
+
+def _derived(
+    model: Model, pruning: Pruning, edits: Edits, refuse: Callable[[str], Problem]
+) -> tuple[tuple[TensorScale, ...], list[Problem]]:
+    """What llama.cpp would work out anew for so many layers: stated in `edits`, absorbed by tensors, or refused."""
+    before, after = pruning.before, pruning.after(edits)
+    scales: list[TensorScale] = []
+    problems = []
+    for item in pruning.anatomy.derived:
+        old, new = item.value(before, before.trunk), item.value(after, after.trunk)
+        if old == new:
+            continue
+        text = f"{old} with {before.trunk}, {new} with {after.trunk}"
+        absorbing = _absorbing(model, pruning, item.absorbed_by)
+        if item.key and item.readable(after, after.trunk):
+            edits[f"{before.architecture}.{item.key}"] = Value.of(item.type, old)
+        elif absorbing and isinstance(old, int | float) and isinstance(new, int | float):
+            scales += [TensorScale(name, math.sqrt(new / old)) for name in absorbing]
+            text = f"llama.cpp takes {item.what} from the number of layers ({text}): {item.absorbed_by} makes up for it"
+            problems.append(Problem("note", text))
+        else:
+            text = f"llama.cpp takes {item.what} from the number of layers, and no key states it: {text}"
+            problems.append(Problem("error", text) if item.fatal else refuse(text))
+    return tuple(scales), problems
+
+
+def _absorbing(model: Model, pruning: Pruning, short: str) -> list[str]:
+    """The tensors `short` of the kept layers if each layer of the trunk has one in F32, else none."""
+    layers = {layer.index: layer.tensors for layer in model.layers}
+    wanted = [layer for layer in pruning.kept if layer < pruning.before.trunk]
+    found = [
+        tensor.name
+        for layer in wanted
+        for tensor in layers.get(layer, ())
+        if short and tensor.short == short and tensor.type_name == "F32"
+    ]
+    return found if len(found) == len(wanted) else []
 
 
 def _freeze(pruning: Pruning, after: Metadata) -> tuple[Edits, list[Problem]]:
