@@ -67,7 +67,7 @@ def _plan_items(session: Session) -> list[Line]:
         [
             (f"{figures.size(before)} → ", "muted"),
             (figures.size(after), "strong"),
-            (f" {'▼' if shrunk >= 0 else '▲'}{abs(shrunk):.0f}%", "changed" if plan != Plan() else "faint"),
+            (f" {'▼' if shrunk > -0.5 else '▲'}{abs(shrunk):.0f}%", "changed" if plan != Plan() else "faint"),
         ],
         [(f"{resolution.bpw:.2f}", "strong"), (" bpw", "muted")],
     ]

@@ -30,10 +30,10 @@ def figure(value: float) -> str:
     magnitude = abs(value)
     if magnitude >= 1e6:
         return f"{value:.3g}"
-    for limit, decimals in ((1000, 0), (100, 1), (1, 2), (0.001, 4)):
+    for limit, decimals in ((1000, 0), (100, 1), (1, 2), (0.1, 4)):
         if magnitude >= limit:
             return f"{value:.{decimals}f}"
-    return f"{value:.2g}" if value else "0"
+    return f"{value:.3g}" if value else "0"
 
 
 def duration(seconds: float) -> str:

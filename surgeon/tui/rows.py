@@ -71,7 +71,7 @@ class TensorRow:
             return not self.pruned and self.op.to_type != self.op.from_type
         if key == "uncovered":
             return self.name in self.session.uncovered
-        return key in self.op.reason.lower()
+        return self.op.reason.startswith("rule ") if key == "rule" else "falls back" in self.op.reason
 
 
 @dataclass(frozen=True, slots=True)

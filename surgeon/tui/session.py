@@ -44,7 +44,7 @@ class LayerSummary:
         return 8 * self.nbytes / self.elements if self.elements else 0.0
 
 
-@dataclass
+@dataclass(repr=False)
 class Session:
     model: Model
     history: History = field(default_factory=lambda: History.starting(Plan()))

@@ -83,7 +83,9 @@ class TypePicker(CandidateDialog):
         yield from type_candidates(self.session, tensors)
         if isinstance(self.row, TensorRow) and len(self.row.tensor.ne) > 1:
             wanted = [name for name in TYPES if name not in self.errors]
+            yield "errors are being measured …" if wanted else ""
             yield from measured_errors(self.session, self.row.tensor, wanted, stop)
+            yield ""
 
     @on(Came)
     def came(self, event: Came) -> None:
@@ -99,7 +101,7 @@ class TypePicker(CandidateDialog):
                 self.errors[name] = error
             self.show_line(name)
         else:
-            self.query_one("#answer", Static).update(self.text([[(str(event.item), "warning")]]))
+            self.query_one("#answer", Static).update(self.text([[(str(event.item), "muted")]]))
 
     def line(self, name: str) -> Line:
         if name == BY_MIX:
