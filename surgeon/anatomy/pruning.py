@@ -21,7 +21,7 @@ from surgeon.model import Model
 from surgeon.problems import Problem
 
 Edits = dict[str, Value]
-OLDER_RELEASES = "releases of llama.cpp that do not read the array would count by layer number instead"
+OLDER_RELEASES = "releases of llama.cpp that do not read the array would go by layer number still"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +216,8 @@ def _freeze(pruning: Pruning, after: Metadata) -> tuple[Edits, list[Problem]]:
         words = role.of(before)
         key = f"{before.architecture}.{role.array_key}"
         edits[key] = Value.array(ValueType.BOOL, [words[layer] == role.ordinary for layer in kept])
-        problems.append(Problem("note", f"{key} is written so that no role changes: else {describe(changes)}"))
-        problems.append(Problem("note", f"{key}: {OLDER_RELEASES}"))
+        text = f"{key} is written so that no role changes (else {describe(changes)}); {OLDER_RELEASES}"
+        problems.append(Problem("note", text))
     return edits, problems
 
 

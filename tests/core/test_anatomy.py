@@ -128,6 +128,7 @@ def test_shifts_are_exactly_the_layers_whose_role_differs(layers: int, period: i
 
 def test_words_for_shifts() -> None:
     assert spans([3, 1, 2, 7, 9, 10]) == "1-3, 7, 9-10"
+    assert spans([5, 11, 17, 18, 23, 29, 35], 5) == "5, 11, 17-18, …, 35 (7 layers)"
     assert describe({5: ("global", "local"), 6: ("local", "global"), 11: ("global", "local")}) == (
         "global → local: 5, 11; local → global: 6"
     )
