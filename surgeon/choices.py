@@ -38,7 +38,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class Chooser:
-    """Chooses type after type in output order; the mixes count the tensors of a kind as they pass.
+    """Chooses type after type in output order, for tensors that may be quantized; the mixes count those of a kind.
 
     mix: None when there is nothing to count (COPY, F16 …, `--pure`); rules: winning rule of each name.
     """
@@ -50,11 +50,10 @@ class Chooser:
     rules: dict[str, TypeRule]
     types: dict[str, str]
     counters: dict[str, int] = field(default_factory=dict)
+    chosen: dict[tuple[Category, int, int, int], Wanted] = field(default_factory=dict)
 
     def wanted(self, facts: TensorFacts, name: str, layer: int | None, rule_name: str) -> Wanted:
         """name, layer: in the output; rule_name: the name rules are matched with. Raises SurgeonError."""
-        if facts.kept is not None:
-            return Wanted(None, f"not quantized: {facts.kept}")
         explicit = self._explicit(facts, rule_name)
         counter = COUNTER.get(facts.category)
         index = self.counters.get(counter, 0) if counter else 0
@@ -66,9 +65,20 @@ class Chooser:
         assert self.base is not None
         if self.mix is None:
             return Wanted(self.base, f"base type of {self.plan.file_type}{', --pure' if self.plan.pure else ''}")
+        return self._mixed(self.mix, facts, name, layer, index)
+
+    def _mixed(self, mix: Mix, facts: TensorFacts, name: str, layer: int | None, index: int) -> Wanted:
+        """The mix's choice, looked up when the same was asked before: in a dense model the name does not matter."""
+        key = (facts.category, index, facts.columns, facts.matrices)
+        dense = mix.n_expert <= 1 and mix.architecture != "glm5-next"
+        if dense and key in self.chosen:
+            return self.chosen[key]
         subject = Subject(name, facts.category, facts.columns, facts.matrices, layer)
-        choice: Choice = choose(self.mix, subject, index, FORMATS[self.base].block)
-        return Wanted(choice.type, choice.why)
+        choice: Choice = choose(mix, subject, index, FORMATS[mix.base].block)
+        wanted = Wanted(choice.type, choice.why)
+        if dense:
+            self.chosen[key] = wanted
+        return wanted
 
     def _explicit(self, facts: TensorFacts, rule_name: str) -> Wanted | None:
         plan, name = self.plan, facts.name

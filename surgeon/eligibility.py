@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 
 
-class Category(Enum):
-    """What the mixes distinguish; the value is the word used in reasons."""
+class Category(StrEnum):
+    """What the mixes distinguish, by the word used in reasons."""
 
     OUTPUT = "output"
     TOKEN_EMBD = "token_embd"

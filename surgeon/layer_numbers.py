@@ -20,20 +20,27 @@ class Numbering:
     count: int
 
 
-def number_layers(names: Iterable[str], pruned: frozenset[int], block_count: int = 0) -> Numbering:
-    """Number the layers of the tensors `names` without those in `pruned`, closing the gaps pruning leaves.
+def number_layers(names: Iterable[tuple[str, int | None]], pruned: frozenset[int], block_count: int = 0) -> Numbering:
+    """Number the layers of tensors, given as (name, layer), without those in `pruned`, closing the gaps pruning leaves.
 
-    Only a leading `blk.<n>.` is a layer. block_count: layers there are even if no tensor tells of them.
+    A name with a layer begins with `blk.<layer>.`. block_count: layers there are even if no tensor tells of them.
     """
     names = list(names)
-    found = {name: match for name in names if (match := _BLOCK.match(name))}
-    there = {int(match[1]) for match in found.values()}
-    kept = [layer for layer in sorted(there.union(range(block_count) if pruned & there else ())) if layer not in pruned]
-    new = {layer: layer for layer in kept} if not pruned & there else {layer: n for n, layer in enumerate(kept)}
-    renamed = {
-        name: _renamed(name, found[name], new.get(int(found[name][1]))) if name in found else name for name in names
-    }
-    return Numbering({layer: new.get(layer) for layer in sorted(there)}, renamed, len(kept))
+    there = {layer for _, layer in names if layer is not None}
+    gone = pruned & there
+    kept = [layer for layer in sorted(there.union(range(block_count) if gone else ())) if layer not in gone]
+    layers: dict[int, int | None] = dict.fromkeys(sorted(there))
+    for place, present in enumerate(kept):
+        if present in layers:
+            layers[present] = place if gone else present
+    renamed: dict[str, str | None] = {}
+    for name, layer in names:
+        if layer is None or layers[layer] == layer:
+            renamed[name] = name
+        else:
+            number = layers[layer]
+            renamed[name] = None if number is None else f"blk.{number}{name[name.index('.', 4) :]}"
+    return Numbering(layers, renamed, len(kept))
 
 
 def number_layers_as_seen(names: Iterable[str], pruned: frozenset[int]) -> Numbering:
@@ -56,9 +63,6 @@ def number_layers_as_seen(names: Iterable[str], pruned: frozenset[int]) -> Numbe
         elif layer not in layers:
             number = layer if layer < first else following
             layers[layer], following = number, number + 1
-        renamed[name] = _renamed(name, match, layers[layer])
+        place = layers[layer]
+        renamed[name] = None if place is None else f"{name[: match.start(1)]}{place}{name[match.end(1) :]}"
     return Numbering(layers, renamed, following)
-
-
-def _renamed(name: str, match: re.Match[str], number: int | None) -> str | None:
-    return None if number is None else f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from surgeon.eligibility import ATTENTION_V_LIKE, Category
 from surgeon.errors import SurgeonError
@@ -109,7 +110,7 @@ class Subject:
     layer: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mix:
     """What the rules look at besides the tensor.
 
@@ -128,11 +129,11 @@ class Mix:
     has_imatrix: bool
     output_type: str | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         return _ALIASES.get(self.file_type.name, self.file_type.name)
 
-    @property
+    @cached_property
     def base(self) -> str:
         assert self.file_type.base is not None, "COPY chooses no types"
         return self.file_type.base
@@ -231,8 +232,8 @@ def _iq2_family(mix: Mix, subject: Subject, index: int) -> _Rule:
     kind = subject.category
     if kind in ATTENTION_V_LIKE:
         if mix.n_gqa >= 4 or mix.n_expert >= 4:
-            return "Q4_K", f"{kind.value}, {_sharing(mix)}"
-        return raised, kind.value
+            return "Q4_K", f"{kind}, {_sharing(mix)}"
+        return raised, kind
     if kind is Category.ATTENTION_K and mix.n_expert == 8:
         return "Q4_K", "attn_k, 8 experts"
     if kind is Category.FFN_DOWN and index < mix.n_layer // 8:
@@ -248,11 +249,11 @@ def _iq2_family(mix: Mix, subject: Subject, index: int) -> _Rule:
 
 
 def _attention_v(mix: Mix, subject: Subject, index: int) -> _Rule:
-    chosen = _attention_v_by_type(mix, subject.category.value, index)
+    chosen = _attention_v_by_type(mix, subject.category, index)
     if mix.is_70b and (chosen[0] if chosen else mix.base) in ("Q3_K", "Q4_K"):
-        chosen = "Q5_K", f"{subject.category.value} of a 70B model"
+        chosen = "Q5_K", f"{subject.category} of a 70B model"
     if mix.n_expert == 8:
-        chosen = "Q8_0", f"{subject.category.value}, 8 experts"
+        chosen = "Q8_0", f"{subject.category}, 8 experts"
     return chosen
 
 
@@ -286,7 +287,7 @@ def _attention_k(mix: Mix, subject: Subject, index: int) -> _Rule:
 
 def _attention_q(mix: Mix, subject: Subject, _index: int) -> _Rule:
     lowered = {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(mix.name)
-    return (lowered, subject.category.value) if lowered else None
+    return (lowered, subject.category) if lowered else None
 
 
 def _ffn_down(mix: Mix, subject: Subject, index: int) -> _Rule:
@@ -356,7 +357,7 @@ def _attention_output(mix: Mix, _subject: Subject, _index: int) -> _Rule:
 def _ffn_gate_up(mix: Mix, subject: Subject, index: int) -> _Rule:
     layer = _layer_of(mix, subject, index)
     if mix.name == "IQ3_XS" and mix.n_layer // 8 <= layer < 7 * mix.n_layer // 8:
-        return "IQ3_XXS", f"{subject.category.value}, {_place(layer, mix.n_layer)} (middle)"
+        return "IQ3_XXS", f"{subject.category}, {_place(layer, mix.n_layer)} (middle)"
     return None
 
 

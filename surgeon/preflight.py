@@ -91,10 +91,12 @@ def _structure(model: Model, plan: Plan, findings: Findings) -> None:
 def _layers(plan: Plan, facts: ModelFacts, numbering: Numbering, ops: Sequence[TensorOp], findings: Findings) -> None:
     if not plan.pruned:
         return
-    duplicate = _duplicate(op.name for op in ops if op.action != "drop")
-    if duplicate:
-        findings.error(f"two tensors would be called {duplicate} after renumbering: blocks of two kinds share numbers")
     if plan.compat:
+        duplicate = _duplicate(op.name for op in ops if op.action != "drop")
+        if duplicate:
+            findings.error(
+                f"two tensors would be called {duplicate}: in llama-quantize blocks of all kinds share numbers"
+            )
         return
     there = facts.unpruned.layers
     absent = sorted(plan.pruned - there.keys())

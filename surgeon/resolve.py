@@ -6,7 +6,6 @@ Tree, size estimate, dry run, writer and the exported command all read the `Reso
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -48,8 +47,8 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
     order = facts.by_offset if plan.keep_split else facts.by_layer
     numbering = _numbering(model, facts, order, plan)
     anatomy = _anatomy(model, plan, findings)
-    if anatomy is not None and anatomy.slices:
-        order = _with_slices(order, anatomy.slices)
+    if anatomy is not None and (anatomy.slices or anatomy.scales):
+        order = _with_surgery(order, anatomy)
     weights = _entries(plan, imatrix)
     chooser = _chooser(model, order, numbering, plan, bool(weights.sizes), findings)
     decider = Decider(numbering, chooser, weights, findings)
@@ -73,7 +72,7 @@ def _numbering(model: Model, facts: ModelFacts, order: Order, plan: Plan) -> Num
         return facts.unpruned
     if plan.compat:
         return number_layers_as_seen([one.name for one in order], plan.pruned)
-    return number_layers(facts.names, plan.pruned, model.block_count)
+    return number_layers(facts.numbered, plan.pruned, model.block_count)
 
 
 def _anatomy(model: Model, plan: Plan, findings: Findings) -> AnatomyResult | None:
@@ -84,20 +83,23 @@ def _anatomy(model: Model, plan: Plan, findings: Findings) -> AnatomyResult | No
     return result
 
 
-def _with_slices(order: Order, slices: Iterable[TensorSlice]) -> Order:
-    """The facts with the shapes that the sliced tensors will have."""
-    by_name = {one.name: one for one in slices}
+def _with_surgery(order: Order, anatomy: AnatomyResult) -> Order:
+    """The facts with the shapes that sliced tensors will have and the factors of scaled ones."""
+    slices = {one.name: one for one in anatomy.slices}
+    scales = {one.name: one.factor for one in anatomy.scales}
     return tuple(
-        replace(
-            facts,
-            slice=by_name[facts.name],
-            columns=sliced(facts.tensor.ne, by_name[facts.name])[0],
-            rows=prod(sliced(facts.tensor.ne, by_name[facts.name])[1:]),
-        )
-        if facts.name in by_name
+        _sliced_facts(facts, slices[facts.name])
+        if facts.name in slices
+        else replace(facts, scale=scales[facts.name])
+        if facts.name in scales
         else facts
         for facts in order
     )
+
+
+def _sliced_facts(facts: TensorFacts, kept: TensorSlice) -> TensorFacts:
+    ne = sliced(facts.tensor.ne, kept)
+    return replace(facts, slice=kept, columns=ne[0], rows=prod(ne[1:]))
 
 
 def _entries(plan: Plan, imatrix: Imatrix | None) -> Weights:

@@ -39,12 +39,14 @@ class Decider:
         from_type = facts.from_type
         if name is None:
             return TensorOp(tensor, source, source, "drop", from_type, from_type, 0, f"pruned: {_place(source)}")
+        if facts.kept is not None:
+            if source in self.chooser.types:
+                self.findings.by_hand_kept.append(source)
+            return _copy(facts, name, f"not quantized: {facts.kept}")
         wanted = self._wanted(facts, name)
         self.findings.fallbacks += wanted.fell_back
         if wanted.type is None or wanted.type == from_type:
-            nbytes = tensor.nbytes if facts.slice is None else facts.nbytes_as(from_type)
-            reason = self._copied(facts, name, wanted)
-            return TensorOp(tensor, source, name, "copy", from_type, from_type, nbytes, reason, None, facts.slice)
+            return _copy(facts, name, self._copied(facts, name, wanted))
         entry, reason = self._weigh(facts, name, wanted.type), wanted.why
         if entry is None and self._looked_for(facts, wanted.type):
             reason += "; no imatrix entry"
@@ -64,8 +66,6 @@ class Decider:
         chooser = self.chooser
         compat = chooser.plan.compat
         layer = None if facts.tensor.layer is None else self.numbering.layers.get(facts.tensor.layer)
-        if facts.kept is not None and facts.name in chooser.types:
-            self.findings.by_hand_kept.append(facts.name)
         try:
             wanted = chooser.wanted(facts, name, layer, name if compat else facts.name)
             # llama-quantize writes out of bounds where one of its two dedicated options does not fit.
@@ -100,6 +100,14 @@ class Decider:
         if facts.name in IMATRIX_EXEMPT:
             return type_name in REQUIRES_IMATRIX
         return type_name in _LOW_BIT or (type_name == "Q2_K" and self.chooser.plan.file_type == "Q2_K_S")
+
+
+def _copy(facts: TensorFacts, name: str, reason: str) -> TensorOp:
+    tensor, kind = facts.tensor, facts.from_type
+    if facts.scale is not None:
+        reason += f"; multiplied by {facts.scale:.6g}, or pruning would change the attention scale"
+    nbytes = tensor.nbytes if facts.slice is None else facts.nbytes_as(kind)
+    return TensorOp(tensor, facts.name, name, "copy", kind, kind, nbytes, reason, None, facts.slice, facts.scale)
 
 
 def _place(name: str) -> str:

@@ -18,7 +18,7 @@ from surgeon_kernels.formats import FORMATS
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """columns: row length; rows: of all matrices; kept: why it is never quantized, or None; slice: by the plan."""
+    """columns: row length; rows: of all matrices; kept: why it is never quantized, or None; slice, scale: pruning's."""
 
     tensor: Tensor
     name: str
@@ -29,6 +29,7 @@ class TensorFacts:
     matrices: int
     from_type: str
     slice: TensorSlice | None = None
+    scale: float | None = None
 
     def nbytes_as(self, type_name: str) -> int:
         """Bytes of the tensor in another type; its blocks must fill the rows."""
@@ -43,6 +44,7 @@ class ModelFacts:
     by_offset: tuple[TensorFacts, ...]
     by_name: dict[str, TensorFacts]
     names: tuple[str, ...]
+    numbered: list[tuple[str, int | None]]
     unpruned: Numbering
     matches: dict[str, frozenset[str]] = field(default_factory=dict)
 
@@ -73,7 +75,8 @@ def _work_out(model: Model) -> ModelFacts:
     by_offset = tuple(sorted(facts, key=lambda one: (one.tensor.info.shard, one.tensor.info.offset)))
     names = tuple(one.name for one in by_layer)
     by_name = {one.name: one for one in by_layer}
-    return ModelFacts(by_layer, by_offset, by_name, names, number_layers(names, frozenset()))
+    numbered = [(one.name, one.tensor.layer) for one in by_layer]
+    return ModelFacts(by_layer, by_offset, by_name, names, numbered, number_layers(numbered, frozenset()))
 
 
 def _layer(facts: TensorFacts) -> int:
