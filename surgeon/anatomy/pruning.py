@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from surgeon.anatomy.edits import (
@@ -224,11 +224,12 @@ def _freeze(pruning: Pruning, after: Metadata) -> tuple[Edits, list[Problem]]:
 def _role_problems(pruning: Pruning, after: Metadata, refuse: Callable[[str], Problem]) -> list[Problem]:
     """One line for each kind of role that would change all the same, with what to prune instead."""
     problems = []
-    for role in pruning.roles:
-        changes = shifted(role, pruning.before, after, pruning.kept)
-        if not changes:
-            continue
-        text = f"roles would change by the layer number alone ({describe(changes)}){_advice(role, pruning)}"
+    changed = [
+        (role, changes) for role in pruning.roles if (changes := shifted(role, pruning.before, after, pruning.kept))
+    ]
+    advice = _advice([role for role, _ in changed], pruning)
+    for role, changes in changed:
+        text = f"roles would change by the layer number alone ({describe(changes)}){advice}"
         if role.shapes:
             problems.append(Problem("error", f"{text}; such a layer would not find its tensors"))
         elif isinstance(role, Leading) and not role.key:
@@ -241,14 +242,16 @@ def _role_problems(pruning: Pruning, after: Metadata, refuse: Callable[[str], Pr
     return problems
 
 
-def _advice(role: Role, pruning: Pruning) -> str:
+def _advice(roles: Sequence[Role], pruning: Pruning) -> str:
+    """What to prune instead, so that none of `roles` changes for any layer."""
     before = pruning.before
 
     def shifts(candidate: frozenset[int]) -> bool:
         layers = tuple(layer for layer in range(before.block_count) if layer not in candidate)
-        return bool(shifted(role, before, Pruning(before, pruning.anatomy, candidate, layers).after({}), layers))
+        after = Pruning(before, pruning.anatomy, candidate, layers).after({})
+        return any(shifted(role, before, after, layers) for role in roles)
 
-    found = neighbours([role], before, pruning.gone, shifts)
+    found = neighbours(roles, before, pruning.gone, shifts)
     if not found:
         return ""
     return f"; prune {' or '.join(spans(sorted(layers)) for layers in found)} and none does"

@@ -251,7 +251,7 @@ def test_refused_unless_the_user_knows(
     [
         ("command-r", 64, {}, {0}, "with attn_q_norm and attn_k_norm with 64"),
         ("deepseek2", 28, {"attention.q_lora_rank": 1536}, {0}, "the rank of attn_q_a"),
-        ("llama4", 8, {"interleave_moe_layer_step": 2}, {0}, "prune 0-1 and none does; such a layer would not find"),
+        ("llama4", 8, {"interleave_moe_layer_step": 2}, {0}, "prune 0-3 and none does; such a layer would not find"),
         ("nomic-bert-moe", 8, {"moe_every_n_layers": 2}, {2}, "prune 2-3 or 1-2 and none does"),
         ("gemma4", 6, {"attention.shared_kv_layers": 2, "attention.sliding_window_pattern": [L, L, L, G, L, G]}, {3},
          "layer 3 holds the keys and values that layers from 4 on reuse"),
