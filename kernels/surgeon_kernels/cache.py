@@ -206,3 +206,9 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: a function that kernels call; compiled into each of them, never on its own."""
     compiled: Callable[..., Any] = numba.njit(**OPTIONS)(function)
     return compiled
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: a `helper` whose code goes into the caller; for inner loops with many arguments and one caller."""
+    compiled: Callable[..., Any] = numba.njit(forceinline=True, **OPTIONS)(function)
+    return compiled

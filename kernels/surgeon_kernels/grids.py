@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 # Neighbours are kept in chunks of this many, one for each SIMD lane.
 CHUNK = 16
+# Level of coordinate 0 where a chunk holds no neighbour: the error tables of the searches have infinity there.
+NO_LEVEL = 15
 
 _IQ2_XXS_POINTS = """
 VRUUVRBEQUEABBREABAAAAAEQAAUAEAAAAAABAAAUBBAQREAARQEQFAEQAAQAAAFEAAAUAAAAQAAQAAAQRQEQBQUAAAEAAAEAAAEAAAAAAAABBAAAAAA
@@ -134,7 +136,7 @@ class Grid(NamedTuple):
         count): its neighbours are the chunks `first ... first + count - 1` of the next two.
     levels: uint8[chunks * length * CHUNK], levels of neighbours, coordinate by coordinate within a chunk.
     members: int32[chunks * CHUNK], their point numbers. A list that does not fill its last chunk repeats its first
-        member, which cannot change the first minimum.
+        member, but with NO_LEVEL in coordinate 0.
     """
 
     points: NDArray[np.uint8]
@@ -180,13 +182,16 @@ def _build(codebook: Codebook) -> Grid:
     first_entry = np.cumsum(counts) - counts
     first_chunk = np.cumsum(chunks) - chunks
     members = np.repeat(number[first_entry], chunks * CHUNK).astype(np.int32)
-    members[first_chunk[row] * CHUNK + np.arange(len(row)) - first_entry[row]] = number
+    places = first_chunk[row] * CHUNK + np.arange(len(row)) - first_entry[row]
+    members[places] = number
     lookup = np.empty(codebook.base**codebook.length, np.int32)
     lookup[on] = np.arange(len(on))
     lookup[off] = -1 - (32 * first_chunk + chunks)
     packed = ((2 * points.astype(np.uint32) + 1) << (4 * np.arange(codebook.length, dtype=np.uint32))).sum(1)
     packed = packed.astype(np.uint32).view(np.int32)
-    levels = np.ascontiguousarray(points[members.reshape(-1, CHUNK)].transpose(0, 2, 1)).ravel()
+    by_member = points[members]
+    by_member[np.setdiff1d(np.arange(len(members)), places), 0] = NO_LEVEL
+    levels = np.ascontiguousarray(by_member.reshape(-1, CHUNK, codebook.length).transpose(0, 2, 1)).ravel()
     for array in (points, packed, lookup, levels, members):
         array.setflags(write=False)
     return Grid(points, packed, lookup, levels, members)

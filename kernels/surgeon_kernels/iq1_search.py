@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .cache import helper
-from .iq_search import make_nearest_point
+from .iq_neighbours import make_nearest
 from .iq_tiles import Array, F, Lanes
 from .lanes import (
     LANES,
@@ -39,7 +39,7 @@ from .lanes import (
 
 DELTA = F(0.125)
 LENGTH = 8
-_nearest_point = make_nearest_point(LENGTH)
+_nearest_neighbour = make_nearest(LENGTH)
 
 
 def _sorting_network(n: int) -> Iterator[tuple[int, int]]:
@@ -147,7 +147,8 @@ def _nearest(part: int, lane: int, memory: Sorted, tables: Lanes, grid: Any) -> 
         at = LANES * (part * LENGTH + i) + lane
         difference = memory.scale[lane] * position - memory.x[at]
         tables[i] = memory.w[at] * difference * difference
-    return _nearest_point(memory.entry[lane], tables, grid)
+    place, _, _ = _nearest_neighbour(memory.entry[lane], tables, grid)
+    return grid.members[place]
 
 
 @helper

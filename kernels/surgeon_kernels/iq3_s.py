@@ -20,10 +20,11 @@ import numpy as np
 
 from .cache import DEQUANTIZE, QUANTIZE, helper
 from .grid_kernels import kernel_with_grid
+from .iq_neighbours import flat_space
 from .iq_restore import grid_values, of_four, restore
 from .iq_search import ALL_IF_ANY, GroupSearch, make_search
 from .iq_signs import flip_signs, largest_of, split_signs
-from .iq_superblocks import Chosen, chosen_space, flat_space, keep_chosen, keep_codes
+from .iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes
 from .iq_tiles import Array, F, load_superblock_tile, tile_space
 from .lanes import LANES, half_at, int_slots, lane_bits, put_half, select, slots, splat, store_f32
 
@@ -62,7 +63,7 @@ def put_block(out: Array, at: int, d: float, chosen: Chosen, lane: int, filled: 
 @kernel_with_grid("IQ3_S", QUANTIZE)
 def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, grid: Array) -> None:
     xs, ws, points, signs = slots(32), slots(32), int_slots(8), int_slots(4)
-    tile, flat, chosen = tile_space(GROUP), flat_space(GROUP), chosen_space()
+    tile, flat, chosen = tile_space(GROUP), flat_space(GROUP, 8, 19), chosen_space()
     groups = len(x) // GROUP
     for first in range(0, groups, LANES):
         load_superblock_tile(x, columns, weights, first, GROUP, tile, xs, ws, F(2 / 256), F(0), compat)

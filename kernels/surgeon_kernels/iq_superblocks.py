@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from .cache import helper
-from .iq_search import Flat
 from .iq_tiles import Array, F, Lanes
 from .lanes import (
     LANES,
@@ -32,16 +31,6 @@ class Chosen(NamedTuple):
     points: Array
     signs: Array
     codes: Array
-
-
-@helper
-def flat_space(group: int) -> Flat:
-    return Flat(
-        np.empty(LANES * group, np.float32),
-        np.empty(LANES * group, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.int32),
-    )
 
 
 @helper
