@@ -20,6 +20,8 @@ import toy_architectures as toys
 from gguf_builder import build_gguf
 from toy_architectures import Toy
 
+from surgeon import cli
+from surgeon.imatrix import load_imatrix
 from surgeon.model import Model, load_model
 from surgeon.operation import WriteOptions, write
 from surgeon.plan import Plan
@@ -450,6 +452,27 @@ def test_pruned_twice_is_pruned_at_once(tmp_path: Path) -> None:
     assert [tensor.name for tensor in twice.tensors] == [tensor.name for tensor in once.tensors]
     left, right = logits(tmp_path, tmp_path / "once.gguf", tmp_path / "twice.gguf")
     assert np.array_equal(left, right)
+
+
+@pytest.mark.parametrize("ending", ["gguf", "dat"])
+def test_the_imatrix_follows_the_layers(tmp_path: Path, demo_model: Path, demo_imatrix: Path, ending: str) -> None:
+    saved = tmp_path / f"pruned.imatrix.{ending}"
+    options = ["--imatrix", str(demo_imatrix), "--prune-layers", "0,4", "--save-imatrix", str(saved)]
+    assert cli.run(["quantize", *options, str(demo_model), str(tmp_path / "pruned.gguf"), "COPY", "1"]) == 0
+    before, after = load_imatrix(demo_imatrix), load_imatrix(saved)
+    model = load_model(tmp_path / "pruned.gguf")
+    kept = [1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+    sources = {
+        tensor.name: tensor.name
+        if tensor.layer is None
+        else tensor.name.replace(f"blk.{tensor.layer}.", f"blk.{kept[tensor.layer]}.")
+        for tensor in model.tensors
+    }
+    assert set(after.entries) == {name for name, source in sources.items() if source in before.entries}
+    assert len(after.entries) == 10 * 7 + 1
+    for name, entry in after.entries.items():
+        np.testing.assert_allclose(after.weights(name), before.weights(sources[name]), rtol=1e-6)
+        assert entry.sums.shape == before.entries[sources[name]].sums.shape
 
 
 def test_the_plan_says_what_the_input_was_called(tmp_path: Path) -> None:
