@@ -97,13 +97,16 @@ class Oracle:
 
     def dequantize(self, blocks: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
         """ggml's `to_float` over uint8[rows, row_bytes]; float32[rows, columns]."""
-        blocks = np.ascontiguousarray(blocks)
-        if name == "F32":  # ggml has no function for it
-            return blocks.view(np.float32)
         columns = blocks.shape[1] // FORMATS[name].block_bytes * FORMATS[name].block
         out = np.empty((blocks.shape[0], columns), np.float32)
-        self.traits(name).to_float(blocks.ctypes.data, out.ctypes.data, out.size)
+        self.dequantize_into(np.ascontiguousarray(blocks), name, out)
         return out
+
+    def dequantize_into(self, blocks: NDArray[np.uint8], name: str, out: NDArray[np.float32]) -> None:
+        if name == "F32":  # ggml has no function for it
+            out[:] = blocks.view(np.float32)
+        else:
+            self.traits(name).to_float(blocks.ctypes.data, out.ctypes.data, out.size)
 
     def is_valid(self, blocks: NDArray[np.uint8], name: str) -> bool:
         """`ggml_validate_row_data` over all bytes of `blocks`."""
