@@ -186,6 +186,9 @@ class OutputFile:
     def close(self) -> None:
         """Close and unlock; the files stay."""
         if self.fd >= 0:
+            # Unlocked by name: a sync still running in another thread would keep the file open, and so the lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
             os.close(self.fd)
             self.fd = -1
 

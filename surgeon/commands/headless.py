@@ -14,7 +14,7 @@ from surgeon.errors import SurgeonError
 from surgeon.quantize_options import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
 
     from surgeon.imatrix import Imatrix
     from surgeon.operation import Progress, Summary
@@ -109,8 +109,8 @@ def _write(job: Job, resolution: Resolution, imatrix: Imatrix | None) -> Summary
 
         options = replace(options, max_buffer_bytes=job.max_buffer_bytes)
     show = _Bar(sys.stderr) if sys.stderr.isatty() else _Lines(resolution, sys.stderr if job.json else sys.stdout)
-    with contextlib.closing(_steps(write(resolution, imatrix, job.output, options, threading.Event()))) as steps:
-        for step in steps:
+    with _stopped_by_signals() as cancelled:
+        for step in write(resolution, imatrix, job.output, options, cancelled):
             if isinstance(step, Summary):
                 show.finish()
                 return step
@@ -118,9 +118,26 @@ def _write(job: Job, resolution: Resolution, imatrix: Imatrix | None) -> Summary
     raise AssertionError("write ends with a Summary")
 
 
-def _steps(steps: Iterator[Progress | Summary]) -> Generator[Progress | Summary]:
-    """The same, as a generator: closing it on Ctrl-C makes the writer clean up."""
-    yield from steps
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that the writer ends in order and says what it left.
+
+    A second signal has its usual effect.
+    """
+    import signal
+
+    cancelled = threading.Event()
+
+    def stop(number: int, _frame: object) -> None:
+        cancelled.set()
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield cancelled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Lines:

@@ -22,6 +22,7 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix import load_imatrix
 from surgeon.model import load_model
 from surgeon.operation import Progress, Summary, WriteOptions, write
+from surgeon.output_file import OutputFile
 from surgeon.plan import Plan
 from surgeon.resolve import resolve
 
@@ -168,6 +169,16 @@ def test_a_second_writer_is_refused(model: Path, folder: Path) -> None:
         run(model, folder / "out.gguf")
     assert isinstance(list(first)[-1], Summary)
     assert names(folder) == ["out.gguf"]
+
+
+def test_the_lock_ends_with_the_writer_though_a_sync_goes_on(folder: Path) -> None:
+    first, second = (OutputFile(folder / "out.gguf", 10) for _ in range(2))
+    first.open()
+    syncing = os.dup(first.fd)  # as good as a thread inside fsync: the file stays open
+    first.close()
+    second.open()
+    second.discard()
+    os.close(syncing)
 
 
 def test_a_planted_link_is_not_followed(model: Path, folder: Path) -> None:
