@@ -35,6 +35,7 @@ class OutputSet:
         self._closed = False
         self.finished: set[int] = set()
         self.is_complete = False
+        self._failure: SurgeonError | None = None
 
     @property
     def nbytes(self) -> int:
@@ -130,14 +131,18 @@ class OutputSet:
                     self._journal.finished(numbers)
                     self.finished |= numbers
         except OSError as error:
-            raise write_error(file, error) from None
+            self._failure = write_error(file, error)
+            raise self._failure from None
 
     def complete(self, numbers: Iterable[int]) -> None:
         """Record the last tensors, write the headers, sync, and read the structure back.
 
         The headers come last, so that no unfinished file can be taken for a model. Only the structure is compared: what
-        would come back of the data now is the same memory it was written from.
+        would come back of the data now is the same memory it was written from. A sync that failed earlier ends it here:
+        the system tells of lost data once only, and the next sync succeeds.
         """
+        if self._failure is not None:
+            raise self._failure
         self.checkpoint(numbers)
         for layout, file in zip(self.layouts, self.files, strict=True):
             if file.placed:

@@ -253,6 +253,24 @@ def test_an_error_at_the_end(model: Path, folder: Path, monkeypatch: pytest.Monk
         assert not names(folder)
 
 
+@pytest.mark.usefixtures("eager", "slow_reads")
+def test_a_failed_sync_is_not_forgotten(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+    calls = [0]
+
+    def failing_once(fd: int) -> None:
+        calls[0] += 1
+        if calls[0] == 2:  # after the journal's first line: the first checkpoint, which outlasts the transfer
+            threading.Event().wait(1.0)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", failing_once)
+    with pytest.raises(SurgeonError, match=r"cannot be written: Input/output error; nothing was left behind"):
+        run(model, folder / "out.gguf")
+    assert not names(folder)
+
+
 def test_a_changed_input(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preadv = os.preadv
     reads = [0]
