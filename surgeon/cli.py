@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "perplexity": ("surgeon.commands.perplexity", "perplexity, KL divergence and tasks (extra `engine`)"),
     "bench": ("surgeon.commands.bench", "tokens per second (extra `engine`)"),
     "prune-scan": ("surgeon.commands.prune_scan", "measured damage of leaving out each layer (extra `engine`)"),
+    "journal": ("surgeon.commands.journal", "the trials of a model: list, compare, export as Markdown"),
     "cache": ("surgeon.commands.cache", "where the compiled kernels are; --clear removes them"),
 }
 

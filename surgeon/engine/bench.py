@@ -1,6 +1,7 @@
 """Tokens per second as llama-bench measures them: prompt processing (pp), generation (tg), and one after the other.
 
-Random tokens, no sampling; one warm-up; each repetition starts with an empty cache (or `depth` tokens in it, not timed).
+Random tokens, no sampling; one warm-up; each repetition starts with an empty cache, or
+with `depth` tokens in it (not timed).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine's child process, `python -m surgeon.engine.child`: one job, answers on stdout, llama.cpp's log on stderr."""
+"""The engine's child process, `python -m surgeon.engine.child`: one job, answers on stdout, its log on stderr."""
 
 from __future__ import annotations
 

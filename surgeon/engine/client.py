@@ -109,7 +109,7 @@ def _start(log: IO[bytes]) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
     if "OMP_WAIT_POLICY" not in environment:
-        # OpenMP threads that spin long at every barrier make a busy machine four times slower, and an idle one no faster.
+        # Threads that spin long at every barrier make a busy machine four times slower, and an idle one hardly faster.
         environment.setdefault("GOMP_SPINCOUNT", "2000")
     return subprocess.Popen(
         # -P: a file named like a module in the current directory must not take its place.

@@ -184,6 +184,9 @@ def collect(model: Model, job: ImatrixJob, threads: int) -> Iterator[Message]:
     tokens = read_tokens(model, job.text, parse_special=job.parse_special)
     n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks, job.first_chunk)
     yield Started(len(tokens), n_chunks, job.n_ctx)
+    if n_chunks == 0:
+        yield Finished()
+        return
     begin = job.first_chunk * job.n_ctx
     chunks = tokens[begin : begin + n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
     collector = Collector(model, process_output=job.process_output)

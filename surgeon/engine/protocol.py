@@ -158,7 +158,7 @@ class Step(Message):
 
 @dataclass(frozen=True)
 class Snapshot(Message):
-    """The sums so far: arrays `squares:W` and `sum:W` float32[n_mat, cols], `count:W` int64, `layers` float64[n_layer, 5]."""
+    """The sums so far: `squares:W`, `sum:W` float32[n_mat, cols], `count:W` int64, `layers` float64[n_layer, 5]."""
 
     chunks: int
     n_ctx: int

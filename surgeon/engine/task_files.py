@@ -52,8 +52,8 @@ def _hellaswag_task(path: str, lines: list[str], start: int) -> Choice:
 def winogrande(path: str, count: int) -> list[Blank]:
     """Lines of `index,sentence,choice1,choice2,answer`; the sentence may be quoted and has one blank, `_`.
 
-    llama-perplexity takes the file's last newline away, then drops a last line without one; so do we, or else other tasks
-    would be drawn.
+    llama-perplexity takes the file's last newline away, then drops a last line without one; so do we, or other
+    tasks would be drawn.
     """
     lines = Path(path).read_text("utf-8", "replace").removesuffix("\n").split("\n")[:-1]
     tasks = [task for line in lines if (task := _blank(line)) is not None]

@@ -1,7 +1,8 @@
 """HellaSwag, WinoGrande and multiple choice (ARC, MMLU, TruthfulQA), scored as llama-perplexity scores them.
 
 An answer's score is the mean of log p over its tokens after what all answers of the task have in common; the best score
-is the model's choice (the first of equals).
+is the model's choice (the first of equals). `score` is llama-perplexity's figure; for WinoGrande, `score_corrected`
+is the one without its slip (see `_item_scores`).
 """
 
 from __future__ import annotations
@@ -42,15 +43,20 @@ def measure(model: Model, job: TaskJob, threads: int) -> Iterator[Message]:
     """Started, a Step with `score` (per cent) after each task, Finished with score, its interval or error, n_tasks."""
     items = _items(model, job)
     yield Started(sum(item.n_tokens for item in items), len(items), job.n_ctx)
-    correct = 0
+    correct = corrected = 0
+    slip = job.task == "winogrande"
     with opened(model, _size(model, job, items), threads) as context:
         done = 0
         for pack in _packs(items, _tokens_at_once(model, job), context.size.n_seq):
-            for item, scores in zip(pack, _scores(context, pack), strict=True):
-                correct += int(np.argmax(scores)) in item.gold
+            for item, logits in zip(pack, _logits(context, pack), strict=True):
+                correct += int(np.argmax(_item_scores(item, logits, slip=slip))) in item.gold
+                corrected += int(np.argmax(_item_scores(item, logits, slip=False))) in item.gold
                 done += 1
                 yield Step(done, len(items), {"score": 100 * correct / done})
-    yield Finished({"task": job.task, "n_tasks": len(items), **_figures(job.task, correct, items)})
+    figures = _figures(job.task, correct, items)
+    if slip:
+        figures["score_corrected"] = 100 * corrected / len(items)
+    yield Finished({"task": job.task, "n_tasks": len(items), **figures})
 
 
 def _items(model: Model, job: TaskJob) -> list[Item]:
@@ -118,8 +124,8 @@ def _packs(items: list[Item], n_tokens: int, n_seq: int) -> Iterator[list[Item]]
         yield pack
 
 
-def _scores(context: Context, pack: list[Item]) -> Iterator[list[float]]:
-    """The score of each answer of each task."""
+def _logits(context: Context, pack: list[Item]) -> Iterator[Logits]:
+    """Each task's logits, beginning with the row of its last common token."""
     context.clear()
     tokens: list[int] = []
     positions: list[int] = []
@@ -142,18 +148,24 @@ def _scores(context: Context, pack: list[Item]) -> Iterator[list[float]]:
     logits = context.decode(np.array(tokens, np.int32), np.array(positions, np.int32), owners, np.array(outputs))
     row = 0
     for item in pack:
-        yield _item_scores(item, logits[row:])
+        yield logits[row:]
         row += 1 + item.n_tokens - item.common
 
 
-def _item_scores(item: Item, logits: Logits) -> list[float]:
-    """logits: row 0 is of the last common token, then those of each sequence's own tokens, one sequence after the other."""
+def _item_scores(item: Item, logits: Logits, *, slip: bool) -> list[float]:
+    """The score of each answer from its task's logits: row 0 of the last common token, then each sequence's own rows.
+
+    slip: as llama-perplexity's WinoGrande, which predicts the first own token of the second sequence from the last row
+    of the first one (its source says so in a FIXME).
+    """
     scores = []
     own = 1
-    for sequence, (start, end) in zip(item.sequences, item.spans, strict=True):
+    for index, (sequence, (start, end)) in enumerate(zip(item.sequences, item.spans, strict=True)):
         # The token at index i is predicted by the row of index i − 1.
         before = np.arange(start - 1, end - 1)
-        rows = np.where(before < item.common, 0, own + before - item.common)
+        rows = own + before - item.common
+        if not (slip and index > 0):
+            rows = np.where(before < item.common, 0, rows)
         targets = sequence[start:end]
         scores.append(-float(negative_log_likelihood(logits[rows], targets).mean()) if len(targets) else -math.inf)
         own += len(sequence) - item.common

@@ -38,15 +38,15 @@ def read_tokens(model: Model, path: str, *, parse_special: bool = False) -> Toke
 
 
 def chunk_count(tokens: Tokens, n_ctx: int, path: str, wanted: int = -1, first: int = 0) -> int:
-    """How many chunks there are to run. Raises EngineError for a text shorter than two chunks, as llama.cpp does."""
+    """How many chunks to run after `first`. Raises EngineError for a text shorter than two, as llama.cpp does."""
     if n_ctx < 4:
         raise EngineError(f"-c {n_ctx}: a chunk needs at least 4 tokens")
     if len(tokens) < 2 * n_ctx:
         raise EngineError(
-            f"{path}: {len(tokens)} tokens, but -c {n_ctx} needs at least {2 * n_ctx}: take a longer text or a smaller -c"
+            f"{path}: {len(tokens)} tokens, but -c {n_ctx} needs {2 * n_ctx}: take a longer text or a smaller -c"
         )
     there = len(tokens) // n_ctx - first
-    if there <= 0:
+    if there < 0:
         raise EngineError(f"{path}: has {len(tokens) // n_ctx} chunks of {n_ctx} tokens; {first} were to be left out")
     return there if wanted < 0 else min(there, wanted)
 

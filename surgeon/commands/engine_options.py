@@ -1,0 +1,162 @@
+"""What the commands that run llama.cpp share: its options, the progress line, the log on demand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    from surgeon.engine.client import EngineRun
+    from surgeon.engine.protocol import Engine, Message, Step
+
+_SECONDS_BETWEEN = 0.1  # progress lines on a terminal
+_SECONDS_BETWEEN_LINES = 10.0  # and elsewhere
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """`-m -t -ngl --llama-lib --show-log --json`, named as llama.cpp's tools name them."""
+    parser.add_argument("-m", "--model", required=True, metavar="MODEL", help="the GGUF to run")
+    parser.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="threads (default: all there are)")
+    parser.add_argument(
+        "-ngl", "--gpu-layers", "--n-gpu-layers", type=int, default=0, metavar="N",
+        help="layers to offload, where this llama.cpp has a GPU back end (default 0)",
+    )  # fmt: skip
+    parser.add_argument("--llama-lib", metavar="DIR", help="a llama.cpp build to use (or $LLAMA_CPP_LIB_DIR)")
+    parser.add_argument("--show-log", action="store_true", help="llama.cpp's own log on stderr at the end")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def add_window_options(parser: argparse.ArgumentParser) -> None:
+    """`-c -b -ub --chunks`."""
+    parser.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
+    parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="tokens at once (2048)")
+    parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="per graph (512)")
+    parser.add_argument("--chunks", type=int, default=-1, metavar="N", help="at most N chunks (-1: all)")
+
+
+def add_journal_options(parser: argparse.ArgumentParser) -> None:
+    """`--journal --label --recipe`: where the figures are recorded."""
+    parser.add_argument("--journal", metavar="SOURCE", help="record the figures in the journal of this source model")
+    parser.add_argument("--label", default="", help="what the journal calls the trial (default: the file's name)")
+    parser.add_argument("--recipe", metavar="FILE", help="the recipe MODEL was made by, kept with the trial")
+
+
+def record(options: argparse.Namespace, values: dict[str, Any], text: str = "") -> None:
+    """Put the figures into the journal that `--journal` names. Raises SurgeonError."""
+    from surgeon import trials
+
+    source = Path(require_file(options.journal))
+    recipe = Path(require_file(options.recipe)).read_text() if options.recipe else ""
+    output = Path(options.model)
+    trials.Journal.of_model(source).record(
+        output,
+        options.label or output.stem,
+        trials.measured(values, text=text),
+        source_size=source.stat().st_size,
+        recipe=recipe,
+    )
+
+
+def positive(text: str) -> int:
+    """A number above zero; argparse tells what it was instead."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def engine_of(options: argparse.Namespace) -> Engine:
+    """The Engine message for these options."""
+    from surgeon.engine.protocol import Engine
+
+    return Engine(options.llama_lib, options.threads, options.gpu_layers)
+
+
+@contextmanager
+def log_shown(options: argparse.Namespace, run: EngineRun) -> Iterator[None]:
+    """Print the run's log on stderr at the end, however it ends, if it was asked for."""
+    try:
+        yield
+    finally:
+        if options.show_log:
+            print(run.log_text(), file=sys.stderr)
+
+
+class ProgressLine:
+    """Steps on stderr: one line rewritten on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, what: str, unit: str, stream: TextIO | None = None) -> None:
+        self._what, self._unit = what, unit
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._start = self._last = time.monotonic()
+
+    def watch(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Pass all messages on, showing Loaded, Started and Step."""
+        from surgeon.engine.protocol import Loaded, Started, Step
+
+        try:
+            for message in messages:
+                if isinstance(message, Loaded):
+                    self._line(f"{message.engine}, {message.threads} threads; {message.description}")
+                elif isinstance(message, Started):
+                    self._start = time.monotonic()
+                elif isinstance(message, Step):
+                    self._step(message)
+                yield message
+        finally:
+            if self._terminal:
+                self._stream.write("\r\x1b[K")
+
+    def _step(self, step: Step) -> None:
+        now = time.monotonic()
+        wait = _SECONDS_BETWEEN if self._terminal else _SECONDS_BETWEEN_LINES
+        if now - self._last < wait and step.done < step.total:
+            return
+        self._last = now
+        left = (now - self._start) / max(1, step.done) * (step.total - step.done)
+        figures = "".join(f"  {name} {value:.4f}" for name, value in step.values.items() if not name.endswith("error"))
+        text = f"{self._what}: {step.done}/{step.total} {self._unit}{figures}  {_duration(left)} left"
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K{text[:110]}")
+            self._stream.flush()
+        else:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        start, end = ("\r\x1b[K", "\n") if self._terminal else ("", "\n")
+        self._stream.write(f"{start}{text}{end}")
+        self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns of text, the first to the left, the others to the right."""
+    widths = [max(len(row[index]) for row in [header, *rows]) for index in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        aligned = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join([cells[0].ljust(widths[0]), *aligned]).rstrip()
+
+    return "\n".join(map(line, [header, *rows]))
+
+
+def require_file(path: str) -> str:
+    """The path, if it is a file. Raises SurgeonError."""
+    if not Path(path).is_file():
+        raise SurgeonError(f"{path}: no such file")
+    return path

@@ -1,0 +1,99 @@
+"""`surgeon journal`: the trials of a model, listed, compared, exported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgeon.commands.engine_options import require_file, table
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    from surgeon.trials import Journal, Trial
+
+DESCRIPTION = """What was made of MODEL (the source) and how it measured. `surgeon perplexity --journal MODEL`,
+`surgeon bench --journal MODEL` and the screen write it."""
+_COLUMNS = ("ppl", "mean_kld", "same_top")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="surgeon journal", description=DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help="the source model")
+    parser.add_argument("--sort", default="when", metavar="FIGURE", help="when, size, bpw, ppl, mean_kld, a task ...")
+    parser.add_argument("--front", action="store_true", help="only what nothing beats in size and mean_kld")
+    parser.add_argument("--compare", nargs=2, metavar="ID", help="two trials side by side")
+    parser.add_argument("--best", metavar="ID", help="mark the best one")
+    parser.add_argument("--forget", metavar="ID", help="leave a trial out from now on")
+    parser.add_argument("--recipe", metavar="ID", help="print the recipe of a trial")
+    parser.add_argument("--markdown", action="store_true", help="tables for a model card")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    from surgeon.trials import Journal
+
+    options = _parser().parse_args(arguments)
+    journal = Journal.of_model(Path(require_file(options.model)))
+    if options.best:
+        journal.mark_best(options.best)
+    if options.forget:
+        journal.forget(options.forget)
+    if options.compare:
+        first, second = (_one(journal, name) for name in options.compare)
+        print(_comparison(first, second))
+    elif options.recipe:
+        print(_one(journal, options.recipe).recipe, end="")
+    else:
+        print(_listing(journal, options))
+    return 0
+
+
+def _one(journal: Journal, name: str) -> Trial:
+    for trial in journal.trials():
+        if trial.id == name:
+            return trial
+    raise SurgeonError(f"{journal.path}: has no trial {name}")
+
+
+def _listing(journal: Journal, options: argparse.Namespace) -> str:
+    from dataclasses import asdict
+
+    from surgeon.trial_tables import front, markdown, sorted_by
+
+    trials = journal.trials()
+    if options.front:
+        trials = front(trials)
+    elif options.sort != "when":
+        trials = sorted_by(trials, options.sort)
+    if options.json:
+        return json.dumps([asdict(trial) for trial in trials])
+    if not trials:
+        return f"no trials yet ({journal.path})"
+    if options.markdown:
+        return markdown(trials).rstrip("\n")
+    on_front = {trial.id for trial in front(trials)}
+    rows = [
+        [
+            ("* " if trial.best else "  ") + trial.id,
+            trial.label,
+            f"{trial.size / 1e6:,.1f} MB",
+            *(f"{value:.6g}" if (value := trial.figure(name)) is not None else "-" for name in _COLUMNS),
+            "front" if trial.id in on_front else "",
+        ]
+        for trial in trials
+    ]
+    return table(["  trial", "label", "size", *_COLUMNS, ""], rows)
+
+
+def _comparison(first: Trial, second: Trial) -> str:
+    from surgeon.trial_tables import compare, unlike_conditions
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.6g}"
+
+    rows = [[row.name, cell(row.first), cell(row.second), cell(row.change)] for row in compare(first, second)]
+    warnings = [f"measured differently: {text}" for text in unlike_conditions(first, second)]
+    return "\n".join([table(["", first.label, second.label, "change"], rows), *warnings])

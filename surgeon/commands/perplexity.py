@@ -1,0 +1,174 @@
+"""`surgeon perplexity`: llama-perplexity's command line: perplexity, KL divergence, tasks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from surgeon.commands.engine_options import (
+    ProgressLine,
+    add_engine_options,
+    add_journal_options,
+    add_window_options,
+    engine_of,
+    log_shown,
+    record,
+    require_file,
+)
+from surgeon.errors import UsageError
+
+if TYPE_CHECKING:
+    from surgeon.engine.protocol import Job
+
+DESCRIPTION = """Perplexity of MODEL over TEXT, with llama-perplexity's windows and figures. With --kl-divergence-base
+FILE the log-probabilities are saved; with --kl-divergence too, MODEL is compared with the saved ones. Or the score on a
+task file in llama-perplexity's formats."""
+_TASKS = {"hellaswag": 400, "winogrande": 0, "multiple_choice": 0}  # and how many tasks without an option
+_KLD_LINES = ("max", "99.9", "99", "95", "90", "50", "10", "5", "1", "0.1", "min")
+_DELTA_P_LINES = ("max", "99.9", "99", "95", "90", "75", "50", "25", "10", "5", "1", "0.1", "min")
+_NAMES = {"max": "Maximum", "min": "Minimum", "50": "Median "}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="surgeon perplexity", description=DESCRIPTION)
+    add_engine_options(parser)
+    add_window_options(parser)
+    parser.add_argument("-f", "--file", metavar="TEXT", help="the text, or the task file")
+    parser.add_argument("-bf", "--binary-file", metavar="FILE", help="the task file of --multiple-choice")
+    parser.add_argument("--ppl-stride", type=int, default=0, metavar="N", help="windows every N tokens")
+    parser.add_argument(
+        "--kl-divergence-base", "--save-all-logits", metavar="FILE", help="log-probabilities of the base"
+    )
+    parser.add_argument("--kl-divergence", action="store_true", help="compare with the base")
+    parser.add_argument("-np", "--parallel", type=int, help=argparse.SUPPRESS)  # llama-perplexity needs it for tasks
+    for task, default in _TASKS.items():
+        option = f"--{task.replace('_', '-')}"
+        parser.add_argument(option, action="store_true", help=f"score the {option[2:]} tasks of the file")
+        parser.add_argument(
+            f"{option}-tasks", type=int, default=default, metavar="N", help=f"how many ({default or 'all'})"
+        )
+    add_journal_options(parser)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    job = _job(options)
+    values = _measure(job, options)
+    values = {"model": options.model, **values}
+    if options.journal:
+        record(options, values, text=options.file or options.kl_divergence_base or "")
+    if options.json:
+        print(json.dumps(values))
+    else:
+        print(_report(values))
+    return 0
+
+
+def _job(options: argparse.Namespace) -> Job:
+    from surgeon.engine.protocol import DivergenceJob, PerplexityJob, TaskJob
+
+    batch, ubatch = options.batch_size, options.ubatch_size
+    tasks = [task for task in _TASKS if getattr(options, task)]
+    if len(tasks) + options.kl_divergence > 1:
+        raise UsageError("one of --kl-divergence, --hellaswag, --winogrande, --multiple-choice at a time")
+    if tasks:
+        file = (options.binary_file if tasks[0] == "multiple_choice" else None) or options.file
+        if file is None:
+            raise UsageError(f"--{tasks[0].replace('_', '-')} needs its task file (-f, or -bf for multiple choice)")
+        count = getattr(options, f"{tasks[0]}_tasks")
+        name = tasks[0].replace("_", "-")
+        return TaskJob(options.model, name, require_file(file), count, options.ctx_size, batch, ubatch)
+    text = require_file(options.file) if options.file else None
+    if options.kl_divergence:
+        if options.kl_divergence_base is None:
+            raise UsageError("--kl-divergence needs --kl-divergence-base FILE, saved from the model to compare with")
+        return DivergenceJob(
+            options.model, require_file(options.kl_divergence_base), text, batch, ubatch, options.chunks
+        )
+    if text is None:
+        raise UsageError("-f TEXT is missing")
+    return PerplexityJob(
+        options.model,
+        text,
+        options.ctx_size,
+        batch,
+        ubatch,
+        options.chunks,
+        options.ppl_stride,
+        options.kl_divergence_base,
+    )
+
+
+def _measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
+    from surgeon.engine import runs
+    from surgeon.engine.client import EngineRun
+    from surgeon.engine.protocol import Finished, Loaded, TaskJob
+
+    run = EngineRun(engine_of(options), job)
+    progress = ProgressLine("tasks" if isinstance(job, TaskJob) else "perplexity", "done")
+    values: dict[str, Any] = {}
+    with log_shown(options, run):
+        for message in progress.watch(runs.perplexity(run)):
+            if isinstance(message, Loaded):
+                values["engine"] = message.engine
+            elif isinstance(message, Finished):
+                values.update(message.values)
+    return values
+
+
+def _report(values: dict[str, Any]) -> str:
+    if "task" in values:
+        return _task_report(values)
+    if "mean_kld" not in values:
+        return f"Final estimate: PPL = {values['ppl']:.4f} +/- {values['ppl_error']:.5f}"
+    return "\n".join([*_perplexity_lines(values), "", *_kld_lines(values), "", *_delta_p_lines(values)])
+
+
+def _task_report(values: dict[str, Any]) -> str:
+    score, n = values["score"], values["n_tasks"]
+    if values["task"] == "hellaswag":
+        interval = f"[{values['score_low']:.4f}%, {values['score_high']:.4f}%]"
+        return f"{n} tasks: acc_norm {score:.8f}%  95% confidence interval {interval}"
+    lines = [f"Final score over {n} tasks: {score:.4f} +/- {values['score_error']:.4f}"]
+    if "random_chance" in values:
+        lines.append(f"Random chance: {values['random_chance']:.4f}")
+    if "score_corrected" in values:
+        lines.append(f"Without llama-perplexity's slip in short sentences: {values['score_corrected']:.4f}")
+    return "\n".join(lines)
+
+
+def _perplexity_lines(values: dict[str, Any]) -> list[str]:
+    def line(name: str, key: str) -> str:
+        return f"{name:<30}: {values[key]:10.6f} ± {values[key + '_error']:10.6f}"
+
+    return [
+        "====== Perplexity statistics ======",
+        line("Mean PPL(Q)", "ppl"),
+        line("Mean PPL(base)", "ppl_base"),
+        f"{'Cor(ln(PPL(Q)), ln(PPL(base)))':<30}: {100 * values['correlation']:6.2f}%",
+        line("Mean ln(PPL(Q)/PPL(base))", "ln_ppl_ratio"),
+        line("Mean PPL(Q)/PPL(base)", "ppl_ratio"),
+        line("Mean PPL(Q)-PPL(base)", "ppl_difference"),
+    ]
+
+
+def _kld_lines(values: dict[str, Any]) -> list[str]:
+    head = f"Mean    KLD: {values['mean_kld']:10.6f} ± {values['mean_kld_error']:10.6f}"
+    rows = [f"{_NAMES.get(q, q + '%'):<7} KLD: {values[f'kld_{q}']:10.6f}" for q in _KLD_LINES]
+    return ["====== KL divergence statistics ======", head, *rows]
+
+
+def _delta_p_lines(values: dict[str, Any]) -> list[str]:
+    def percent(key: str) -> str:
+        return f"{100 * values[key]:6.3f} ± {100 * values[key + '_error']:6.3f} %"
+
+    rows = [f"{_NAMES.get(q, q + '%'):<7} Δp: {100 * values[f'delta_p_{q}']:6.3f}%" for q in _DELTA_P_LINES]
+    return [
+        "====== Token probability statistics ======",
+        f"Mean    Δp: {percent('mean_delta_p')}",
+        *rows,
+        f"RMS Δp    : {percent('rms_delta_p')}",
+        f"Same top p: {percent('same_top')}",
+    ]

@@ -1,0 +1,160 @@
+"""`surgeon prune-scan`: what leaving each layer out costs, measured."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgeon.commands.engine_options import (
+    ProgressLine,
+    add_engine_options,
+    engine_of,
+    positive,
+    require_file,
+    table,
+)
+from surgeon.errors import Cancelled, UsageError
+
+if TYPE_CHECKING:
+    from surgeon.engine.runs import PruneScan
+
+DESCRIPTION = """KL divergence from the whole model with each layer left out, one after the other, on a few chunks of
+TEXT; smaller is less missed. The model is loaded once and nothing is written: a layer's output is replaced by its input
+while the model runs. What was measured is kept, so an interrupted scan goes on where it stopped. With --imatrix, the
+statistics of the layers stand beside it, and how well each predicts the damage (Spearman's rank correlation)."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="surgeon prune-scan", description=DESCRIPTION)
+    add_engine_options(parser)
+    parser.add_argument("-f", "--file", required=True, metavar="TEXT")
+    parser.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
+    parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="per graph (512)")
+    parser.add_argument("--chunks", type=positive, default=8, metavar="N", help="how many (8)")
+    parser.add_argument("--layers", metavar="L", help="only these: 3,5-8 singly; 3+4 together (default: each layer)")
+    parser.add_argument("--pairs", action="store_true", help="each two neighbours together, too")
+    parser.add_argument("--imatrix", metavar="F", help="put its layer statistics beside the damage")
+    parser.add_argument("--restart", action="store_true", help="measure again what was measured before")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    scan = _scan(options)
+    if not options.restart:
+        scan.load()
+    try:
+        for _ in ProgressLine("prune-scan", "chunks").watch(scan.messages()):
+            pass
+    except (KeyboardInterrupt, Cancelled):
+        kept = f"{len(scan.damages)} of {len(scan.job.layer_sets)} measured and kept; the same command goes on"
+        print(f"surgeon: {kept}", file=sys.stderr)
+        raise
+    finally:
+        if options.show_log and scan.run is not None:
+            print(scan.run.log_text(), file=sys.stderr)
+    _print(scan, options)
+    return 0
+
+
+def _scan(options: argparse.Namespace) -> PruneScan:
+    from surgeon.engine.protocol import PruneScanJob
+    from surgeon.engine.runs import PruneScan
+    from surgeon.model import load_model
+    from surgeon.trials import model_identity, state_folder
+
+    model_path, text = Path(require_file(options.model)), Path(require_file(options.file))
+    with load_model(model_path).file:
+        n_layer = load_model(model_path).block_count
+    sets = layer_sets(options.layers, n_layer, pairs=options.pairs)
+    job = PruneScanJob(str(model_path), str(text), sets, options.ctx_size, options.ubatch_size, options.chunks)
+    text_digest = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
+    identity = f"{model_identity(model_path)}-{text_digest}-c{options.ctx_size}-n{options.chunks}"
+    state = state_folder() / "prune-scan" / f"{identity}.json"
+    return PruneScan(engine_of(options), job, state, identity)
+
+
+def layer_sets(text: str | None, n_layer: int, *, pairs: bool) -> list[list[int]]:
+    """The sets to measure: `3,5-8` singly, `3+4` together; neighbours too with `pairs`. Raises UsageError."""
+    try:
+        singles = [[layer] for layer in range(n_layer)] if text is None else []
+        for part in (text or "").split(",") if text else []:
+            if "+" in part:
+                singles.append(sorted({int(layer) for layer in part.split("+")}))
+            else:
+                first, _, last = part.partition("-")
+                singles += [[layer] for layer in range(int(first), int(last or first) + 1)]
+    except ValueError as error:
+        raise UsageError(f"--layers {text}: numbers, ranges (5-8) and sets (3+4), separated by commas") from error
+    wrong = [layer for layers in singles for layer in layers if not 0 <= layer < n_layer]
+    if wrong:
+        raise UsageError(f"--layers: there is no layer {wrong[0]}; the model has 0 to {n_layer - 1}")
+    if pairs:
+        alone = sorted({layers[0] for layers in singles if len(layers) == 1})
+        singles += [[a, b] for a, b in pairwise(alone) if b == a + 1]
+    return singles
+
+
+def _print(scan: PruneScan, options: argparse.Namespace) -> None:
+    damages = [scan.damages[tuple(layers)] for layers in scan.job.layer_sets]
+    statistics = _statistics(options.imatrix) if options.imatrix else {}
+    correlations = {name: _correlation(scan, values) for name, values in statistics.items()}
+    if options.json:
+        print(json.dumps({"model": options.model, "damages": [vars(damage) for damage in damages],
+                          "statistics": statistics, "rank_correlation": correlations}))  # fmt: skip
+        return
+    rows = []
+    for damage in damages:
+        beside = [
+            _cell(values.get(damage.layers[0])) if len(damage.layers) == 1 else "" for values in statistics.values()
+        ]
+        name = "+".join(map(str, damage.layers))
+        rows.append([name, f"{damage.mean_kld:.6f}", f"{damage.ppl:.4f}", f"{100 * damage.same_top:.2f}%", *beside])
+    print(table(["left out", "mean KLD", "PPL", "same top", *statistics], rows))
+    for name, value in correlations.items():
+        print(f"rank correlation of {name} with the damage: {value:+.2f}")
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _statistics(path: str) -> dict[str, dict[int, float]]:
+    """Name -> layer -> value, of everything the file knows about layers."""
+    from surgeon.imatrix import load_imatrix
+    from surgeon.influence import load_influence
+    from surgeon.statistics import layer_statistics, tensor_statistics
+
+    layers = layer_statistics(tensor_statistics(load_imatrix(path)))
+    found = {
+        "Σ(Bias)": {row.layer: row.sum_bias for row in layers},
+        "ZD": {row.layer: row.zd for row in layers},
+        "CosSim": {row.layer: row.cossim for row in layers if row.cossim is not None},
+    }
+    influence = load_influence(path)
+    if influence is not None:
+        found["block influence"] = dict(enumerate(map(float, influence.block_influence)))
+        found["LIM"] = dict(enumerate(map(float, influence.layer_input_modification)))
+        if influence.weight_zd is not None:
+            found["weights' ZD"] = dict(enumerate(map(float, influence.weight_zd)))
+    return found
+
+
+def _correlation(scan: PruneScan, values: dict[int, float]) -> float:
+    """Spearman's ρ over the single layers that have both."""
+    from surgeon.rank_correlation import spearman
+
+    known = [
+        (value, scan.damages[(layer,)].mean_kld)
+        for layer, value in values.items()
+        if (layer,) in scan.damages and not math.isnan(value)
+    ]
+    if len(known) < 3:
+        return math.nan
+    return spearman([value for value, _ in known], [kld for _, kld in known])

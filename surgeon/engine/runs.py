@@ -1,0 +1,92 @@
+"""Whole measurements from the parent's side: one call each, for the commands and the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from surgeon.engine.client import EngineRun
+from surgeon.engine.errors import EngineError
+from surgeon.engine.protocol import Engine, LayerDamage, Message, PerplexityJob, PruneScanJob
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place at the end, or is removed where that is not reached."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
+    os.close(handle)
+    try:
+        yield Path(name)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def perplexity(run: EngineRun) -> Iterator[Message]:
+    """The messages of a PerplexityJob; its `save_base` appears whole or not at all."""
+    job = run.job
+    if not isinstance(job, PerplexityJob) or job.save_base is None:
+        yield from run.messages()
+        return
+    with written_whole(Path(job.save_base)) as temporary:
+        run.job = replace(job, save_base=str(temporary))
+        yield from run.messages()
+
+
+@dataclass
+class PruneScan:
+    """Damage of leaving layers out, measured set after set and kept in `state` (a JSON file) so that it can go on.
+
+    identity: what the figures belong to (model, text, chunks); another identity in the file makes it start anew.
+    """
+
+    engine: Engine
+    job: PruneScanJob
+    state: Path
+    identity: str
+    cancelled: threading.Event | None = None
+    damages: dict[tuple[int, ...], LayerDamage] = field(default_factory=dict)
+    run: EngineRun | None = None
+
+    def load(self) -> None:
+        """Take what an earlier run measured."""
+        with suppress(FileNotFoundError):
+            try:
+                kept = json.loads(self.state.read_text())
+                found = (
+                    [LayerDamage(**damage) for damage in kept["damages"]] if kept["identity"] == self.identity else []
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                raise EngineError(f"{self.state}: not a state file of prune-scan ({error}); remove it") from error
+            self.damages = {tuple(damage.layers): damage for damage in found}
+
+    def messages(self) -> Iterator[Message]:
+        """The engine's messages for the sets not measured yet; a LayerDamage is on the disk when it is yielded."""
+        missing = [layers for layers in self.job.layer_sets if tuple(layers) not in self.damages]
+        if not missing:
+            return
+        self.run = EngineRun(self.engine, replace(self.job, layer_sets=missing), self.cancelled)
+        for message in self.run.messages():
+            if isinstance(message, LayerDamage):
+                self.damages[tuple(message.layers)] = message
+                self._save()
+            yield message
+
+    def _save(self) -> None:
+        self.state.parent.mkdir(parents=True, exist_ok=True)
+        kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}
+        with written_whole(self.state) as temporary:
+            temporary.write_text(json.dumps(kept))
