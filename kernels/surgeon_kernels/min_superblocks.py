@@ -45,8 +45,8 @@ def workspace() -> Any:
     """Arrays of a tile: packed values and weights, and per group the results of the search."""
     values = np.empty(LANES * SIZE, np.float32)
     importance = np.empty(LANES * SIZE, np.float32)
-    # scale, minimum, sum of weights, inverse scale and offset of the codes; a transposed load reads 8 beyond the last
-    fits = np.zeros(5 * TILE_GROUPS + LANES, np.float32)
+    # per group scale, minimum, sum of weights, inverse scale and offset of the codes; then d and dmin per superblock
+    fits = np.zeros(5 * TILE_GROUPS + 2 * LANES, np.float32)
     codes = np.empty(2 * GROUPS * LANES, np.int32)  # 6-bit scales, then minima: [group, superblock]
     return values, importance, fits, codes
 
@@ -126,9 +126,11 @@ def fit_tile(values: Any, importance: Any, fits: Any, codes: Any, plain: bool, n
     """
     rmin, rdelta, steps = plain_search if plain else (np.float32(-0.9), np.float32(0.05), 36)
     _search_groups(values, importance, fits, plain, nmax, rmin, rdelta, steps)
-    d = _quantize_fits(fits, 0, plain, codes, 0)
-    dmin = _quantize_fits(fits, TILE_GROUPS, plain, codes, GROUPS * LANES)
-    return d, dmin
+    steps_at = 5 * TILE_GROUPS
+    for which in range(2):  # the scales, then the minima
+        step = _quantize_fits(fits, TILE_GROUPS * which, plain, codes, GROUPS * LANES * which)
+        store_f32(fits, steps_at + LANES * which, step)
+    return load_f32(fits, steps_at), load_f32(fits, steps_at + LANES)
 
 
 @helper

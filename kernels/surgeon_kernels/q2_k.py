@@ -28,6 +28,7 @@ from .lanes import (
     int_slots,
     int_splat,
     load_f32,
+    load_i32,
     load_transposed,
     load_u8,
     maximum,
@@ -96,12 +97,13 @@ def _quantize_fits(fits: Any, first: int, plain: bool, codes: Any) -> Any:
 def _fit_tile(values: Any, importance: Any, fits: Any, scales: Any, plain: bool) -> tuple[Any, Any]:
     """Fit the tile; `scales` (int32[16 * 16], [group, superblock]) get the stored bytes. Returns (d, dmin)."""
     _search_groups(values, importance, fits, plain)
-    scale_codes, low_codes = int_slots(32), int_slots(32)
-    d = _quantize_fits(fits, 0, plain, scale_codes)
-    dmin = _quantize_fits(fits, _TILE, plain, low_codes)
-    for j in range(16):
-        store_i32(scales, LANES * j, (scale_codes[j] | low_codes[j] << 4) & 255)
-    return d, dmin
+    codes = int_slots(32)
+    for which in range(2):  # the scales, then the minima
+        store_f32(fits, 5 * _TILE + LANES * which, _quantize_fits(fits, _TILE * which, plain, codes))
+        for j in range(16):
+            before = load_i32(scales, LANES * j) if which else int_splat(0)
+            store_i32(scales, LANES * j, (before | codes[j] << 4 * which) & 255)
+    return load_f32(fits, 5 * _TILE), load_f32(fits, 5 * _TILE + LANES)
 
 
 @helper
@@ -139,7 +141,7 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
     dead = dead_slices(weights, _SIZE, compat)
     chosen = np.zeros(LANES, np.int64)
     values, importance = np.empty(LANES * _SIZE, np.float32), np.empty(LANES * _SIZE, np.float32)
-    fits, scales = np.empty(5 * _TILE, np.float32), np.empty(_TILE, np.int32)
+    fits, scales = np.empty(5 * _TILE + 2 * LANES, np.float32), np.empty(_TILE, np.int32)
     blocks = len(x) // _SIZE
     for plain in range(2):
         block = 0

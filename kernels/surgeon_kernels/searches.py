@@ -78,9 +78,20 @@ def _affine_error(x: Any, w: Any, codes: Any, n: int, scale: Any, low: Any, mad:
 
 
 @helper
-def _affine_codes(x: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, wild: Any) -> None:
+def _affine_sums(x: Any, w: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, wild: Any) -> Any:
+    """Fill `codes` and return the sums of w * code, w * code**2 and w * code * x."""
+    sum_l = splat(_ZERO)
+    sum_l2 = splat(_ZERO)
+    sum_xl = splat(_ZERO)
     for i in range(n):
-        codes[i] = code(iscale * (x[i] - low), nmax, wild)
+        value = x[i]
+        q = code(iscale * (value - low), nmax, wild)
+        codes[i] = q
+        wq = w[i] * q
+        sum_l = sum_l + wq
+        sum_l2 = sum_l2 + wq * q
+        sum_xl = sum_xl + wq * value
+    return sum_l, sum_l2, sum_xl
 
 
 @helper
@@ -102,37 +113,30 @@ def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: i
     lowest = low
     low = select(low > _ZERO, splat(_ZERO), low)  # keeps the sign of -0.0
     active = highest > low
-    width = highest - low
-    best_iscale = select(active, splat(nmax) / width, splat(_ZERO))
-    scale = select(active, splat(_ONE) / best_iscale, splat(_ZERO))
+    scale = splat(_ZERO)
+    best = splat(_ZERO)
+    best_iscale = splat(_ZERO)
     best_low = low
     codes = slots(32)
-    wild = _is_wild(best_iscale, lowest, highest, low)
-    _affine_codes(x, codes, n, nmax, best_iscale, low, wild)
-    best = _affine_error(x, w, codes, n, scale, low, mad)
-    for step in range(steps + 1):
-        reach = rmin + rdelta * np.float32(step) + nmax
+    for step in range(-1, steps + 1):  # -1: the whole range, without a fit
+        reach = rmin + rdelta * np.float32(step) + nmax if step >= 0 else nmax
         iscale = select(active, splat(reach) / (highest - low), splat(_ZERO))
-        sum_l = splat(_ZERO)
-        sum_l2 = splat(_ZERO)
-        sum_xl = splat(_ZERO)
         wild = _is_wild(iscale, lowest, highest, low)
-        for i in range(n):
-            value = x[i]
-            q = code(iscale * (value - low), nmax, wild)
-            codes[i] = q
-            wq = w[i] * q
-            sum_l = sum_l + wq
-            sum_l2 = sum_l2 + wq * q
-            sum_xl = sum_xl + wq * value
+        sum_l, sum_l2, sum_xl = _affine_sums(x, w, codes, n, nmax, iscale, low, wild)
         determinant = sum_w * sum_l2 - sum_l * sum_l
+        better = active & (determinant > _ZERO)
         this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         this_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
         above = this_low > _ZERO
         this_scale = select(above, sum_xl / sum_l2, this_scale)
         this_low = select(above, splat(_ZERO), this_low)
+        if step < 0:
+            better = active
+            this_scale = splat(_ONE) / iscale
+            this_low = low
         error = _affine_error(x, w, codes, n, this_scale, this_low, mad)
-        better = (determinant > _ZERO) & (error < best) & active
+        if step >= 0:
+            better = better & (error < best)
         if any_lane(better):
             best = select(better, error, best)
             scale = select(better, this_scale, scale)
