@@ -62,9 +62,9 @@ GROUPS: dict[str, tuple[Action, ...]] = {
     "Files": (
         Action("imatrix", "i", "imatrix", "imatrix", "load an importance matrix"),
         Action("save", "ctrl+s", "save", "save", "save the plan as a recipe"),
-        Action("load", "o", "load", "load", "load a recipe"),
+        Action("load", "o", "load", "load", "load a recipe, or the types of another GGUF"),
         Action("write", "w", "write", "write", "write the new model, or look at the write that runs"),
-        Action("copy-command", "y", "copy_command", "copy command", "copy the llama-quantize command (OSC 52)"),
+        Action("copy-command", "y", "copy_command", "command", "show and copy the llama-quantize command (OSC 52)"),
     ),
     "Program": (
         Action("help", "question_mark,f1", "help", "help", "this help"),
@@ -105,8 +105,9 @@ _SIGNS = {
 
 
 def bindings() -> list[Binding]:
+    """Priority bindings: they act before the next key is looked at, so that `/ffn` typed in one go is a filter."""
     return [
-        Binding(action.keys, action.action, action.word, id=action.id, tooltip=action.help, show=False)
+        Binding(action.keys, action.action, action.word, id=action.id, tooltip=action.help, show=False, priority=True)
         for action in ACTIONS
     ]
 

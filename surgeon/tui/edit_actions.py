@@ -55,7 +55,7 @@ class EditActions(Workbench):
         self.plan_changed()
         self.say(f"{label}: {self._sizes()}")
 
-    def action_type(self) -> None:
+    async def action_type(self) -> None:
         row = self.row
         if row is None:
             return
@@ -67,7 +67,7 @@ class EditActions(Workbench):
                 self._set_types([tensor.name for tensor in picker.tensors], None if name == BY_MIX else name)
             self.show_rest()
 
-        self.app.push_screen(picker, taken)
+        await self.ask(picker, taken)
 
     def action_untype(self) -> None:
         row = self.row
@@ -90,14 +90,14 @@ class EditActions(Workbench):
         self.plan_changed()
         self.say(f"{label}: {self._sizes()}")
 
-    def action_base(self) -> None:
+    async def action_base(self) -> None:
         def taken(name: str | None) -> None:
             if name is not None:
                 label = self.session.set_file_type(name)
                 self.plan_changed()
                 self.say(f"{label}: {self._sizes()}")
 
-        self.app.push_screen(BasePicker(self.session), taken)
+        await self.ask(BasePicker(self.session), taken)
 
     def _sizes(self) -> str:
         resolution = self.session.resolution
@@ -105,9 +105,9 @@ class EditActions(Workbench):
 
     # --- rules
 
-    def action_command(self) -> None:
+    async def action_command(self) -> None:
         hint = "attn_v=q6_k · prune 26,29 · restore 26 · base q4_k_m · --pure"
-        self.app.push_screen(Prompt("rule or command", self._check_command, hint=hint), self.apply_command)
+        await self.ask(Prompt("rule or command", self._check_command, hint=hint), self.apply_command)
 
     def _check_command(self, text: str) -> tuple[bool, Line]:
         if not text.strip():
@@ -139,8 +139,8 @@ class EditActions(Workbench):
         if changed and self.session.plan.file_type == "COPY" and self.session.plan.rules:
             self.say("rules act on a base type; COPY has none: choose one with m", "warning")
 
-    def action_rules(self) -> None:
-        self.app.push_screen(Rules(self.session), lambda _: self.show_rows())
+    async def action_rules(self) -> None:
+        await self.ask(Rules(self.session), lambda _: self.show_rows())
 
     # --- undo and redo
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
+from surgeon.exchange import export, from_model
+from surgeon.model import load_model
 from surgeon.operation import WriteOptions
 from surgeon.recipe import load_recipe, save_recipe
 from surgeon.tui import figures
+from surgeon.tui.dialogs.command import CommandReader
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
@@ -26,7 +29,7 @@ class FileActions(Workbench):
 
     # --- importance matrix and recipes
 
-    def action_imatrix(self) -> None:
+    async def action_imatrix(self) -> None:
         prompt = Prompt(
             "importance matrix",
             existing_file,
@@ -34,7 +37,7 @@ class FileActions(Workbench):
             hint="GGUF or .dat · → completes",
             suggester=PathSuggester((".gguf", ".dat", ".imatrix")),
         )
-        self.app.push_screen(prompt, self.apply_imatrix)
+        await self.ask(prompt, self.apply_imatrix)
 
     def apply_imatrix(self, text: str | None) -> None:
         if text is None:
@@ -48,12 +51,12 @@ class FileActions(Workbench):
         self.plan_changed()
         self.say(said)
 
-    def action_save(self) -> None:
+    async def action_save(self) -> None:
         default = self.session.model.file.path.absolute().with_suffix(".recipe.toml")
         prompt = Prompt(
             "save recipe", writable_file, value=str(default), hint="Enter saves", suggester=PathSuggester((".toml",))
         )
-        self.app.push_screen(prompt, self._save)
+        await self.ask(prompt, self._save)
 
     def _save(self, text: str | None) -> None:
         if text is None:
@@ -75,37 +78,45 @@ class FileActions(Workbench):
         else:
             self.say(f"saved {path}")
 
-    def action_load(self) -> None:
+    async def action_load(self) -> None:
         prompt = Prompt(
             "load recipe",
             existing_file,
             value=self.folder,
-            hint="TOML · → completes",
-            suggester=PathSuggester((".toml",)),
+            hint="TOML, or a GGUF whose types are taken · → completes",
+            suggester=PathSuggester((".toml", ".gguf")),
         )
-        self.app.push_screen(prompt, self.apply_recipe)
+        await self.ask(prompt, self.apply_recipe)
 
     def apply_recipe(self, text: str | None) -> None:
         if text is None:
             return
         path = Path(text).expanduser()
         try:
-            said = self.session.use_recipe(load_recipe(path), f"recipe {path.name}")
+            recipe = from_model(load_model(path)) if path.suffix == ".gguf" else load_recipe(path)
+            said = self.session.use_recipe(recipe, f"recipe {path.name}")
         except SurgeonError as error:
             self.fail(error)
             return
         self.plan_changed()
         self.say(said)
 
+    async def action_copy_command(self) -> None:
+        source = self.session.model.file.path
+        output = self.last_out or default_output(self.session.resolution)
+        exported = export(self.session.recipe(), str(source), str(output), self.session.model, self.session.imatrix)
+        self.app.copy_to_clipboard(exported.command())
+        await self.ask(CommandReader(exported))
+
     # --- writing
 
-    def action_write(self) -> None:
+    async def action_write(self) -> None:
         job = self.app.job
         if job is not None and job.running:
-            self.app.push_screen(ProgressDialog(job))
+            await self.ask(ProgressDialog(job))
             return
         out = self.last_out or default_output(self.session.resolution).absolute()
-        self.app.push_screen(WriteDialog(self.session.resolution, out), self.start_write)
+        await self.ask(WriteDialog(self.session.resolution, out), self.start_write)
 
     def start_write(self, out: Path | None) -> None:
         """Begin the write the dialog agreed to; consent to replace was given there."""
@@ -118,7 +129,7 @@ class FileActions(Workbench):
             return
         self.app.push_screen(ProgressDialog(job))
 
-    def action_leave(self) -> None:
+    async def action_leave(self) -> None:
         job = self.app.job
         if job is None or not job.running:
             self.app.exit(0)
@@ -129,7 +140,7 @@ class FileActions(Workbench):
             if yes:
                 self.app.stop_and_exit()
 
-        self.app.push_screen(Confirm("quit", question, "stop it and quit"), answered)
+        await self.ask(Confirm("quit", question, "stop it and quit"), answered)
 
 
 def existing_file(text: str) -> tuple[bool, Line]:

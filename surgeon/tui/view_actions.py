@@ -88,10 +88,10 @@ class ViewActions(Workbench):
 
     # --- filter and order
 
-    def action_filter(self) -> None:
+    async def action_filter(self) -> None:
         current = self.view.filter.text if self.view.filter else ""
         hint = "ffn_down · size>100MB · cos>0.99 · type=Q6_K · is:pruned · !norm"
-        self.app.push_screen(Prompt("filter", self._check_filter, value=current, hint=hint), self.apply_filter)
+        await self.ask(Prompt("filter", self._check_filter, value=current, hint=hint), self.apply_filter)
 
     def _check_filter(self, text: str) -> tuple[bool, Line]:
         try:
@@ -129,7 +129,7 @@ class ViewActions(Workbench):
             self.session.marks = frozenset()
             self.show_rows()
 
-    def action_sort(self) -> None:
+    async def action_sort(self) -> None:
         entries = [Entry("", [(fit("file", 10), "text"), ("as stored, layers by number", "muted")])]
         for key in SORTS:
             metric = METRICS.get(key)
@@ -137,7 +137,7 @@ class ViewActions(Workbench):
             help_ = metric.help if metric else COLUMNS[key].help if key in COLUMNS else "by name"
             entries.append(Entry(key, [(fit(title, 10), "text"), (help_, "muted")]))
         hint = "Enter takes it, the same again turns it round"
-        self.app.push_screen(Picker("order by", entries, self.view.sort or "", hint), self.apply_sort)
+        await self.ask(Picker("order by", entries, self.view.sort or "", hint), self.apply_sort)
 
     def apply_sort(self, key: str | None) -> None:
         if key is None:
@@ -152,19 +152,19 @@ class ViewActions(Workbench):
 
     # --- columns, metric, panes
 
-    def action_columns(self) -> None:
-        self.app.push_screen(ColumnChooser(self.tree_.columns), self.apply_columns)
+    async def action_columns(self) -> None:
+        await self.ask(ColumnChooser(self.tree_.columns), self.apply_columns)
 
     def apply_columns(self, columns: tuple[str, ...] | None) -> None:
         if columns is not None:
             self.tree_.set_columns(columns)
             self.show_rest()
 
-    def action_metric(self) -> None:
+    async def action_metric(self) -> None:
         entries = [
             Entry(key, [(fit(metric.title, 10), "text"), (metric.help, "muted")]) for key, metric in METRICS.items()
         ]
-        self.app.push_screen(Picker("metric of strip and curve", entries, self.metric.key), self.apply_metric)
+        await self.ask(Picker("metric of strip and curve", entries, self.metric.key), self.apply_metric)
 
     def apply_metric(self, key: str | None) -> None:
         if key is not None:
@@ -174,11 +174,11 @@ class ViewActions(Workbench):
     def action_detail(self) -> None:
         self.toggle_class("-no-detail")
 
-    def action_preflight(self) -> None:
-        self.app.push_screen(Preflight(self.session.resolution.problems))
+    async def action_preflight(self) -> None:
+        await self.ask(Preflight(self.session.resolution.problems))
 
-    def action_help(self) -> None:
-        self.app.push_screen(Help(self.config.keys))
+    async def action_help(self) -> None:
+        await self.ask(Help(self.config.keys))
 
     def action_palette(self) -> None:
         self.app.action_command_palette()

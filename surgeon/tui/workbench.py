@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -25,6 +26,8 @@ from surgeon.tui.tree_view import TreeView
 
 if TYPE_CHECKING:
     from surgeon.tui.app import SurgeonApp
+
+Answer = TypeVar("Answer")
 
 WIDE = 110  # columns from which the detail pane stands beside the tree
 DETAIL_DELAY = 0.08  # seconds the cursor must rest before the detail pane follows: a held key sends only two rows
@@ -101,6 +104,10 @@ class Workbench(Screen[None]):
     def on_resize(self) -> None:
         self.set_class(self.app.size.width < WIDE, "-narrow")
         self.call_after_refresh(self.show_rest)
+
+    async def ask(self, dialog: Screen[Answer], answered: Callable[[Answer | None], None] | None = None) -> None:
+        """Open a dialog and wait until it has the focus, so that keys typed ahead go to it and not to the tree."""
+        await self.app.push_screen(dialog, answered)
 
     # --- one line to the user
 

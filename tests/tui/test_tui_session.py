@@ -240,7 +240,9 @@ def test_filters_see_the_plan(session: Session) -> None:
     assert count("is:changed") == 79
 
 
-@pytest.mark.parametrize("text", ["cos>much", "colour=red", "size>10XB", "is:nice", "(ffn", "type>Q4_K", "layer.size>1"])
+@pytest.mark.parametrize(
+    "text", ["cos>much", "colour=red", "size>10XB", "is:nice", "(ffn", "type>Q4_K", "layer.size>1"]
+)
 def test_a_wrong_filter_says_what_is_wrong(text: str) -> None:
     with pytest.raises(ValueError, match=r"known|number|regular|can only"):
         parse_filter(text)

@@ -35,9 +35,9 @@ def text_of(app: SurgeonApp, part: str) -> str:
 
 
 @asynccontextmanager
-async def opened(session: Session, size: tuple[int, int] = (80, 24), config: Config | None = None) -> AsyncIterator[
-    tuple[SurgeonApp, Pilot[int]]
-]:
+async def opened(
+    session: Session, size: tuple[int, int] = (80, 24), config: Config | None = None
+) -> AsyncIterator[tuple[SurgeonApp, Pilot[int]]]:
     """The running screen, without files of the user."""
     app = SurgeonApp(session, config or Config(), persistent=False)
     async with app.run_test(size=size) as pilot:

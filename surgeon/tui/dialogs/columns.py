@@ -35,6 +35,7 @@ class ColumnChooser(Dialog[tuple[str, ...]]):
             yield Choices()
 
     def on_mount(self) -> None:
+        self.set_focus(self.query_one(Choices))
         self.show_columns()
 
     def show_columns(self, at: str | None = None) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from importlib import resources
 from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
-from textual.widgets import Static
 
 from surgeon.tui.actions import GROUPS, keys_of
 from surgeon.tui.config import config_path
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.spans import Line, fit, wrap
 
 PAGES = ("statistics", "types", "filters", "terminal")
@@ -47,31 +44,15 @@ def page_lines(name: str, width: int) -> list[Line]:
     return lines
 
 
-class Help(Dialog[None]):
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "scroll(1)", show=False),
-        Binding("k", "scroll(-1)", show=False),
-        Binding("q,question_mark", "leave", show=False),
-    ]
+class Help(Reader):
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark", "leave", show=False)]
 
     def __init__(self, keymap: dict[str, str]) -> None:
-        super().__init__()
+        super().__init__("help", "↑ ↓ PgUp PgDn move · Esc closes", tall=True)
         self.keymap = keymap
 
-    def compose(self) -> ComposeResult:
-        width = min(90, self.app.size.width - 8)
+    def lines(self, width: int) -> list[Line]:
         lines = key_lines(self.keymap, width)
         for page in PAGES:
             lines += page_lines(page, width)
-        lines += [[("Keys, colours and columns can be set in", "muted")], [(str(config_path()), "text")]]
-        with Vertical(classes="dialog tall") as frame:
-            frame.border_title = "help"
-            frame.border_subtitle = "↑ ↓ PgUp PgDn move · Esc closes"
-            with VerticalScroll():
-                yield Static(self.text(lines))
-
-    def on_mount(self) -> None:
-        self.query_one(VerticalScroll).focus()
-
-    def action_scroll(self, by: int) -> None:
-        self.query_one(VerticalScroll).scroll_relative(y=by, animate=False)
+        return [*lines, [("Keys, colours and columns can be set in", "muted")], [(str(config_path()), "text")]]

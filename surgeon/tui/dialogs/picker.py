@@ -35,6 +35,7 @@ class Picker(Dialog[str]):
             yield Choices()
 
     def on_mount(self) -> None:
+        self.set_focus(self.query_one(Choices))
         dark = self.app.current_theme.dark
         rows = [(entry.key, text_of([entry.line], dark), entry.enabled) for entry in self.entries]
         self.query_one(Choices).fill(rows, self.at)

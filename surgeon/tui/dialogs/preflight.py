@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from textual.app import ComposeResult
-from textual.containers import Vertical, VerticalScroll
-from textual.widgets import Static
-
 from surgeon.problems import Problem
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.spans import Line, clean, wrap
 
 _ROLES = {"error": "pruned", "warning": "warning", "note": "muted"}
@@ -28,15 +24,10 @@ def problem_lines(problems: Sequence[Problem], width: int) -> list[Line]:
     return lines
 
 
-class Preflight(Dialog[None]):
+class Preflight(Reader):
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__()
+        super().__init__("pre-flight", "an error forbids writing · Esc closes")
         self.problems = problems
 
-    def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog") as frame:
-            frame.border_title = "pre-flight"
-            frame.border_subtitle = "an error forbids writing · Esc closes"
-            with VerticalScroll():
-                width = min(92, self.app.size.width - 10)
-                yield Static(self.text(problem_lines(self.problems, width)))
+    def lines(self, width: int) -> list[Line]:
+        return problem_lines(self.problems, width)

@@ -12,7 +12,7 @@ from surgeon.operation import Progress, Summary
 from surgeon.tui import figures
 from surgeon.tui.canvas import Canvas
 from surgeon.tui.dialogs.base import Dialog
-from surgeon.tui.spans import Line, clean, elide_start, fit, wrap
+from surgeon.tui.spans import Line, clean, elide_start, fit, plain, wrap
 from surgeon.tui.writing import WriteJob
 
 
@@ -34,6 +34,10 @@ class ProgressDialog(Dialog[None]):
             frame.border_title = "write"
             frame.border_subtitle = self._keys()
             yield Canvas(self._lines, name="progress")
+
+    @property
+    def shown(self) -> str:
+        return "\n".join(plain(line) for line in self.query_one("#progress", Canvas).lines)
 
     def _keys(self) -> str:
         return "Esc stops it · b lets it run behind" if self.job.running else "Enter closes"

@@ -59,6 +59,7 @@ class Prompt(Dialog[str]):
             yield Static(id="answer")
 
     def on_mount(self) -> None:
+        self.set_focus(self.query_one(Input))
         self.say(self.value)
 
     def say(self, value: str) -> bool:

@@ -43,6 +43,7 @@ class Rules(Dialog[None]):
             yield Choices()
 
     def on_mount(self) -> None:
+        self.set_focus(self.query_one(Choices))
         self.show_rules()
 
     def keys(self) -> list[str]:
@@ -87,17 +88,17 @@ class Rules(Dialog[None]):
         self.app.plan_changed()
         self.show_rules(at)
 
-    def action_add(self) -> None:
-        self._ask("", None)
+    async def action_add(self) -> None:
+        await self._ask("", None)
 
-    def action_edit(self) -> None:
+    async def action_edit(self) -> None:
         if self.chosen.startswith("rule "):
             index = int(self.chosen[5:])
-            self._ask(str(self.session.plan.rules[index]), index)
+            await self._ask(str(self.session.plan.rules[index]), index)
         elif not self.chosen:
-            self._ask("", None)
+            await self._ask("", None)
 
-    def _ask(self, value: str, index: int | None) -> None:
+    async def _ask(self, value: str, index: int | None) -> None:
         def taken(text: str | None) -> None:
             if text is None:
                 return
@@ -110,7 +111,7 @@ class Rules(Dialog[None]):
                 self.change(plans.with_rule(plan, rule), f"rule {rule}")
 
         hint = "regular expression = type, for instance ffn_down=q6_k"
-        self.app.push_screen(Prompt("rule", self._check, value=value, hint=hint), taken)
+        await self.app.push_screen(Prompt("rule", self._check, value=value, hint=hint), taken)
 
     def _check(self, text: str) -> tuple[bool, Line]:
         try:

@@ -17,7 +17,7 @@ from surgeon.tui.dialogs.base import Dialog
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.preflight import problem_lines
 from surgeon.tui.dialogs.prompt import PathSuggester
-from surgeon.tui.spans import Line, clean, elide_start
+from surgeon.tui.spans import Line, clean, elide_start, plain
 
 
 class WriteDialog(Dialog[Path]):
@@ -31,6 +31,7 @@ class WriteDialog(Dialog[Path]):
     def __init__(self, resolution: Resolution, out: Path) -> None:
         super().__init__()
         self.resolution, self.out = resolution, out
+        self.answer = ""
 
     def compose(self) -> ComposeResult:
         width = min(92, self.app.size.width - 10)
@@ -42,6 +43,9 @@ class WriteDialog(Dialog[Path]):
             yield Static(id="answer")
             with VerticalScroll(can_focus=False):
                 yield Static(self.text(problem_lines(self.resolution.problems, width)))
+
+    def on_mount(self) -> None:
+        self.set_focus(self.query_one(Input))
 
     def _sizes(self) -> Line:
         resolution = self.resolution
@@ -63,7 +67,9 @@ class WriteDialog(Dialog[Path]):
 
     @on(Input.Changed)
     def changed(self, event: Input.Changed) -> None:
-        self.query_one("#answer", Static).update(self.text([self._answer(Path(event.value).expanduser())]))
+        line = self._answer(Path(event.value).expanduser())
+        self.answer = plain(line)
+        self.query_one("#answer", Static).update(self.text([line]))
 
     def _answer(self, path: Path) -> Line:
         if self.resolution.errors:

@@ -1,0 +1,45 @@
+"""Lines to be read: the pre-flight list, the llama-quantize command, the help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import Static
+
+from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.spans import Line, plain
+
+
+class Reader(Dialog[None]):
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "scroll(1)", show=False),
+        Binding("k", "scroll(-1)", show=False),
+        Binding("q,enter", "leave", show=False),
+    ]
+
+    def __init__(self, title: str, hint: str, *, tall: bool = False) -> None:
+        super().__init__()
+        self.title_, self.hint, self.tall = title, hint, tall
+        self.shown = ""
+
+    def lines(self, width: int) -> Sequence[Line]:
+        raise NotImplementedError
+
+    def compose(self) -> ComposeResult:
+        lines = self.lines(min(92, self.app.size.width - 8))
+        self.shown = "\n".join(map(plain, lines))
+        with Vertical(classes="dialog tall" if self.tall else "dialog") as frame:
+            frame.border_title = self.title_
+            frame.border_subtitle = self.hint
+            with VerticalScroll():
+                yield Static(self.text(lines))
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()
+
+    def action_scroll(self, by: int) -> None:
+        self.query_one(VerticalScroll).scroll_relative(y=by, animate=False)
