@@ -292,6 +292,8 @@ def _positional(words: _Words, recipe: Recipe | None) -> tuple[Path, Path, FileT
         kind = FILE_TYPES[recipe.plan.file_type]
         return Path(source), default_output(source, kind, keep_split), kind, 0
     output = rest.pop(0)
+    if output.startswith("--"):
+        raise OptionError(f"{output} after INPUT: options come before INPUT")
     if keep_split and ".gguf" in output:
         output = output[:-5]
     kind = find_file_type(rest[0]) if rest else None

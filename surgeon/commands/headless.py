@@ -14,10 +14,11 @@ from surgeon.errors import SurgeonError
 from surgeon.quantize_options import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from surgeon.imatrix import Imatrix
     from surgeon.operation import Progress, Summary
+    from surgeon.problems import Problem
     from surgeon.resolution import Resolution, TensorOp
 
 MIB = 1 << 20
@@ -38,7 +39,8 @@ def run_job(job: Job) -> int:
         resolution = resolve(model, job.plan, imatrix)
         if job.dry_run:
             return _dry_run(job, resolution)
-        _tell_problems(resolution)
+        # The first error is the line the program ends with; the others come before it.
+        _tell_problems(resolution.problems[1:] if resolution.errors else resolution.problems)
         if resolution.errors:
             raise SurgeonError(f"{job.input}: nothing written: {resolution.errors[0].text}")
         _check_save_imatrix(job, imatrix)
@@ -63,7 +65,7 @@ def _load_imatrix(job: Job) -> Imatrix | None:
 
 def _dry_run(job: Job, resolution: Resolution) -> int:
     """Types and sizes only. A missing imatrix is only warned of, as llama-quantize does; other errors count."""
-    _tell_problems(resolution)
+    _tell_problems(resolution.problems)
     if job.json:
         print(json.dumps(as_json(job, resolution), indent=1))
     else:
@@ -76,8 +78,8 @@ def _dry_run(job: Job, resolution: Resolution) -> int:
     return 1 if fatal > 0 else 0
 
 
-def _tell_problems(resolution: Resolution) -> None:
-    for problem in resolution.problems:
+def _tell_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
         print(f"surgeon: {problem.severity}: {problem.text}", file=sys.stderr)
 
 

@@ -96,6 +96,7 @@ def test_split_size_in_decimal_units() -> None:
         ("in.gguf out.gguf Q4_Z", "unknown TYPE 'Q4_Z'"),
         ("in.gguf out.gguf Q8_0 --pure", "options come before INPUT"),
         ("in.gguf out.gguf Q8_0 4 --pure", "options come before INPUT"),
+        ("in.gguf --pure Q8_0", "--pure after INPUT: options come before INPUT"),
         ("--include-weights a --exclude-weights b in.gguf Q8_0", "exclude each other"),
         ("--prune-layers 1,x in.gguf Q8_0", "'x' is no layer number"),
         ("--prune-layers -3 in.gguf Q8_0", "'-3' is no layer number"),
