@@ -13,7 +13,7 @@ def _bf16(values: Floats) -> Floats:
     return (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _group(kind: str, rng: np.random.Generator, size: int) -> Floats:
+def group_of(kind: str, rng: np.random.Generator, size: int) -> Floats:
     """`size` values of one kind."""
     values = (rng.standard_normal(size) * 10.0 ** rng.integers(-3, 1)).astype(np.float32)
     if kind == "zeros":
@@ -47,7 +47,7 @@ def _group(kind: str, rng: np.random.Generator, size: int) -> Floats:
     return values
 
 
-_KINDS = [
+KINDS = [
     "normal", "normal", "zeros", "negative zeros", "denormals", "tiny", "outlier", "constant", "positive", "negative",
     "far", "bf16", "few", "integers", "huge", "sparse",
 ]  # fmt: skip
@@ -60,9 +60,9 @@ def nasty_rows(draw: st.DrawFn, columns: int, max_rows: int = 18) -> Floats:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     rows = draw(st.integers(1, max_rows))
     step = draw(st.sampled_from([16, 32, 256]))
-    kinds = draw(st.lists(st.sampled_from(_KINDS), min_size=1, max_size=6))
+    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=6))
     starts = range(0, rows * columns, step)
-    flat = np.concatenate([_group(kinds[rng.integers(len(kinds))], rng, step) for _ in starts])[: rows * columns]
+    flat = np.concatenate([group_of(kinds[rng.integers(len(kinds))], rng, step) for _ in starts])[: rows * columns]
     if draw(st.booleans()):  # a few exact values that hypothesis chooses and shrinks
         chosen = draw(st.lists(st.floats(-65504, 65504, width=32), min_size=1, max_size=32))
         flat[: len(chosen)] = chosen
