@@ -80,7 +80,8 @@ def apply_edits(kv: Metadata, edits: Iterable[tuple[str, Value | None]]) -> None
 def add_provenance(kv: Metadata, model: Model, plan: Plan) -> None:
     """Which layers of which file are gone; numbers and name are those of the first file when it was pruned before."""
     stored = model.file.kv.get(PRUNED_LAYERS)
-    before = frozenset(stored.decode()) if stored is not None and stored.element_type is not None else frozenset()
+    ours = stored is not None and stored.element_type is ValueType.INT32
+    before = frozenset(stored.decode()) if stored is not None and ours else frozenset()
     _set(kv, PRUNED_LAYERS, Value.array(ValueType.INT32, _original_numbers(before, plan.pruned)))
     if not (before and SOURCE in kv):
         _set(kv, SOURCE, Value.of(ValueType.STRING, model.file.path.name))
@@ -111,7 +112,7 @@ def file_type_number(model: Model, plan: Plan, types: Iterable[str]) -> int:
         return FILE_TYPES[plan.file_type].number
     stored = model.file.kv.get("general.file_type")
     number = stored.decode() if stored is not None else None
-    return number if isinstance(number, int) and number >= 0 else _guess(types) | GUESSED
+    return number if isinstance(number, int) and 0 <= number < 1 << 32 else _guess(types) | GUESSED
 
 
 def _guess(types: Iterable[str]) -> int:

@@ -294,8 +294,9 @@ def _positional(words: _Words, recipe: Recipe | None) -> tuple[Path, Path, FileT
     output = rest.pop(0)
     if output.startswith("--"):
         raise OptionError(f"{output} after INPUT: options come before INPUT")
-    if keep_split and ".gguf" in output:
-        output = output[:-5]
+    compat = "--compat" in words.flags
+    if keep_split and (output.endswith(".gguf") or (compat and ".gguf" in output)):
+        output = output[:-5]  # llama-quantize cuts them off wherever the ".gguf" stands
     kind = find_file_type(rest[0]) if rest else None
     if kind is None and recipe is not None:
         return Path(source), Path(output), FILE_TYPES[recipe.plan.file_type], _threads(rest, words)

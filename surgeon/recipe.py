@@ -88,9 +88,10 @@ def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     try:
         temporary.write_text(to_toml(recipe, path.parent), encoding="utf-8")
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         temporary.unlink(missing_ok=True)
-        raise RecipeError(f"{path}: cannot be written: {error.strerror}") from None
+        reason = error.strerror if isinstance(error, OSError) else f"{error.object!r:.60} is not UTF-8, as TOML must be"
+        raise RecipeError(f"{path}: cannot be written: {reason}") from None
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -11,6 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from surgeon.anatomy import AnatomyResult, TensorSlice, prune_metadata
+from surgeon.anatomy.roles import MAX_BLOCKS
 from surgeon.choices import Chooser, winning_rules
 from surgeon.eligibility import ATTENTION_V_LIKE, Category
 from surgeon.errors import SurgeonError
@@ -72,11 +73,16 @@ def _numbering(model: Model, facts: ModelFacts, order: Order, plan: Plan) -> Num
         return facts.unpruned
     if plan.compat:
         return number_layers_as_seen([one.name for one in order], plan.pruned)
-    return number_layers(facts.numbered, plan.pruned, model.block_count)
+    return number_layers(facts.numbered, plan.pruned, min(model.block_count, MAX_BLOCKS))
 
 
 def _anatomy(model: Model, plan: Plan, findings: Findings) -> AnatomyResult | None:
     if not plan.pruned or plan.compat:
+        return None
+    if model.block_count > MAX_BLOCKS:
+        findings.error(
+            f"{model.architecture}.block_count is {model.block_count}: the file is damaged, prune another copy"
+        )
         return None
     result = prune_metadata(model, plan.pruned, i_know=plan.know_risks)
     findings.problems += result.notes

@@ -6,11 +6,15 @@ before and after pruning can be compared. "" stands for the ordinary role that n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.gguf_values import Value
+
+# A damaged file may claim four billion blocks; llama.cpp itself takes 512.
+MAX_BLOCKS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Metadata:
         return value if isinstance(value, int | float) else default
 
     def integer(self, key: str, default: int = 0) -> int:
-        return int(self.number(key, default))
+        number = self.number(key, default)
+        return int(number) if math.isfinite(number) else default
 
     def array(self, key: str) -> list[Any] | None:
         """The entries of an array, None when the key is absent or a scalar."""
@@ -43,7 +48,7 @@ class Metadata:
     @property
     def block_count(self) -> int:
         """All blocks, those of multi-token prediction included."""
-        return self.integer("block_count")
+        return min(self.integer("block_count"), MAX_BLOCKS)
 
     @property
     def trunk(self) -> int:

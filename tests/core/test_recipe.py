@@ -119,6 +119,9 @@ def test_a_failed_save_leaves_the_old_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be written"):
         save_recipe(Recipe(Plan()), path)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(RecipeError, match="is not UTF-8"):
+        save_recipe(Recipe(Plan(override_kv=(KVOverride("k", "str", "\udcff"),))), tmp_path / "r.toml")
+    assert not list(tmp_path.iterdir())
 
 
 def as_llama_quantize(words: str) -> Plan:

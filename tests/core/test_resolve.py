@@ -400,6 +400,16 @@ def test_metadata_llama_cpp_would_not_load(golden_models: Path) -> None:
     assert "llama.context_length is missing" in errors(resolve(model, Plan("Q8_0", compat=True)))
 
 
+@pytest.mark.parametrize("count", [2**32 - 1, float("inf")])
+def test_a_damaged_block_count_costs_no_memory(tmp_path: Path, count: float) -> None:
+    kv = {"llama.block_count": Value.of(ValueType.UINT32 if isinstance(count, int) else ValueType.FLOAT32, count)}
+    model = load_model(toy_llama(tmp_path / "m.gguf", layers=3, kv=kv))
+    resolution = resolve(model, Plan("Q4_K_M", pruned=frozenset({1})))
+    if isinstance(count, int):
+        assert f"block_count is {count}: the file is damaged" in errors(resolution)
+    assert [one.name for one in resolution.kept if "attn_q" in one.name] == [f"blk.{n}.attn_q.weight" for n in range(2)]
+
+
 def test_in_llama_quantize_blocks_of_all_kinds_share_numbers(tmp_path: Path) -> None:
     tensors = {f"dec.blk.{layer}.attn_q.weight": np.ones((4, 32), np.float32) for layer in range(12)}
     kv = llama_kv(12) | {
