@@ -105,7 +105,7 @@ def _tokens_at_once(model: Model, job: TaskJob) -> int:
 def _size(model: Model, job: TaskJob, items: list[Item]) -> ContextSize:
     largest = max(item.n_tokens for item in items)
     n_seq = max(_SEQUENCES, *(len(item.sequences) for item in items))
-    n_batch = max(_tokens_at_once(model, job), largest)
+    n_batch = max(_tokens_at_once(model, job), largest, n_seq)  # llama.cpp aborts with less than one per sequence
     return ContextSize(max(n_batch, job.n_ctx), n_seq, n_batch, job.n_ubatch, unified=True)
 
 

@@ -1,0 +1,135 @@
+"""Collecting importance matrices: the sums against a closed form, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_helpers import ONE_THREAD, TEXT, Base, at_each
+
+from surgeon.engine.base_file import BaseFile
+from surgeon.engine.errors import EngineError
+from surgeon.engine.imatrix_run import Collection, ImatrixRun
+from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Step
+from surgeon.errors import Cancelled, UsageError
+from surgeon.gguf_file import open_gguf
+from surgeon.imatrix import load_imatrix
+from surgeon.influence import load_influence
+
+CHUNKS, N_CTX = 4, 64
+
+
+def wanted(model: Path, out: Path, **changes: object) -> Collection:
+    job = ImatrixJob(str(model), str(TEXT), N_CTX, 64, 64, n_chunks=CHUNKS, process_output=True, save_every=1)
+    return replace(Collection(job, out), **changes)  # type: ignore[arg-type]
+
+
+def collect(collection: Collection) -> list[Message]:
+    return list(ImatrixRun(ONE_THREAD, collection).messages())
+
+
+@pytest.fixture(scope="session")
+def collected(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("collected") / "imatrix.gguf"
+    messages = collect(wanted(demo_model, out))
+    assert isinstance(messages[-1], Finished)
+    assert sum(isinstance(message, Snapshot) for message in messages) == CHUNKS
+    return out
+
+
+def test_entries_and_counts_are_those_of_the_bundled_matrix(collected: Path, demo_imatrix: Path) -> None:
+    mine, llamas = load_imatrix(collected), load_imatrix(demo_imatrix)
+    assert sorted(mine.entries) == sorted(llamas.entries)
+    assert {int(entry.counts[0]) for entry in mine.entries.values()} == {CHUNKS * N_CTX}
+    assert (mine.chunk_count, mine.chunk_size, mine.datasets) == (CHUNKS, N_CTX, (str(TEXT),))
+    for name, entry in llamas.entries.items():
+        assert mine.entries[name].sums.shape == entry.sums.shape, name
+
+
+def test_first_layer_sums_are_those_computed_by_hand(collected: Path, demo_model: Path, base: Base) -> None:
+    tokens = BaseFile(str(base.path)).tokens.copy()  # the same text in the same chunks
+    tokens[:, 0] = 0  # BOS takes the place of each chunk's first token
+    with open_gguf(demo_model) as gguf:
+        infos = {info.name: info for info in gguf.tensors}
+        table = gguf.data(infos["token_embd.weight"]).view("<f2").reshape(-1, 256).astype(np.float64)
+        weights = gguf.data(infos["blk.0.attn_norm.weight"]).view("<f4").astype(np.float64)
+    x = table[tokens.reshape(-1)]
+    x = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-5) * weights
+    imatrix, influence = load_imatrix(collected), load_influence(collected)
+    assert influence is not None
+    for name in ("attn_q", "attn_k", "attn_v"):
+        entry = imatrix.entries[f"blk.0.{name}.weight"]
+        assert entry.sums[0] == pytest.approx((x * x).sum(axis=0), rel=1e-4)
+        means = influence.channel_means(f"blk.0.{name}.weight", entry)
+        assert means[0] == pytest.approx(x.mean(axis=0), abs=1e-4)
+    assert (imatrix.entries["blk.0.attn_output.weight"].sums != imatrix.entries["blk.0.attn_q.weight"].sums).any()
+
+
+def test_influence_of_layers(collected: Path) -> None:
+    influence = load_influence(collected)
+    assert influence is not None
+    assert influence.layers[:, 4].tolist() == [CHUNKS * N_CTX] * 12
+    assert np.argmax(influence.block_influence) == 0  # the layer whose loss destroys this model
+    assert ((influence.block_influence > 0) & (influence.block_influence < 1.5)).all()
+    # Energy of the stream: what layer n puts out is what layer n + 1 takes in.
+    assert influence.layers[1:, 2] == pytest.approx(influence.layers[:-1, 3], rel=1e-6)
+    assert influence.layer_input_modification == pytest.approx(
+        -influence.layers[:, 1] / np.sqrt(influence.layers[:, 2] * influence.layers[:, 3])
+    )
+    assert influence.weight_zd is not None
+    assert ((influence.weight_zd > 0.1) & (influence.weight_zd < 0.2)).all()
+
+
+def test_a_cancelled_run_goes_on_where_it_was(collected: Path, demo_model: Path, tmp_path: Path) -> None:
+    collection = wanted(demo_model, tmp_path / "imatrix.gguf")
+    cancelled = threading.Event()
+    with pytest.raises(Cancelled):
+        at_each(Snapshot, ImatrixRun(ONE_THREAD, collection, cancelled).messages(), cancelled.set)
+    assert not collection.out.exists()
+    kept = load_imatrix(collection.partial)
+    assert 0 < kept.chunk_count < CHUNKS
+    messages = collect(replace(collection, resume=True))
+    assert sum(isinstance(message, Snapshot) for message in messages) == CHUNKS - kept.chunk_count
+    assert not collection.partial.exists()
+    whole, resumed = load_imatrix(collected), load_imatrix(collection.out)
+    assert (resumed.chunk_count, resumed.datasets) == (whole.chunk_count, whole.datasets)
+    for name, entry in whole.entries.items():
+        assert resumed.entries[name].counts.tolist() == entry.counts.tolist()
+        assert resumed.entries[name].sums == pytest.approx(entry.sums, rel=1e-5), name
+    both = load_influence(collected), load_influence(collection.out)
+    assert both[0] is not None
+    assert both[1] is not None
+    assert both[1].block_influence == pytest.approx(both[0].block_influence, rel=1e-5)
+
+
+def test_a_partial_file_of_another_run_is_refused(demo_model: Path, tmp_path: Path, collected: Path) -> None:
+    collection = wanted(demo_model, tmp_path / "imatrix.gguf", resume=True)
+    collection.partial.write_bytes(collected.read_bytes())
+    with pytest.raises(EngineError, match="belongs to another model, text or -c"):
+        collect(collection)
+    assert collection.partial.read_bytes() == collected.read_bytes()
+
+
+def test_an_existing_output_is_left_alone(demo_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "imatrix.gguf"
+    out.write_text("precious")
+    with pytest.raises(UsageError, match="exists already"):
+        collect(wanted(demo_model, out))
+    assert out.read_text() == "precious"
+
+
+def test_chunks_left_out_and_merged_make_the_whole(collected: Path, demo_model: Path, tmp_path: Path) -> None:
+    first = wanted(demo_model, tmp_path / "first.gguf")
+    first = replace(first, job=replace(first.job, n_chunks=1))
+    collect(first)
+    rest = wanted(demo_model, tmp_path / "rest.dat", merge=(first.out,), dat=True)
+    rest = replace(rest, job=replace(rest.job, first_chunk=1, n_chunks=CHUNKS - 1))
+    steps = [message.total for message in collect(rest) if isinstance(message, Step)]
+    assert steps == [CHUNKS - 1] * (CHUNKS - 1)
+    whole, merged = load_imatrix(collected), load_imatrix(rest.out)
+    assert merged.is_legacy
+    for name in whole.entries:
+        assert merged.weights(name) == pytest.approx(whole.weights(name), rel=1e-4), name
