@@ -70,15 +70,24 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe; raises RecipeError naming the key that is wrong."""
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is no TOML: {error}") from None
+    return read_recipe(text, path.parent, str(path))
+
+
+def read_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
+    """The recipe in `text`; paths are relative to `folder`. Raises RecipeError beginning with `name`."""
     try:
-        return _from_table(table, path.parent)
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name}: is no TOML: {error}") from None
+    try:
+        return _from_table(table, folder)
     except SurgeonError as error:
-        raise RecipeError(f"{path}: {error}") from None
+        raise RecipeError(f"{name}: {error}") from None
 
 
 def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:

@@ -231,8 +231,13 @@ def _apply(found: dict[str, Trial], event: dict[str, Any]) -> None:
         return
     elif kind == "measured":
         old, new = found[name].measured, _measured(event["measured"])
+        # Figures measured on another text stand for themselves; a row must not mix the two.
+        alike = not new.conditions or new.conditions == old.conditions
         both = Measured(
-            old.figures | new.figures, old.conditions | new.conditions, old.tasks | new.tasks, old.speed | new.speed
+            old.figures | new.figures if alike else new.figures,
+            new.conditions or old.conditions,
+            old.tasks | new.tasks,
+            old.speed | new.speed,
         )
         found[name] = replace(found[name], measured=both)
     elif kind == "best":
