@@ -42,7 +42,7 @@ def _assert_same(
 
 @pytest.mark.parametrize(("name", "weighted"), _COMBINATIONS, ids=_IDS)
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )

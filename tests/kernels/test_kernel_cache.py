@@ -1,0 +1,128 @@
+"""Where compiled kernels are kept, and what happens when that is impossible. Each case is a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import surgeon_kernels
+
+_PACKAGE = Path(surgeon_kernels.__file__).parent
+_QUANTIZE = """
+import numpy as np, surgeon_kernels
+rows = np.arange(64, dtype=np.float32).reshape(2, 32)
+print(surgeon_kernels.quantize(rows, "BF16").tobytes().hex())
+print(surgeon_kernels.cache_directory())
+"""
+
+
+def _run(code: str, *, packages: Path = _PACKAGE.parent, **environment: str) -> list[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("SURGEON_CACHE_DIR", "HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, "PYTHONPATH": str(packages), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def _compiled(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*.nbc")}
+
+
+def test_second_process_compiles_nothing(tmp_path: Path) -> None:
+    first = _run(_QUANTIZE, SURGEON_CACHE_DIR=str(tmp_path))
+    kept = _compiled(tmp_path)
+    assert len(kept) == 3  # quantize, and the two of validation that the check for NaN uses
+    times = {path: (tmp_path / path).stat().st_mtime_ns for path in kept}
+    assert _run(_QUANTIZE, SURGEON_CACHE_DIR=str(tmp_path)) == first
+    assert {path: (tmp_path / path).stat().st_mtime_ns for path in _compiled(tmp_path)} == times
+
+
+def test_a_changed_helper_in_another_file_recompiles(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    shutil.copytree(_PACKAGE, packages / "surgeon_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    cache = str(tmp_path / "cache")
+    before = _run(_QUANTIZE, packages=packages, SURGEON_CACHE_DIR=cache)
+    lanes = packages / "surgeon_kernels" / "lane_memory.py"
+    source = lanes.read_text()
+    assert "load_f32 = _loader(FLOAT, (types.float32,), f32, lambda builder, v: v)" in source
+    lanes.write_text(source.replace(
+        "load_f32 = _loader(FLOAT, (types.float32,), f32, lambda builder, v: v)",
+        "load_f32 = _loader(FLOAT, (types.float32,), f32, lambda builder, v: builder.fneg(v))",
+    ))  # fmt: skip
+    after = _run(_QUANTIZE, packages=packages, SURGEON_CACHE_DIR=cache)
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "SURGEON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(_PACKAGE.parent)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", _QUANTIZE], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    assert all(process.returncode == 0 for process in running)
+    assert len(set(outputs)) == 1
+    assert len(_compiled(tmp_path)) == 3
+
+
+def test_read_only_install(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    shutil.copytree(_PACKAGE, packages / "surgeon_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = packages / "surgeon_kernels"
+    folder.chmod(0o555)
+    try:
+        _, cache = _run(_QUANTIZE, packages=packages, SURGEON_CACHE_DIR=str(tmp_path / "cache"))
+        assert Path(cache).is_relative_to(tmp_path / "cache")
+        assert not list(folder.rglob("*.nbi"))
+    finally:
+        folder.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the home directory of Windows is not in the environment alone")
+def test_no_home_directory(tmp_path: Path) -> None:
+    _, cache = _run(_QUANTIZE, HOME="/nonexistent", XDG_CACHE_HOME="/proc/nonexistent", TMPDIR=str(tmp_path))
+    assert Path(cache).is_relative_to(tmp_path)
+    assert _compiled(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder in which nobody can write")
+def test_nowhere_to_write() -> None:
+    output = _run(_QUANTIZE, SURGEON_CACHE_DIR="/proc/nonexistent")
+    assert output[1] == "None"
+
+
+def test_clear_cache(tmp_path: Path) -> None:
+    old = tmp_path / "kernels" / "0123456789abcdef"
+    old.mkdir(parents=True)
+    (old / "stale.nbc").write_bytes(b"x" * 1000)
+    code = "import surgeon_kernels as k; freed = k.clear_cache(); assert freed >= 1000, freed"
+    _run(_QUANTIZE + code, SURGEON_CACHE_DIR=str(tmp_path))
+    assert not _compiled(tmp_path)
+
+
+def test_warm_reports_and_readies(tmp_path: Path) -> None:
+    code = """
+import surgeon_kernels as k
+steps = list(k.warm(["q4_0"], weights=True, sources=["F16", "BF16"]))
+assert [step.name for step in steps] == ["validation", "BF16", "F16", "Q4_0", ""], steps
+assert [step.index for step in steps] == [0, 1, 2, 3, 4] and {step.total for step in steps} == {4}
+from surgeon_kernels.registry import module_of
+assert module_of("Q4_0").quantize._compiled is not None and module_of("Q4_0").dequantize._compiled is None
+try:
+    module_of("Q4_0").quantize(1.0, 2, 3, 4, 5)
+except TypeError as error:
+    print(error)
+"""
+    (message,) = _run(code, SURGEON_CACHE_DIR=str(tmp_path))
+    assert "No matching definition" in message
