@@ -30,11 +30,18 @@ def role_styles(dark: bool) -> dict[str, Style]:
     return _styles(DARK if dark else LIGHT)
 
 
-def strip_of(line: Line, width: int, dark: bool, base: Style) -> Strip:
-    """A line as textual draws it: exactly `width` cells on the background of `base`."""
-    roles = role_styles(dark)
-    segments = [Segment(text, base + roles.get(role, Style.null())) for text, role in merged(line)]
-    return Strip(segments).adjust_cell_length(width, base)
+class Painter:
+    """Turns lines into what textual draws, on one background; looking styles up per line would cost more than that."""
+
+    def __init__(self, base: Style, dark: bool) -> None:
+        self.base = base
+        self._styles = {role: base + style for role, style in role_styles(dark).items()}
+
+    def paint(self, line: Line, width: int) -> Strip:
+        """Exactly `width` cells."""
+        styles, base = self._styles, self.base
+        segments = [Segment(text, styles.get(role, base)) for text, role in merged(line)]
+        return Strip(segments).adjust_cell_length(width, base)
 
 
 def merged(line: Line) -> Line:
@@ -78,6 +85,7 @@ class Canvas(Widget):
         self._draw = draw
         self._lines: list[Line] | None = None
         self._drawn_for = (0, 0)
+        self._painter: Painter | None = None
 
     @property
     def lines(self) -> list[Line]:
@@ -105,8 +113,10 @@ class Canvas(Widget):
     def render_line(self, y: int) -> Strip:
         lines = self.lines
         line = lines[y] if y < len(lines) else []
-        return strip_of(line, self.size.width, self.app.current_theme.dark, self.rich_style)
+        if self._painter is None:
+            self._painter = Painter(self.rich_style, self.app.current_theme.dark)
+        return self._painter.paint(line, self.size.width)
 
     def notify_style_update(self) -> None:
-        self._lines = None
+        self._lines = self._painter = None
         super().notify_style_update()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from surgeon.model import Layer, Tensor
 from surgeon.resolve import TensorOp
@@ -141,6 +142,17 @@ def _anything(_: TensorRow) -> bool:
     return True
 
 
+_inside: WeakKeyDictionary[Session, dict[int, list[TensorRow]]] = WeakKeyDictionary()
+
+
+def rows_inside(session: Session, layer: Layer) -> list[TensorRow]:
+    """The rows of a layer's tensors; they look everything up in the session, so no edit makes them stale."""
+    known = _inside.setdefault(session, {})
+    if layer.index not in known:
+        known[layer.index] = [TensorRow(session, tensor, 1) for tensor in layer.tensors]
+    return known[layer.index]
+
+
 def _layers(
     session: Session, view: View, accepts: Callable[[TensorRow], bool]
 ) -> Iterator[tuple[LayerRow, list[TensorRow]]]:
@@ -149,7 +161,9 @@ def _layers(
         if view.filter is None and not unfolded:
             yield LayerRow(session, layer, False, len(layer.tensors)), []
             continue
-        tensors = [row for tensor in layer.tensors if accepts(row := TensorRow(session, tensor, 1))]
+        tensors = rows_inside(session, layer)
+        if view.filter is not None:
+            tensors = [row for row in tensors if accepts(row)]
         yield LayerRow(session, layer, unfolded, len(tensors)), tensors
 
 

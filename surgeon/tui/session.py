@@ -44,7 +44,7 @@ class LayerSummary:
         return 8 * self.nbytes / self.elements if self.elements else 0.0
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Session:
     model: Model
     history: History = field(default_factory=lambda: History.starting(Plan()))
@@ -224,7 +224,7 @@ class Session:
     def refresh(self) -> None:
         self.resolution = self.preview(self.plan)
         self.ops = {op.source: op for op in self.resolution.ops}
-        self.layers = self._summaries()
+        self.layers = Summaries(self)
         if self.imatrix is not self._measured:
             self._measure()
 
@@ -244,13 +244,15 @@ class Session:
     _shared: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _coverage: Coverage | None = field(default=None, init=False)
     uncovered: frozenset[str] = field(default=frozenset(), init=False)
-    layers: dict[int, LayerSummary] = field(default_factory=dict, init=False)
+    layers: Summaries = field(init=False)
     ops: dict[str, TensorOp] = field(default_factory=dict, init=False)
 
-    def _summaries(self) -> dict[int, LayerSummary]:
-        return {layer.index: self._summary(layer.index, layer.tensors) for layer in self.model.layers}
+    @cached_property
+    def tensors_of(self) -> dict[int, tuple[Tensor, ...]]:
+        return {layer.index: layer.tensors for layer in self.model.layers}
 
-    def _summary(self, index: int, tensors: tuple[Tensor, ...]) -> LayerSummary:
+    def summary(self, index: int) -> LayerSummary:
+        tensors = self.tensors_of[index]
         ops = [self.ops[tensor.name] for tensor in tensors]
         kept = [op for op in ops if op.action != "drop"]
         return LayerSummary(
@@ -262,6 +264,18 @@ class Session:
             types=tuple(dict.fromkeys(op.to_type for op in kept if is_matrix(op.tensor))),
             changed=any(op.to_type != op.from_type for op in kept),
         )
+
+
+class Summaries(dict[int, LayerSummary]):
+    """Layer number -> summary, made when it is first asked for: of hundreds of layers a screen shows a few."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+
+    def __missing__(self, index: int) -> LayerSummary:
+        self[index] = self._session.summary(index)
+        return self[index]
 
 
 def is_matrix(tensor: Tensor) -> bool:

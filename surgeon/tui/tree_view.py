@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from surgeon.tui.canvas import strip_of
+from surgeon.tui.canvas import Painter
 from surgeon.tui.cells import DEFAULT_COLUMNS, Layout, heads, layout, row_line
 from surgeon.tui.rows import LayerRow, Row, TensorRow
 from surgeon.tui.session import Session, layer_key
@@ -41,6 +41,7 @@ class TreeView(ScrollView, can_focus=True):
         self.columns: tuple[str, ...] = DEFAULT_COLUMNS
         self.cursor = 0
         self._layout: Layout | None = None
+        self._cached_painters: tuple[Painter, Painter] | None = None
 
     # --- rows and cursor
 
@@ -50,16 +51,27 @@ class TreeView(ScrollView, can_focus=True):
 
     def set_rows(self, rows: list[Row], follow: Iterable[str] = ()) -> None:
         """Show other rows; the cursor stays on its row, or goes to the first of `follow` that is there."""
-        wanted = [self.row.key] if self.row else []
-        if isinstance(self.row, TensorRow) and self.row.layer is not None:
-            wanted.append(layer_key(self.row.layer))
-        places = {row.key: index for index, row in enumerate(rows)}
-        self.rows = rows
-        found = next((places[key] for key in (*follow, *wanted) if key in places), None)
-        self.cursor = found if found is not None else max(0, min(self.cursor, len(rows) - 1))
+        self.rows, before = rows, self.rows
         self.virtual_size = Size(self.size.width, len(rows))
         self.refresh()
+        if not follow and self._key_of(rows) == self._key_of(before):
+            self.show_cursor()
+            return
+        self.cursor = self._found(rows, before, follow)
         self.show_cursor()
+
+    def _key_of(self, rows: list[Row]) -> list[str]:
+        return [row.key for row in rows[self.cursor : self.cursor + 1]]
+
+    def _found(self, rows: list[Row], before: list[Row], follow: Iterable[str]) -> int:
+        """Where the cursor's row, its layer, or one of `follow` is among `rows`; else the nearest place."""
+        wanted = self._key_of(before)
+        row = before[self.cursor] if wanted else None
+        if isinstance(row, TensorRow) and row.layer is not None:
+            wanted.append(layer_key(row.layer))
+        places = {row.key: index for index, row in enumerate(rows)}
+        found = next((places[key] for key in (*follow, *wanted) if key in places), None)
+        return found if found is not None else max(0, min(self.cursor, len(rows) - 1))
 
     def move(self, to: int) -> None:
         """The cursor to row `to`, as near as there is; only the two rows it leaves and enters are drawn again."""
@@ -126,20 +138,30 @@ class TreeView(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         index = y + self.scroll_offset.y
         width = self.size.width
-        dark = self.app.current_theme.dark
+        plain, under_cursor = self._painters()
         if index >= len(self.rows):
-            return strip_of(self._empty(index), width, dark, self.rich_style)
+            return plain.paint(self._empty(index), width)
         row = self.rows[index]
         cursor = index == self.cursor
         marked = row.key in self.session.marks if isinstance(row, LayerRow) else self.session.is_marked(row.tensor)
         line = row_line(row, self.layout_, marked=marked, cursor=cursor)
-        base = self.rich_style
-        if cursor:
-            style = self.get_component_rich_style("tree--cursor")
-            base += Style(bgcolor=style.bgcolor, bold=True)
-            # Greys chosen for the dark background would sink into the cursor's.
-            line = [(text, "text" if role in ("muted", "faint") else role) for text, role in line]
-        return strip_of(line, width, dark, base)
+        if not cursor:
+            return plain.paint(line, width)
+        # Greys chosen for the dark background would sink into the cursor's.
+        return under_cursor.paint(
+            [(text, "text" if role in ("muted", "faint") else role) for text, role in line], width
+        )
+
+    def _painters(self) -> tuple[Painter, Painter]:
+        if self._cached_painters is None:
+            dark, base = self.app.current_theme.dark, self.rich_style
+            cursor = self.get_component_rich_style("tree--cursor")
+            self._cached_painters = Painter(base, dark), Painter(base + Style(bgcolor=cursor.bgcolor, bold=True), dark)
+        return self._cached_painters
+
+    def notify_style_update(self) -> None:
+        self._cached_painters = None
+        super().notify_style_update()
 
     def _empty(self, index: int) -> Line:
         return [("    nothing matches the filter: escape clears it", "muted")] if index == 0 else []

@@ -1,0 +1,206 @@
+"""How fast the screen answers, measured from outside: keys into a pseudo terminal, bytes and times out of it.
+
+    python tests/benchmarks/bench_screen.py [--rounds N]
+
+The model is sparse: 3,002 tensors in 250 layers, with an importance matrix. A paint ends with the last byte of a burst;
+what comes later than QUIET after it (the detail pane, which waits for the cursor to rest) is counted on its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import select
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from dataclasses import dataclass
+from fcntl import ioctl
+from pathlib import Path
+
+import numpy as np
+
+from surgeon.gguf_file import Value, ValueType
+from surgeon.gguf_layout import Entry, header
+from surgeon.imatrix import Imatrix, ImatrixEntry, save_gguf
+from surgeon_kernels.formats import FORMATS
+
+LAYERS = 250
+SHAPES = {
+    "attn_norm": (1024,),
+    "attn_q": (1024, 1024),
+    "attn_k": (1024, 256),
+    "attn_v": (1024, 256),
+    "attn_output": (1024, 1024),
+    "attn_q_norm": (128,),
+    "attn_k_norm": (128,),
+    "ffn_norm": (1024,),
+    "ffn_gate": (1024, 4096),
+    "ffn_up": (1024, 4096),
+    "ffn_down": (4096, 1024),
+    "post_ffw_norm": (1024,),
+}
+QUIET = 0.03  # seconds
+
+
+def sparse_model(folder: Path) -> tuple[Path, Path]:
+    """The model and its importance matrix."""
+    shapes = {"token_embd.weight": (1024, 32000), "output.weight": (1024, 32000)}
+    shapes |= {f"blk.{layer}.{short}.weight": ne for layer in range(LAYERS) for short, ne in SHAPES.items()}
+    entries = []
+    for name, ne in shapes.items():
+        kind = FORMATS["F32" if len(ne) == 1 else "F16"]
+        entries.append(Entry(name, ne, kind.number, int(np.prod(ne)) * kind.block_bytes))
+    pairs = [
+        ("general.architecture", Value.of(ValueType.STRING, "llama")),
+        ("llama.block_count", Value.of(ValueType.UINT32, LAYERS)),
+    ]
+    layout = header(pairs, entries, 32)
+    model = folder / "sparse.gguf"
+    with model.open("wb") as out:
+        out.write(layout.data)
+        out.truncate(layout.total_bytes)
+    random = np.random.default_rng(0)
+    measured = {
+        name: ImatrixEntry(random.random((1, ne[0]), dtype=np.float32), np.array([512], np.int64))
+        for name, ne in shapes.items()
+        if len(ne) > 1 and name.startswith("blk")
+    }
+    imatrix = folder / "imatrix.gguf"
+    save_gguf(Imatrix(imatrix, measured, ("random",), 1), imatrix)
+    return model, imatrix
+
+
+@dataclass(frozen=True)
+class Paint:
+    """wall: milliseconds from the key to the last byte; cpu: of them, those the program itself ran."""
+
+    wall: float
+    size: int
+    cpu: float
+
+
+class Screen:
+    """The program on a pseudo terminal."""
+
+    def __init__(self, arguments: list[str], state: Path, size: tuple[int, int] = (140, 45)) -> None:
+        self.master, slave = pty.openpty()
+        ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        environment = dict(os.environ, TERM="xterm-256color", XDG_STATE_HOME=str(state), XDG_CONFIG_HOME=str(state))
+        environment.pop("COLORTERM", None)
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "surgeon", *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment
+        )
+        os.close(slave)
+
+    def burst(self, quiet: float = QUIET, patience: float = 20.0) -> tuple[float, int]:
+        """(time of the last byte, number of bytes) of what is drawn until nothing comes for `quiet` seconds."""
+        size, last = 0, time.monotonic()
+        while True:
+            ready, _, _ = select.select([self.master], [], [], quiet if size else patience)
+            if not ready:
+                return last, size
+            size += len(os.read(self.master, 1 << 20))
+            last = time.monotonic()
+
+    def first_paint(self) -> float:
+        """Seconds from the start of the process to the first byte of the tree."""
+        seen = b""
+        while b"blk.0" not in seen:
+            seen += os.read(self.master, 1 << 20)
+        return time.monotonic() - self.began
+
+    def key(self, key: str, quiet: float = QUIET) -> Paint:
+        cpu, began = self.cpu(), time.monotonic()
+        os.write(self.master, key.encode())
+        last, size = self.burst(quiet)
+        return Paint(1000 * (last - began), size, self.cpu() - cpu)
+
+    def cpu(self) -> float:
+        """Milliseconds the program's main thread has run; 0 where the kernel does not tell (not Linux)."""
+        try:
+            return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[0]) / 1e6
+        except OSError:
+            return 0.0
+
+    def settle(self) -> int:
+        """Wait for what is drawn late; its bytes."""
+        return self.burst(0.4, 0.4)[1]
+
+    def close(self) -> None:
+        os.write(self.master, b"q")
+        while True:
+            try:
+                if not os.read(self.master, 1 << 20):
+                    break
+            except OSError:
+                break
+        os.close(self.master)
+        self.process.wait(timeout=20)
+
+
+def row(what: str, paints: list[Paint], limit: str) -> str:
+    times = sorted(paint.wall for paint in paints)
+    p95 = times[min(len(times) - 1, int(0.95 * len(times)))]
+    cpu = statistics.median(paint.cpu for paint in paints)
+    size = statistics.median(paint.size for paint in paints)
+    return f"{what:<30} {statistics.median(times):8.1f} {p95:8.1f} {cpu:8.1f} {size:8.0f}   {limit}"
+
+
+def measure(screen: Screen, rounds: int) -> None:
+    print(f"{'3,002 tensors, 140x45':<30} {'median':>8} {'p95':>8} {'cpu':>8} {'bytes':>8}   ms; cpu, bytes: median")
+    folds = [screen.key("z", 0.25) for _ in range(2 * (rounds // 8) + 2)]
+    print(row("unfold all, fold all", folds, "<= 500 ms"))
+    screen.key("z", 0.25)
+    screen.settle()
+    moves, late = [], []
+    for _ in range(rounds):
+        moves.append(screen.key("j"))
+        late.append(screen.settle())
+    print(row("cursor down", moves, "p95 <= 50 ms, <= 700 bytes"))
+    print(f"{'  detail pane, when it rests':<30} {'':8} {'':8} {'':8} {statistics.median(late):8.0f}")
+    for what, key in (("page down", "\x06"), ("next layer", "J"), ("prune", "p"), ("undo", "u"), ("mark", " ")):
+        values = []
+        for _ in range(max(4, rounds // 4)):
+            values.append(screen.key(key))
+            screen.settle()
+        print(row(what, values, "p95 <= 50 ms"))
+    began = time.monotonic()
+    os.write(screen.master, b"j" * 30)
+    last, size = screen.burst()
+    print(f"{'a held key, 30 rows':<30} {1000 * (last - began) / 30:8.1f} {'':>8} {'':>8} {size / 30:8.0f}   per row")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=40)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, imatrix = sparse_model(folder)
+        for what, arguments in (
+            ("start to first paint", [str(model)]),
+            ("the same, with imatrix", [str(model), "--imatrix", str(imatrix)]),
+        ):
+            starts = []
+            for _ in range(3):
+                screen = Screen(arguments, folder)
+                starts.append(screen.first_paint())
+                screen.settle()
+                screen.close()
+            print(f"{what:<34} {min(starts):8.2f} s (best of 3)   <= 1.0 s")
+        screen = Screen([str(model), "--imatrix", str(imatrix)], folder)
+        screen.first_paint()
+        screen.settle()
+        measure(screen, rounds)
+        screen.close()
+
+
+if __name__ == "__main__":
+    main()
