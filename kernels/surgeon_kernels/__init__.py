@@ -61,4 +61,6 @@ _HOMES = {"cache_directory": "cache", "clear_cache": "cache", "WarmProgress": "w
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES.get(name, 'interface')}", __name__), name)
+    found = getattr(importlib.import_module(f".{_HOMES.get(name, 'interface')}", __name__), name)
+    globals()[name] = found  # so that this runs once per name
+    return found

@@ -167,11 +167,10 @@ def _columns(blocks: Bytes, format_: Format) -> int:
 
 
 def _check_out(out: Any, dtype: Any, shape: tuple[int, int]) -> None:
-    expected = f"{np.dtype(dtype)}{list(shape)}"
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
-        raise ValueError(f"out must be {expected}, not {_describe(out)}")
+        raise ValueError(f"out must be {np.dtype(dtype)}{list(shape)}, not {_describe(out)}")
     if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
-        raise ValueError(f"out must be C-contiguous, aligned and writable {expected}")
+        raise ValueError(f"out must be C-contiguous, aligned and writable {np.dtype(dtype)}{list(shape)}")
 
 
 def _check_matrix(weights: Any, columns: int) -> Floats:

@@ -24,6 +24,7 @@ on how the caller cut the rows into slabs.
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from types import ModuleType
 
 from .formats import by_name
@@ -66,6 +67,7 @@ quantizable: frozenset[str] = frozenset(name for name, (_, can) in MODULES.items
 dequantizable: frozenset[str] = frozenset(name for name, (_, can) in MODULES.items() if "dequantize" in can)
 
 
+@cache
 def module_of(name: str) -> ModuleType:
     """The module that holds the kernels of format `name`; imports numba. Raises ValueError when there is none."""
     if name not in MODULES:

@@ -95,6 +95,8 @@ def first_invalid_byte(data: NDArray[np.uint8], format_: Format) -> int:
         found = int(first_word(data, *_EXPONENTS[format_.name]))
         start = found if found >= 0 else -found - 2  # the word, or the rest, is settled value by value
         data = data[start : start + 4] if found >= 0 else data[start:]
+        if not len(data):
+            return -1
     offsets = [
         int(first_block(data, format_.block_bytes, at, bits, at2, bits2))
         for (at, bits), (at2, bits2) in _RULES.get(format_.name, [])
