@@ -20,9 +20,9 @@ _SECONDS_BETWEEN = 0.1  # progress lines on a terminal
 _SECONDS_BETWEEN_LINES = 10.0  # and elsewhere
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(parser: argparse.ArgumentParser, *, model_required: bool = True) -> None:
     """`-m -t -ngl --llama-lib --show-log --json`, named as llama.cpp's tools name them."""
-    parser.add_argument("-m", "--model", required=True, metavar="MODEL", help="the GGUF to run")
+    parser.add_argument("-m", "--model", required=model_required, metavar="MODEL", help="the GGUF to run")
     parser.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="threads (default: all there are)")
     parser.add_argument(
         "-ngl", "--gpu-layers", "--n-gpu-layers", type=int, default=0, metavar="N",

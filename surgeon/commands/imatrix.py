@@ -14,13 +14,12 @@ from surgeon.commands.engine_options import (
     add_window_options,
     engine_of,
     require_file,
-    table,
 )
+from surgeon.commands.influence_table import influence_json, influence_table
 from surgeon.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
     from surgeon.engine.imatrix_run import Collection
-    from surgeon.influence import Influence
 
 DESCRIPTION = """Collect an importance matrix of MODEL over TEXT, as llama-imatrix does, and in the same pass the block
 influence and layer-input modification of every layer, the ZD score of its weights, and the mean of every channel.
@@ -30,7 +29,7 @@ merged or converted only."""
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="surgeon imatrix", description=DESCRIPTION)
-    add_engine_options(parser)
+    add_engine_options(parser, model_required=False)  # merging needs none
     add_window_options(parser)
     parser.add_argument("-f", "--file", metavar="TEXT", help="the text to run over")
     parser.add_argument("-o", "--output", "--output-file", default="imatrix.gguf", metavar="OUT")
@@ -47,8 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="go on with OUT.partial, which an interrupted run left")
     parser.add_argument("--overwrite", action="store_true", help="OUT may exist")
-    # -m is not needed to merge.
-    next(action for action in parser._actions if action.dest == "model").required = False
     return parser
 
 
@@ -106,42 +103,16 @@ def _collect(wanted: Collection, options: argparse.Namespace) -> int:
     assert run.current is not None  # messages() ended well
     imatrix, influence = run.current
     if options.json:
-        layers = _layers(influence) if influence is not None else []
+        layers = influence_json(influence) if influence is not None else []
         print(json.dumps({"output": str(wanted.out), "entries": len(imatrix.entries),
                           "chunks": imatrix.chunk_count, **values, "layers": layers}))  # fmt: skip
         return 0
     print(f"{wanted.out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens")
     if influence is not None:
-        print(_influence_table(influence))
+        print(influence_table(influence))
     return 0
 
 
 def _tell_partial(wanted: Collection) -> None:
     if wanted.partial.exists():
         print(f"surgeon: what was collected is in {wanted.partial}; --resume goes on with it", file=sys.stderr)
-
-
-def _layers(influence: Influence) -> list[dict[str, float | int]]:
-    zd = influence.weight_zd
-    return [
-        {
-            "layer": layer,
-            "block_influence": float(influence.block_influence[layer]),
-            "layer_input_modification": float(influence.layer_input_modification[layer]),
-            **({"weight_zd": float(zd[layer])} if zd is not None else {}),
-        }
-        for layer in range(len(influence.layers))
-    ]
-
-
-def _influence_table(influence: Influence) -> str:
-    rows = [
-        [
-            str(row["layer"]),
-            f"{row['block_influence']:.4f}",
-            f"{row['layer_input_modification']:.4f}",
-            f"{100 * row['weight_zd']:.2f}%" if "weight_zd" in row else "-",
-        ]
-        for row in _layers(influence)
-    ]
-    return table(["layer", "block influence", "LIM", "weights' ZD"], rows)

@@ -70,8 +70,9 @@ def _scan(options: argparse.Namespace) -> PruneScan:
     from surgeon.trials import model_identity, state_folder
 
     model_path, text = Path(require_file(options.model)), Path(require_file(options.file))
-    with load_model(model_path).file:
-        n_layer = load_model(model_path).block_count
+    model = load_model(model_path)
+    with model.file:
+        n_layer = model.block_count
     sets = layer_sets(options.layers, n_layer, pairs=options.pairs)
     job = PruneScanJob(str(model_path), str(text), sets, options.ctx_size, options.ubatch_size, options.chunks)
     text_digest = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
@@ -88,8 +89,10 @@ def layer_sets(text: str | None, n_layer: int, *, pairs: bool) -> list[list[int]
             if "+" in part:
                 singles.append(sorted({int(layer) for layer in part.split("+")}))
             else:
-                first, _, last = part.partition("-")
-                singles += [[layer] for layer in range(int(first), int(last or first) + 1)]
+                bounds = [int(bound) for bound in part.split("-")]
+                if len(bounds) > 2 or bounds[-1] < bounds[0]:
+                    raise ValueError(part)
+                singles += [[layer] for layer in range(bounds[0], bounds[-1] + 1)]
     except ValueError as error:
         raise UsageError(f"--layers {text}: numbers, ranges (5-8) and sets (3+4), separated by commas") from error
     wrong = [layer for layers in singles for layer in layers if not 0 <= layer < n_layer]

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgeon.commands.influence_table import influence_json, influence_table
+
 if TYPE_CHECKING:
     from surgeon.imatrix import Imatrix
+    from surgeon.influence import Influence
     from surgeon.statistics import LayerStatistics, TensorStatistics
 
 TENSOR_HEAD = (
@@ -49,15 +52,19 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from surgeon.imatrix import load_imatrix
+    from surgeon.influence import load_influence
     from surgeon.statistics import layer_statistics, tensor_statistics
 
     imatrix = load_imatrix(options.imatrix)
+    influence = load_influence(options.imatrix)
     rows = tensor_statistics(imatrix)
     layers = layer_statistics(rows)
     if options.json:
-        print(as_json(imatrix, rows, layers))
+        print(as_json(imatrix, rows, layers, influence))
     else:
         print("\n".join(layer_table(layers) if options.layers else tensor_table(imatrix, rows)))
+        if options.layers and influence is not None:
+            print(f"Collected by surgeon imatrix in the same pass:\n\n{influence_table(influence)}\n")
     return 0
 
 
@@ -137,8 +144,15 @@ def spans(numbers: Iterable[int]) -> str:
     return ", ".join(f"{a}-{b}" if b > a else str(a) for a, b in zip(starts, ends, strict=True))
 
 
-def as_json(imatrix: Imatrix, rows: Iterable[TensorStatistics], layers: Iterable[LayerStatistics]) -> str:
+def as_json(
+    imatrix: Imatrix,
+    rows: Iterable[TensorStatistics],
+    layers: Iterable[LayerStatistics],
+    influence: Influence | None = None,
+) -> str:
     """The object of --json: `tensors` and `layers` with llama-imatrix's figures, `shared_inputs` as lists of names.
+
+    `influence` has the scores of the layers that only `surgeon imatrix` collects, where the file holds them.
 
     Figures are the shortest decimals that read back as the same float32, null for NaN and infinity; CosSim without a
     predecessor is 0.0, as llama-imatrix has it.
@@ -151,6 +165,7 @@ def as_json(imatrix: Imatrix, rows: Iterable[TensorStatistics], layers: Iterable
             "tensors": [tensor_json(row) for row in rows],
             "layers": [layer_json(row) for row in layers],
             "shared_inputs": sorted(map(list, groups)),
+            **({} if influence is None else {"influence": influence_json(influence)}),
         },
         indent=1,
     )

@@ -72,7 +72,7 @@ def _run(engine: Engine, job: Job) -> Iterator[Message]:
     from surgeon.engine.session import Model
 
     binding = Binding(find_libraries(engine.library))
-    toy.check(binding)
+    toy.check(binding, engine.n_gpu_layers)
     model = Model(binding, job.model, engine.n_gpu_layers)
     threads = engine.threads or _available_cpus()
     yield Loaded(

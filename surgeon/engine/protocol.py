@@ -109,7 +109,7 @@ class BenchJob(Message):
 
 @dataclass(frozen=True)
 class PruneScanJob(Message):
-    """KL divergence with each set of layers left out, against the whole model."""
+    """KL divergence with each set of layers left out, against the whole model; base: where its records may be put."""
 
     model: str
     text: str
@@ -117,7 +117,7 @@ class PruneScanJob(Message):
     n_ctx: int = 512
     n_ubatch: int = 512
     n_chunks: int = 8
-    base_folder: str | None = None
+    base: str = ""
 
 
 # Answers

@@ -6,9 +6,7 @@ what the pruned model computes as long as no role of another layer changes with 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,22 +73,20 @@ def measure(model: Model, job: PruneScanJob, threads: int) -> Iterator[Message]:
     # One sequence at a time, every row an output: rows then keep their order through the last layer.
     size = ContextSize(job.n_ctx, 1, job.n_ctx, job.n_ubatch)
     bypass = Bypass(model)
-    with tempfile.TemporaryDirectory(prefix="surgeon-scan-", dir=job.base_folder) as folder:
-        path = str(Path(folder, "base.kld"))
-        with opened(model, size, threads, bypass) as context:
-            for chunk in _save_base(context, path, chunks):
-                yield Step(chunk + 1, runs * n_chunks)
-            base = BaseFile(path)
-            for number, layers in enumerate(job.layer_sets):
-                bypass.skipped, bypass.passed = frozenset(layers), set()
-                parts: list[Comparison] = []
-                for chunk, part in _compared(context, base):
-                    parts.append(part)
-                    yield Step((1 + number) * n_chunks + chunk + 1, runs * n_chunks)
-                if bypass.passed != bypass.skipped:
-                    raise EngineError(f"{model.path}: this model's graph does not show where its layers end")
-                figures = statistics(Comparison.joined(parts), final=False)
-                yield LayerDamage(layers, figures["mean_kld"], figures["ppl"], figures["same_top"])
+    with opened(model, size, threads, bypass) as context:
+        for chunk in _save_base(context, job.base, chunks):
+            yield Step(chunk + 1, runs * n_chunks)
+        base = BaseFile(job.base)
+        for number, layers in enumerate(job.layer_sets):
+            bypass.skipped, bypass.passed = frozenset(layers), set()
+            parts: list[Comparison] = []
+            for chunk, part in _compared(context, base):
+                parts.append(part)
+                yield Step((1 + number) * n_chunks + chunk + 1, runs * n_chunks)
+            if bypass.passed != bypass.skipped:
+                raise EngineError(f"{model.path}: this model's graph does not show where its layers end")
+            figures = statistics(Comparison.joined(parts), final=False)
+            yield LayerDamage(layers, figures["mean_kld"], figures["ppl"], figures["same_top"])
     yield Finished({"n_chunks": n_chunks, "n_ctx": job.n_ctx})
 
 

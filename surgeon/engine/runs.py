@@ -78,12 +78,15 @@ class PruneScan:
         missing = [layers for layers in self.job.layer_sets if tuple(layers) not in self.damages]
         if not missing:
             return
-        self.run = EngineRun(self.engine, replace(self.job, layer_sets=missing), self.cancelled)
-        for message in self.run.messages():
-            if isinstance(message, LayerDamage):
-                self.damages[tuple(message.layers)] = message
-                self._save()
-            yield message
+        # The folder is ours, so that nothing stays behind when the child is killed.
+        with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
+            job = replace(self.job, layer_sets=missing, base=str(Path(folder, "base.kld")))
+            self.run = EngineRun(self.engine, job, self.cancelled)
+            for message in self.run.messages():
+                if isinstance(message, LayerDamage):
+                    self.damages[tuple(message.layers)] = message
+                    self._save()
+                yield message
 
     def _save(self) -> None:
         self.state.parent.mkdir(parents=True, exist_ok=True)

@@ -73,8 +73,10 @@ def test_a_model_does_not_diverge_from_itself(demo_model: Path, base: Base) -> N
 
 
 @pytest.fixture(scope="session")
-def scan(demo_model: Path) -> dict[tuple[int, ...], LayerDamage]:
-    job = PruneScanJob(str(demo_model), str(TEXT), [[0], [6], [11], [8, 9]], n_ctx=64, n_chunks=4)
+def scan(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, ...], LayerDamage]:
+    path = tmp_path_factory.mktemp("scan") / "base.kld"
+    layer_sets = [[0], [6], [11], [8, 9]]
+    job = PruneScanJob(str(demo_model), str(TEXT), layer_sets, n_ctx=64, n_chunks=4, base=str(path))
     return {tuple(message.layers): message for message in run(job) if isinstance(message, LayerDamage)}
 
 
