@@ -159,11 +159,12 @@ def _check_blocks(blocks: Any, format_: Format) -> Bytes:
             f"{format_.name} has blocks of {format_.block_bytes} bytes, and rows of {blocks.shape[1]} bytes do not "
             "hold a whole number of them"
         )
-    return np.ascontiguousarray(blocks)
+    contiguous: Bytes = np.ascontiguousarray(blocks)
+    return contiguous
 
 
 def _columns(blocks: Bytes, format_: Format) -> int:
-    return blocks.shape[1] // format_.block_bytes * format_.block
+    return int(blocks.shape[1]) // format_.block_bytes * format_.block
 
 
 def _check_out(out: Any, dtype: Any, shape: tuple[int, int]) -> None:
@@ -178,7 +179,8 @@ def _check_matrix(weights: Any, columns: int) -> Floats:
         raise ValueError(f"weights must be float32[{columns}], one per column, not {_describe(weights)}")
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError("weights must be finite and not negative")
-    return _frozen(np.require(weights, requirements=["C", "A"]))
+    checked: Floats = _frozen(np.require(weights, requirements=["C", "A"]))
+    return checked
 
 
 def _check_weights(weights: Any, format_: Format, columns: int) -> Floats:
