@@ -31,18 +31,18 @@ from .iq1_search import (
     cut_levels,
     largest_size,
     sort_groups,
-    sorted_space,
     sorted_weights,
 )
+from .iq_neighbours import GridViews, grid_views
 from .iq_restore import of_two
 from .iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes
 from .iq_tiles import Array, F, Lanes, load_superblock_tile, tile_space
+from .lane_views import view, view_gather
 from .lanes import (
     LANES,
     absolute,
     any_lane,
     from_half_bits,
-    gather,
     half_bits,
     int_slots,
     int_splat,
@@ -64,13 +64,13 @@ MINUS_SQUARES = (MINUS[0] * MINUS[0] - MINUS[1] * MINUS[1], MINUS[1] * MINUS[1] 
 
 
 @helper
-def prefix_sums(memory: Sorted, value: Lanes, place: Lanes, sx: Lanes, sw: Lanes) -> None:
+def prefix_sums(groups: Sorted, value: Lanes, place: Lanes, sx: Lanes, sw: Lanes) -> None:
     """sx[17h + j], sw[17h + j]: sums of w * x and of w over those of the first j sorted weights that are in half h."""
     for half in range(2):
         sx[17 * half] = splat(F(0))
         sw[17 * half] = splat(F(0))
     for j in range(GROUP):
-        w = sorted_weights(memory, place[j])
+        w = sorted_weights(groups, place[j])
         for half in range(2):
             at = 17 * half + j
             here = place[j] < 8 if half == 0 else place[j] >= 8
@@ -125,27 +125,28 @@ def best_cuts(sx: Lanes, sw: Lanes) -> Any:
 
 
 @helper
-def fit_block(xs: Lanes, ws: Lanes, points: Lanes, deltas: Lanes, chosen: Chosen, d: float, memory: Sorted,
-              grid: Any) -> Any:  # fmt: skip
+def fit_block(xs: Lanes, ws: Lanes, points: Lanes, deltas: Lanes, chosen: Chosen, d: float, grid: GridViews) -> Any:
     """d once more, by least squares over the whole superblock with the codes that are stored (`d` if there is no fit).
 
     The sums go through the weights in order, so their terms pass through memory.
     """
+    qx, q2 = slots(16), slots(16)
     step = to_float(load_i32(chosen.codes, 0) * 2 + 1)
     for half in range(2):
-        packed = gather(grid.packed, points[half])
+        packed = view_gather(grid.packed, points[half])
         for i in range(LENGTH):
             j = LENGTH * half + i
             q = coordinate(packed, i, deltas[half]) * step
             wq = ws[j] * q
-            store_f32(memory.value, LANES * j, wq * xs[j])
-            store_f32(memory.w, LANES * j, wq * q)
+            qx[j] = wq * xs[j]
+            q2[j] = wq * q
+    terms_x, terms_2 = view(qx), view(q2)
     sumqx = F(0)
     sumq2 = F(0)
     for lane in range(LANES):
         for j in range(GROUP):
-            sumqx += memory.value[LANES * j + lane]
-            sumq2 += memory.w[LANES * j + lane]
+            sumqx += terms_x[LANES * j + lane]
+            sumq2 += terms_2[LANES * j + lane]
     return sumqx / sumq2 if sumq2 > F(0) else d
 
 
@@ -169,28 +170,28 @@ def put_block(out: Array, at: int, d: float, chosen: Chosen) -> None:
 
 @kernel_with_grid("IQ1", QUANTIZE)
 def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, grid: Array) -> None:
-    xs, ws, sx, sw, value, deltas = slots(16), slots(16), slots(34), slots(34), slots(16), slots(2)
-    place, levels, points, signs = int_slots(16), int_slots(16), int_slots(8), int_slots(4)
-    tile, memory, chosen = tile_space(GROUP), sorted_space(GROUP), chosen_space()
+    xs, ws, sx, sw, value, deltas = slots(16), slots(16), slots(34), slots(34), slots(17), slots(2)
+    place, levels, points, signs = int_slots(17), int_slots(16), int_slots(8), int_slots(4)
+    tile, chosen, views = tile_space(GROUP), chosen_space(), grid_views(grid)
     for block in range(len(x) // BLOCK):
         load_superblock_tile(x, columns, weights, LANES * block, GROUP, tile, xs, ws, F(2 / 256), F(0), compat)
-        sort_groups(xs, ws, GROUP, value, place, memory)
-        prefix_sums(memory, value, place, sx, sw)
+        groups = sort_groups(xs, ws, GROUP, value, place)
+        prefix_sums(groups, value, place, sx, sw)
         cut1, cut2, negative, scale, best = best_cuts(sx, sw)
         active = (largest_size(xs, GROUP) >= F(1e-7)) & (best > F(-3e38))
         mirrored = scale < F(0)
-        cut_levels(xs, GROUP, cut1, cut2, mirrored, memory, levels)
+        cut_levels(xs, GROUP, cut1, cut2, mirrored, groups, levels)
         negative = select(active, select(mirrored, 3 - negative, negative), int_splat(0))
         for half in range(2):
             signs[half] = negative >> 1 - half & 1
             deltas[half] = select(signs[half] > 0, splat(-DELTA), splat(DELTA))
-        scale = choose_points(xs, ws, GROUP, levels, deltas, absolute(scale), active, memory, points, grid)
+        scale = choose_points(xs, ws, GROUP, levels, deltas, absolute(scale), active, groups, points, views)
         keep_chosen(chosen, 2, points, signs, active, GROUP)
         d = keep_codes(chosen, select(active, scale, splat(F(0))), GROUP, 7)[0]
         if d == F(0):
             out[BYTES * block : BYTES * block + BYTES] = 0
         else:
-            put_block(out, BYTES * block, fit_block(xs, ws, points, deltas, chosen, d, memory, grid), chosen)
+            put_block(out, BYTES * block, fit_block(xs, ws, points, deltas, chosen, d, views), chosen)
 
 
 @kernel_with_grid("IQ1", DEQUANTIZE)

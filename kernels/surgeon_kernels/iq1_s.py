@@ -22,13 +22,14 @@ from .cache import DEQUANTIZE, QUANTIZE, helper
 from .grid_kernels import kernel_with_grid
 from .iq1_search import (
     DELTA,
+    Sorted,
     choose_points,
     cut_levels,
     largest_size,
     sort_groups,
-    sorted_space,
     sorted_weights,
 )
+from .iq_neighbours import grid_views
 from .iq_restore import of_two
 from .iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes
 from .iq_tiles import Array, F, Lanes, load_superblock_tile, tile_space
@@ -54,12 +55,12 @@ MINUS = (F(-1.125), F(-0.125), F(0.875))
 
 
 @helper
-def prefix_sums(memory: Array, value: Lanes, place: Lanes, sx: Lanes, sw: Lanes) -> None:
+def prefix_sums(groups: Sorted, value: Lanes, place: Lanes, sx: Lanes, sw: Lanes) -> None:
     """sx[j], sw[j]: sums of w * x and of w over the first j sorted weights."""
     sx[0] = splat(F(0))
     sw[0] = splat(F(0))
     for j in range(GROUP):
-        w = sorted_weights(memory, place[j])
+        w = sorted_weights(groups, place[j])
         sx[j + 1] = sx[j] + w * value[j]
         sw[j + 1] = sw[j] + w
 
@@ -119,26 +120,26 @@ def put_block(out: Array, at: int, d: float, chosen: Chosen, lane: int) -> None:
 
 @kernel_with_grid("IQ1", QUANTIZE)
 def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, grid: Array) -> None:
-    xs, ws, sx, sw, value, deltas = slots(32), slots(32), slots(33), slots(33), slots(32), slots(4)
-    place, levels, points, signs = int_slots(32), int_slots(32), int_slots(8), int_slots(4)
-    tile, memory, chosen = tile_space(GROUP), sorted_space(GROUP), chosen_space()
-    groups = len(x) // GROUP
-    for first in range(0, groups, LANES):
+    xs, ws, sx, sw, value, deltas = slots(32), slots(32), slots(33), slots(33), slots(33), slots(4)
+    place, levels, points, signs = int_slots(33), int_slots(32), int_slots(8), int_slots(4)
+    tile, chosen, views = tile_space(GROUP), chosen_space(), grid_views(grid)
+    count = len(x) // GROUP
+    for first in range(0, count, LANES):
         load_superblock_tile(x, columns, weights, first, GROUP, tile, xs, ws, F(2 / 256), F(0), compat)
-        sort_groups(xs, ws, GROUP, value, place, memory)
-        prefix_sums(memory, value, place, sx, sw)
+        groups = sort_groups(xs, ws, GROUP, value, place)
+        prefix_sums(groups, value, place, sx, sw)
         cut1, cut2, sign, scale = best_cuts(sx, sw)
         active = (largest_size(xs, GROUP) >= F(1e-12)) & (sign != 0)
         mirrored = scale < F(0)
-        cut_levels(xs, GROUP, cut1, cut2, mirrored, memory, levels)
+        cut_levels(xs, GROUP, cut1, cut2, mirrored, groups, levels)
         sign = select(active, select(mirrored, -sign, sign), int_splat(1))
         for part in range(4):
             deltas[part] = to_float(sign) * DELTA
             signs[part] = select(sign < 0, int_splat(1), int_splat(0))
-        scale = choose_points(xs, ws, GROUP, levels, deltas, absolute(scale), active, memory, points, grid)
+        scale = choose_points(xs, ws, GROUP, levels, deltas, absolute(scale), active, groups, points, views)
         keep_chosen(chosen, 4, points, signs, active, GROUP)
         d = keep_codes(chosen, select(active, scale, splat(F(0))), GROUP, 7)
-        for lane in range(0, min(LANES, groups - first), 8):
+        for lane in range(0, min(LANES, count - first), 8):
             put_block(out, BYTES * (first + lane) // 8, d[lane], chosen, lane)
 
 

@@ -15,25 +15,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cache import helper
-from .iq_neighbours import make_nearest
-from .iq_tiles import Array, F, Lanes
+from .cache import helper, inlined
+from .iq_neighbours import GridViews, make_nearest
+from .iq_tiles import F, Lanes
+from .lane_views import view, view_gather
 from .lanes import (
     LANES,
     absolute,
     any_lane,
     first_bit,
-    gather,
+    int_slots,
     int_splat,
     lane_bits,
     lane_numbers,
-    load_i32,
     maximum,
     select,
     slots,
     splat,
-    store_f32,
-    store_i32,
     to_float,
 )
 
@@ -61,42 +59,24 @@ NETWORK_16, NETWORK_32 = NETWORKS[16], NETWORKS[32]
 
 
 class Sorted(NamedTuple):
-    """Groups in rising order and as they were, in memory; item j of lane l at 16j + l.
+    """Groups as they are and in rising order, in slots, or views of these: item j of lane l at 16j + l.
 
-    value, place: float32 and int32[16 * (group + 1)], the sorted weights and where in the group they were; the last
-    item is larger than all. w, x: float32[16 * group] as in the group. scale, delta: float32[16]; entry: int32[16].
+    x, w: the model's weights and the weights of their errors; value, place: the sorted weights and where in the group
+    they are, with a last item larger than all.
     """
 
-    value: Array
-    place: Array
-    w: Array
-    x: Array
-    scale: Array
-    delta: Array
-    entry: Array
+    x: Lanes
+    w: Lanes
+    value: Lanes
+    place: Lanes
 
 
 @helper
-def sorted_space(group: int) -> Sorted:
-    return Sorted(
-        np.empty(LANES * (group + 1), np.float32),
-        np.empty(LANES * (group + 1), np.int32),
-        np.empty(LANES * group, np.float32),
-        np.empty(LANES * group, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.int32),
-    )
-
-
-@helper
-def sort_groups(x: Lanes, w: Lanes, group: int, value: Lanes, place: Lanes, memory: Sorted) -> None:
-    """Sort each lane's group into `value` and `place` and keep all in memory; equal weights stay in order."""
+def sort_groups(x: Lanes, w: Lanes, group: int, value: Lanes, place: Lanes) -> Sorted:
+    """Sort each lane's group into `value` and `place`, equal weights in the order they have; returns all as views."""
     for j in range(group):
         value[j] = x[j]
         place[j] = int_splat(j)
-        store_f32(memory.x, LANES * j, x[j])
-        store_f32(memory.w, LANES * j, w[j])
     network = NETWORK_16 if group == 16 else NETWORK_32
     for k in range(0, len(network), 2):
         a, b = network[k], network[k + 1]
@@ -104,17 +84,15 @@ def sort_groups(x: Lanes, w: Lanes, group: int, value: Lanes, place: Lanes, memo
         exchange = (va > vb) | ((va == vb) & (pa > pb))
         value[a], value[b] = select(exchange, vb, va), select(exchange, va, vb)
         place[a], place[b] = select(exchange, pb, pa), select(exchange, pa, pb)
-    for j in range(group):
-        store_f32(memory.value, LANES * j, value[j])
-        store_i32(memory.place, LANES * j, place[j])
-    store_f32(memory.value, LANES * group, splat(F(np.inf)))
-    store_i32(memory.place, LANES * group, int_splat(group))
+    value[group] = splat(F(np.inf))
+    place[group] = int_splat(group)
+    return Sorted(view(x), view(w), view(value), view(place))
 
 
 @helper
-def sorted_weights(memory: Sorted, place: Lanes) -> Lanes:
+def sorted_weights(groups: Sorted, place: Lanes) -> Lanes:
     """Per lane the error weight of the element at `place` of its group."""
-    return gather(memory.w, place * LANES + lane_numbers())
+    return view_gather(groups.w, place * LANES + lane_numbers())
 
 
 @helper
@@ -127,11 +105,11 @@ def largest_size(x: Lanes, group: int) -> Lanes:
 
 
 @helper
-def cut_levels(x: Lanes, group: int, i1: Lanes, i2: Lanes, mirrored: Lanes, memory: Sorted, levels: Lanes) -> None:
+def cut_levels(x: Lanes, group: int, i1: Lanes, i2: Lanes, mirrored: Lanes, groups: Sorted, levels: Lanes) -> None:
     """Levels of the weights from the cuts; `mirrored` lanes get 2 - level."""
     at1, at2 = i1 * LANES + lane_numbers(), i2 * LANES + lane_numbers()
-    value1, value2 = gather(memory.value, at1), gather(memory.value, at2)
-    place1, place2 = gather(memory.place, at1), gather(memory.place, at2)
+    value1, value2 = view_gather(groups.value, at1), view_gather(groups.value, at2)
+    place1, place2 = view_gather(groups.place, at1), view_gather(groups.place, at2)
     for j in range(group):
         above1 = (x[j] > value1) | ((x[j] == value1) & (place1 <= j))
         above2 = (x[j] > value2) | ((x[j] == value2) & (place2 <= j))
@@ -139,38 +117,41 @@ def cut_levels(x: Lanes, group: int, i1: Lanes, i2: Lanes, mirrored: Lanes, memo
         levels[j] = select(mirrored, 2 - level, level)
 
 
-@helper
-def _nearest(part: int, lane: int, memory: Sorted, tables: Lanes, grid: Any) -> Any:
-    """The neighbour for one part of one lane's group whose `entry` is off the grid."""
-    position = to_float(lane_numbers() - 1) + memory.delta[lane]
+@inlined
+def _nearest(
+    part: int, lane: int, entry: int, scale: Any, delta: Any, groups: Sorted, tables: Lanes, grid: GridViews
+) -> Any:
+    """The neighbour for one part of one lane's group that is off the grid."""
+    position = to_float(lane_numbers() - 1) + delta
     for i in range(LENGTH):
         at = LANES * (part * LENGTH + i) + lane
-        difference = memory.scale[lane] * position - memory.x[at]
-        tables[i] = memory.w[at] * difference * difference
-    place, _, _ = _nearest_neighbour(memory.entry[lane], tables, grid)
+        difference = scale * position - groups.x[at]
+        tables[i] = groups.w[at] * difference * difference
+    place, _, _ = _nearest_neighbour(entry, tables, grid)
     return grid.members[place]
 
 
 @helper
-def choose_point(part: int, levels: Lanes, scale: Lanes, delta: Lanes, wanted: Lanes, memory: Sorted, grid: Any) -> Any:
+def choose_point(
+    part: int, levels: Lanes, scale: Lanes, delta: Lanes, wanted: Lanes, groups: Sorted, grid: GridViews
+) -> Any:
     """Point numbers for part `part` of the groups in `wanted` lanes, and which of them were off the grid."""
     code = int_splat(0)
     for i in range(LENGTH):
         code = code * 3 + levels[part * LENGTH + LENGTH - 1 - i]
-    number = gather(grid.lookup, code)
-    off = (number < 0) & wanted
+    number = int_slots(1)
+    number[0] = view_gather(grid.lookup, code)
+    off = (number[0] < 0) & wanted
     if any_lane(off):
-        tables = slots(8)
-        store_i32(memory.entry, 0, number)
-        store_f32(memory.scale, 0, scale)
-        store_f32(memory.delta, 0, delta)
+        tables, scales, deltas = slots(8), slots(1), slots(1)
+        scales[0], deltas[0] = scale, delta
+        entry, scale_of, delta_of = view(number), view(scales), view(deltas)
         pending = lane_bits(off)
         while pending != 0:
             lane = first_bit(pending)
             pending &= pending - 1
-            memory.entry[lane] = _nearest(part, lane, memory, tables, grid)
-        number = load_i32(memory.entry, 0)
-    return select(wanted, number, int_splat(0)), off
+            entry[lane] = _nearest(part, lane, entry[lane], scale_of[lane], delta_of[lane], groups, tables, grid)
+    return select(wanted, number[0], int_splat(0)), off
 
 
 @helper
@@ -181,13 +162,13 @@ def coordinate(packed: Lanes, i: int, delta: Lanes) -> Lanes:
 
 @helper
 def fit_again(
-    x: Lanes, w: Lanes, parts: int, points: Lanes, deltas: Lanes, scale: Lanes, off: Lanes, grid: Any
+    x: Lanes, w: Lanes, parts: int, points: Lanes, deltas: Lanes, scale: Lanes, off: Lanes, grid: GridViews
 ) -> Lanes:
     """The scale that fits the chosen points best, for lanes that are `off`; deltas[part] belongs to points[part]."""
     sumqx = splat(F(0))
     sumq2 = splat(F(0))
     for part in range(parts):
-        packed = gather(grid.packed, points[part])
+        packed = view_gather(grid.packed, points[part])
         for i in range(LENGTH):
             j = part * LENGTH + i
             wq = w[j] * coordinate(packed, i, deltas[part])
@@ -198,10 +179,10 @@ def fit_again(
 
 @helper
 def choose_points(x: Lanes, w: Lanes, group: int, levels: Lanes, deltas: Lanes, scale: Lanes, active: Lanes,
-                  memory: Sorted, points: Lanes, grid: Any) -> Lanes:  # fmt: skip
+                  groups: Sorted, points: Lanes, grid: GridViews) -> Lanes:  # fmt: skip
     """Point numbers of all parts into `points` (0 outside `active`); returns the scale fitted to them."""
     any_off = int_splat(0)
     for part in range(group // LENGTH):
-        points[part], off = choose_point(part, levels, scale, deltas[part], active, memory, grid)
+        points[part], off = choose_point(part, levels, scale, deltas[part], active, groups, grid)
         any_off = select(off, int_splat(1), any_off)
     return fit_again(x, w, group // LENGTH, points, deltas, scale, any_off > 0, grid)

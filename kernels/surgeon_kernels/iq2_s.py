@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from .cache import DEQUANTIZE, QUANTIZE, helper
 from .grid_kernels import kernel_with_grid
-from .iq_neighbours import flat_space
+from .iq_neighbours import grid_views
 from .iq_restore import grid_values, of_two, restore
 from .iq_search import OFF_GRID, GroupSearch, make_search
 from .iq_signs import flip_signs, largest_of, split_signs
@@ -49,14 +49,14 @@ def put_block(out: Array, at: int, d: float, chosen: Chosen) -> None:
 @kernel_with_grid("IQ2_S", QUANTIZE)
 def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, grid: Array) -> None:
     xs, ws, points, signs = slots(16), slots(16), int_slots(8), int_slots(4)
-    tile, flat, chosen = tile_space(GROUP), flat_space(GROUP, 2, 19), chosen_space()
+    tile, chosen, views = tile_space(GROUP), chosen_space(), grid_views(grid)
     for block in range(len(x) // BLOCK):
         first = LANES * block
         load_superblock_tile(x, columns, weights, first, GROUP, tile, xs, ws, F(2 / 256), F(0.25), compat)
         split_signs(xs, GROUP, signs)
         size = largest_of(xs, GROUP)
         active = size >= F(1e-8)
-        scale = _search(xs, ws, size, size / F(5), active, points, flat, grid)
+        scale = _search(xs, ws, size, size / F(5), active, points, views)
         scale = flip_signs(select(active, scale, splat(F(0))), GROUP, signs, 255)
         keep_chosen(chosen, 2, points, signs, active, GROUP)
         d = keep_codes(chosen, scale, GROUP, 15)

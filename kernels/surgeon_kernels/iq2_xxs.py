@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from .cache import DEQUANTIZE, QUANTIZE, helper
 from .grid_kernels import kernel_with_grid
-from .iq_neighbours import flat_space
+from .iq_neighbours import grid_views
 from .iq_restore import grid_values, of_two, restore, word_at
 from .iq_search import ALWAYS, GroupSearch, make_search
 from .iq_signs import even_signs, flip_signs, make_signs_even, split_signs
@@ -44,7 +44,7 @@ def put_block(out: Array, at: int, d: float, chosen: Chosen, lane: int) -> None:
 @kernel_with_grid("IQ2_XXS", QUANTIZE)
 def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, grid: Array) -> None:
     xs, ws, points, signs, codes = slots(32), slots(32), int_slots(8), int_slots(4), int_slots(32)
-    tile, flat, chosen = tile_space(GROUP), flat_space(GROUP, 4, 13), chosen_space()
+    tile, chosen, views = tile_space(GROUP), chosen_space(), grid_views(grid)
     groups = len(x) // GROUP
     for first in range(0, groups, LANES):
         load_superblock_tile(x, columns, weights, first, GROUP, tile, xs, ws, F(1 / 256), F(0), compat)
@@ -53,7 +53,7 @@ def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, g
         scale = make_qp(xs, ws, GROUP, 4, codes)  # 0 where all sizes are below 1e-15
         size = scale * F(3)
         active = size > F(0)
-        scale = _search(xs, ws, size, scale, active, points, flat, grid)
+        scale = _search(xs, ws, size, scale, active, points, views)
         scale = flip_signs(select(active, scale, splat(F(0))), GROUP, signs, 127)
         keep_chosen(chosen, 4, points, signs, active, GROUP)
         d = keep_codes(chosen, scale, GROUP, 15)

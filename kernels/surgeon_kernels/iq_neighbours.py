@@ -16,22 +16,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .cache import helper, inlined
-from .iq_tiles import Array, F, Lanes
+from .iq_tiles import F, Lanes
+from .lane_views import view, view_u8
 from .lanes import (
     LANES,
     first_bit,
     int_splat,
     lane_bits,
     lane_numbers,
-    load_u8,
     look_up,
     maximum,
     minimum,
     select,
+    slots,
     smallest,
     splat,
     to_float,
 )
+
+View = Any  # what views are to the type checker
 
 # A sum of at most 8 terms w * d * d, d = scale * q - x, with every operation rounded, is wrong by less than
 # 2**-24 * (16 * error + sum of w * x * x); 2**-16 leaves room for the ends' own rounding and for what the lead may lose
@@ -40,43 +43,60 @@ _SAFE_LEAD = F(2**-16)
 _SMALLEST_LEAD = F(1e-30)  # below, products may have lost bits to underflow
 
 
-class Flat(NamedTuple):
-    """What the lanes of a tile hold, once more in memory, to be read weight by weight (element i of lane l at 16i + l).
+class GridViews(NamedTuple):
+    """Views of the arrays of a `Grid`."""
 
-    x, root: float32[16 * group], sizes and square roots of the weights; energy: float32[16], sum of root * x * x of the
-    part at hand; scale: float32[16 * trials]; entry, packed: int32[16 * trials], lookup entry and packed levels of the
-    part at hand in every trial; starts, off: int32[16], bit t: in trial t a run starts, the code is no point.
-    """
-
-    x: Array
-    root: Array
-    energy: Array
-    scale: Array
-    entry: Array
-    packed: Array
-    starts: Array
-    off: Array
+    packed: View
+    lookup: View
+    levels: View
+    members: View
 
 
 @helper
-def flat_space(group: int, parts: int, trials: int) -> Flat:
-    return Flat(
-        np.empty(LANES * group, np.float32),
-        np.empty(LANES * group, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES * trials, np.float32),
-        np.empty(LANES * trials, np.int32),
-        np.empty(LANES * trials * parts, np.int32),
-        np.empty(LANES, np.int32),
-        np.empty(LANES, np.int32),
-    )
+def grid_views(grid: Any) -> GridViews:
+    return GridViews(view(grid.packed), view(grid.lookup), view(grid.levels), view(grid.members))
+
+
+class Memory(NamedTuple):
+    """What the search keeps of a tile: slots, or views of them, which have item i of lane l at 16i + l.
+
+    Of the whole group: x, root: sizes and square roots of the weights; scales: of the trials;
+    packed[trials * part + t]: levels of the points chosen.
+    Of the part at hand: energy: sum of root * x * x; starts, off: bit t: in trial t a run starts, the code is no point;
+    entry[t]: of grid.lookup; error[t], lead[t]: error of the second best neighbour and how much less the best has, for
+    trials that have been looked at.
+    Lists of places 16t + l: task: trials to be looked at; low, high: ends of intervals that are not decided.
+    """
+
+    x: Lanes
+    root: Lanes
+    scales: Lanes
+    packed: Lanes
+    energy: Lanes
+    starts: Lanes
+    off: Lanes
+    entry: Lanes
+    error: Lanes
+    lead: Lanes
+    task: Lanes
+    low: Lanes
+    high: Lanes
+
+
+@inlined
+def memory_views(m: Memory) -> Memory:
+    """Views of slots."""
+    return Memory(
+        view(m.x), view(m.root), view(m.scales), view(m.packed), view(m.energy), view(m.starts), view(m.off),
+        view(m.entry), view(m.error), view(m.lead), view(m.task), view(m.low), view(m.high),
+    )  # fmt: skip
 
 
 def make_nearest(length: int) -> Any:
     """The choice among the neighbours of one code, for points of `length` coordinates."""
 
     @inlined
-    def nearest(entry: int, tables: Lanes, grid: Any) -> Any:
+    def nearest(entry: int, tables: Lanes, grid: GridViews) -> Any:
         """The first neighbour with the smallest error (its place in grid.members), that error and the next smallest.
 
         entry: of grid.lookup, negative; tables[i] lane l: the error of coordinate i at level l.
@@ -90,7 +110,7 @@ def make_nearest(length: int) -> Any:
         for chunk in range(first, first + count):
             error = splat(F(0))
             for i in range(length):
-                error = error + look_up(tables[i], load_u8(grid.levels, LANES * (chunk * length + i)))
+                error = error + look_up(tables[i], view_u8(grid.levels, LANES * (chunk * length + i)))
             best = select(error < least, order, best)
             second = minimum(second, maximum(error, least))
             least = minimum(error, least)
@@ -108,46 +128,79 @@ def make_nearest(length: int) -> Any:
 
 
 def make_settle(length: int) -> Any:
-    """The choice for one part of one group, in all trials in which its code is no point."""
+    """The choice for one part of all groups of a tile, in all trials in which the code is no point."""
     nearest = make_nearest(length)
 
     @inlined
-    def evaluate(part: int, lane: int, entry: int, scale: float, flat: Flat, tables: Lanes, grid: Any) -> Any:
-        """What `nearest` gives for a part of the lane's group at this scale."""
+    def evaluate(part: int, count: int, base: int, m: Memory, grid: GridViews) -> None:
+        """Look at the trials in m.task, all by themselves: the processor works on several at once."""
+        tables = slots(8)
         position = to_float(lane_numbers() * 2 + 1)
-        for i in range(length):
-            at = LANES * (part * length + i) + lane
-            difference = scale * position - splat(flat.x[at])
-            tables[i] = flat.root[at] * difference * difference
-        return nearest(entry, tables, grid)
+        for n in range(count):
+            at = m.task[n]
+            scale = m.scales[at]
+            for i in range(length):
+                weight = LANES * (part * length + i) + (at & 15)
+                difference = scale * position - splat(m.x[weight])
+                tables[i] = m.root[weight] * difference * difference
+            place, least, second = nearest(m.entry[at], tables, grid)
+            m.packed[base + at] = grid.packed[grid.members[place]]
+            m.lead[at] = second - least
+            m.error[at] = second
 
     @inlined
-    def settle_run(part: int, lane: int, start: int, end: int, base: int, flat: Flat, tables: Lanes, grid: Any) -> None:
-        """Put the packed chosen neighbours for the trials `start ... end` with one code into flat.packed."""
-        entry = flat.entry[LANES * start + lane]
-        at_start = 0
-        lead, error = F(np.inf), F(0)
-        for k in range(end - start + 1):
-            t = end if k == 1 else start + max(k - 1, 0)  # both ends first
-            place, least, second = evaluate(part, lane, entry, flat.scale[LANES * t + lane], flat, tables, grid)
-            flat.packed[base + LANES * t + lane] = grid.packed[grid.members[place]]
-            lead, error = min(lead, second - least), max(error, second)
-            if k == 0:
-                at_start = place
-            elif k == 1 and place == at_start and lead > max(_SMALLEST_LEAD, _SAFE_LEAD * (error + flat.energy[lane])):
-                for inner in range(start + 1, end):
-                    flat.packed[base + LANES * inner + lane] = grid.packed[grid.members[place]]
-                break
+    def both_ends(lanes: int, trials: int, m: Memory) -> Any:
+        """Put the ends of all runs off the grid into the lists; returns how many tasks and intervals there are."""
+        tasks = 0
+        intervals = 0
+        while lanes != 0:
+            lane = first_bit(lanes)
+            lanes &= lanes - 1
+            starts = np.int64(m.starts[lane]) & 0xFFFFFFFF
+            while starts != 0:
+                start = first_bit(starts)
+                starts &= starts - 1
+                end = (first_bit(starts) if starts != 0 else trials) - 1
+                if m.off[lane] >> start & 1:
+                    m.task[tasks] = LANES * start + lane
+                    m.task[tasks + 1] = LANES * end + lane
+                    m.low[intervals], m.high[intervals] = LANES * start + lane, LANES * end + lane
+                    tasks += 2 if end > start else 1
+                    intervals += 1 if end > start + 1 else 0
+        return tasks, intervals
 
     @inlined
-    def settle(part: int, lane: int, trials: int, base: int, flat: Flat, tables: Lanes, grid: Any) -> None:
-        """`settle_run` for all runs of one lane."""
-        starts = np.int64(flat.starts[lane]) & 0xFFFFFFFF
-        while starts != 0:
-            start = first_bit(starts)
-            starts &= starts - 1
-            end = (first_bit(starts) if starts != 0 else trials) - 1
-            if flat.off[lane] >> start & 1:
-                settle_run(part, lane, start, end, base, flat, tables, grid)
+    def is_decided(low: int, high: int, base: int, m: Memory) -> Any:
+        """Whether the neighbour chosen at both ends of an interval is the choice for all of it."""
+        lead, error = min(m.lead[low], m.lead[high]), max(m.error[low], m.error[high])
+        is_clear = lead > max(_SMALLEST_LEAD, _SAFE_LEAD * (error + m.energy[low & 15]))
+        return is_clear and m.packed[base + low] == m.packed[base + high]
+
+    @inlined
+    def settle(part: int, lanes: int, trials: int, base: int, m: Memory, grid: GridViews) -> None:
+        """Put the packed chosen neighbours of all trials off the grid of the `lanes` (bits) into m.packed[base:].
+
+        First both ends of every run; then the middle of what they leave open, and so on.
+        """
+        tasks, intervals = both_ends(lanes, trials, m)
+        done = 0
+        while tasks > 0:
+            evaluate(part, tasks, base, m, grid)
+            tasks = 0
+            queued = intervals
+            for n in range(done, queued):
+                low, high = np.int64(m.low[n]), np.int64(m.high[n])
+                if is_decided(low, high, base, m):
+                    for at in range(low + LANES, high, LANES):
+                        m.packed[base + at] = m.packed[base + low]
+                else:
+                    middle = ((low >> 4) + (high >> 4) >> 1 << 4) + (low & 15)
+                    m.task[tasks] = middle
+                    tasks += 1
+                    for left, right in ((low, middle), (middle, high)):
+                        if right - left > LANES:
+                            m.low[intervals], m.high[intervals] = left, right
+                            intervals += 1
+            done = queued
 
     return settle

@@ -15,18 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cache import helper
-from .iq_neighbours import Flat, make_settle
+from .iq_neighbours import GridViews, Memory, make_settle, memory_views
 from .iq_tiles import F, Lanes
+from .lane_views import view_gather
 from .lanes import (
     LANES,
     any_lane,
-    first_bit,
-    gather,
     int_slots,
     int_splat,
     lane_bits,
-    load_f32,
-    load_i32,
     maximum,
     minimum,
     nearest_int,
@@ -34,8 +31,6 @@ from .lanes import (
     slots,
     splat,
     square_root,
-    store_f32,
-    store_i32,
     to_float,
 )
 
@@ -61,13 +56,14 @@ class GroupSearch:
 
 
 def make_search(spec: GroupSearch) -> Any:
-    """The search for one format: `search(x, w, size, scale, active, points, flat, grid) -> scale`."""
+    """The search for one format: `search(x, w, size, scale, active, points, grid) -> scale`."""
     length, group, parts, levels = spec.length, spec.group, spec.group // spec.length, spec.levels
     trials, step, top, refine = 2 * spec.trials + 1, F(spec.step), F(spec.top), spec.refine
+    all_trials, more_trials = trials * parts, trials + 1
     settle = make_settle(length)
 
     @helper
-    def round_part(part: int, x: Lanes, inverse: Lanes, grid: Any) -> Any:
+    def round_part(part: int, x: Lanes, inverse: Lanes, grid: GridViews) -> Any:
         """Levels of a part, packed as grid.packed has them, and their entry of grid.lookup."""
         code = int_splat(0)
         packed = int_splat(0)
@@ -78,15 +74,15 @@ def make_search(spec: GroupSearch) -> Any:
             code = code * levels + level
             packed = packed << 4 | level
         ones = 0x11111111 if length == 8 else 0x1111
-        return packed * 2 + ones, gather(grid.lookup, code)
+        return packed * 2 + ones, view_gather(grid.lookup, code)
 
     @helper
-    def point_numbers(packed: Lanes, grid: Any) -> Lanes:
+    def point_numbers(packed: Lanes, grid: GridViews) -> Lanes:
         """Numbers of packed points."""
         code = int_splat(0)
         for i in range(length):
             code = code * levels + (packed >> 4 * (length - 1 - i) + 1 & 7)
-        return gather(grid.lookup, code)
+        return view_gather(grid.lookup, code)
 
     @helper
     def fit(packed: Lanes, w: Lanes, wx: Lanes) -> Any:
@@ -102,12 +98,13 @@ def make_search(spec: GroupSearch) -> Any:
         return sumqx, sumq2
 
     @helper
-    def round_trials(part: int, x: Lanes, inverses: Lanes, count: int, wanted: Lanes, flat: Flat, grid: Any) -> Lanes:
-        """Choose points of one part for `count` trial scales, into flat.packed; bit t: trial t was off the grid.
+    def round_trials(
+        part: int, x: Lanes, inverses: Lanes, count: int, wanted: Lanes, m: Memory, grid: GridViews
+    ) -> Lanes:
+        """Choose points of one part for `count` trial scales, into m.packed; bit t: trial t was off the grid.
 
         Only in the lanes that are `wanted`.
         """
-        base = LANES * trials * part
         previous = int_splat(0)
         starts = int_splat(0)
         off = int_splat(0)
@@ -116,39 +113,34 @@ def make_search(spec: GroupSearch) -> Any:
             starts = starts | select(packed != previous, int_splat(1 << t), int_splat(0))
             off = off | select((entry < 0) & wanted, int_splat(1 << t), int_splat(0))
             previous = packed
-            store_i32(flat.packed, base + LANES * t, packed)
-            store_i32(flat.entry, LANES * t, entry)
+            m.packed[trials * part + t] = packed
+            m.entry[t] = entry
         if any_lane(off != 0):
-            tables = slots(8)
             energy = splat(F(0))
             for i in range(length):
-                v = load_f32(flat.x, LANES * (part * length + i))
-                energy = energy + load_f32(flat.root, LANES * (part * length + i)) * v * v
-            store_f32(flat.energy, 0, energy)
-            store_i32(flat.starts, 0, starts)
-            store_i32(flat.off, 0, off)
-            pending = lane_bits(off != 0)
-            while pending != 0:
-                settle(part, first_bit(pending), count, base, flat, tables, grid)
-                pending &= pending - 1
+                j = part * length + i
+                energy = energy + m.root[j] * m.x[j] * m.x[j]
+            m.energy[0] = energy
+            m.starts[0], m.off[0] = starts, off
+            settle(part, lane_bits(off != 0), count, LANES * trials * part, memory_views(m), grid)
         return off
 
     @helper
     def try_scales(x: Lanes, w: Lanes, wx: Lanes, size: Lanes, scale: Lanes, active: Lanes, points: Lanes, off: Lanes,
-                   flat: Flat, grid: Any) -> Any:  # fmt: skip
+                   m: Memory, grid: GridViews) -> Any:  # fmt: skip
         """The best trial: its scale, its packed points and which were off the grid (not 0); as before where none is."""
         inverses = slots(32)
         for t in range(trials):
             inverses[t] = (top + F(t - trials // 2) * step) / size
-            store_f32(flat.scale, LANES * t, F(1) / inverses[t])
+            m.scales[t] = F(1) / inverses[t]
         trial_off = int_slots(8)
         for part in range(parts):
-            trial_off[part] = round_trials(part, x, inverses, trials, active, flat, grid)
+            trial_off[part] = round_trials(part, x, inverses, trials, active, m, grid)
         packed = int_slots(8)
         best = splat(F(0))
         for t in range(trials):
             for part in range(parts):
-                packed[part] = load_i32(flat.packed, LANES * (trials * part + t))
+                packed[part] = m.packed[trials * part + t]
             sumqx, sumq2 = fit(packed, w, wx)
             better = active & (sumq2 > F(0)) & (sumqx * sumqx > best * sumq2)
             scale = select(better, sumqx / sumq2, scale)
@@ -159,8 +151,8 @@ def make_search(spec: GroupSearch) -> Any:
         return scale
 
     @helper
-    def choose_again(x: Lanes, w: Lanes, wx: Lanes, scale: Lanes, active: Lanes, points: Lanes, off: Lanes, flat: Flat,
-                     grid: Any) -> Any:  # fmt: skip
+    def choose_again(x: Lanes, w: Lanes, wx: Lanes, scale: Lanes, active: Lanes, points: Lanes, off: Lanes, m: Memory,
+                     grid: GridViews) -> Any:  # fmt: skip
         """Choose the parts that `refine` names with the scale found, and fit the scale to all points then."""
         any_off = int_splat(1) if refine == ALWAYS else int_splat(0)
         for part in range(parts):
@@ -169,21 +161,19 @@ def make_search(spec: GroupSearch) -> Any:
         if any_lane(refined):
             inverses = slots(1)
             inverses[0] = F(1) / scale
-            store_f32(flat.scale, 0, scale)
+            m.scales[0] = scale
             for part in range(parts):
                 concerned = refined & (off[part] != 0) if refine == OFF_GRID else refined
                 if any_lane(concerned):
-                    round_trials(part, x, inverses, 1, concerned, flat, grid)
-                    packed = load_i32(flat.packed, LANES * trials * part)
+                    round_trials(part, x, inverses, 1, concerned, m, grid)
+                    packed = m.packed[trials * part]
                     points[part] = select(concerned, packed, points[part])
             sumqx, sumq2 = fit(points, w, wx)
             scale = select(refined & (sumq2 > F(0)), sumqx / sumq2, scale)
         return scale
 
     @helper
-    def search(
-        x: Lanes, w: Lanes, size: Lanes, scale: Lanes, active: Lanes, points: Lanes, flat: Flat, grid: Any
-    ) -> Any:
+    def search(x: Lanes, w: Lanes, size: Lanes, scale: Lanes, active: Lanes, points: Lanes, grid: GridViews) -> Any:
         """Scales and point numbers of the groups in `active` lanes (in others point 0).
 
         x: sizes (one of eight may be negative), w: weights; size: what a trial scale divides; scale: returned, with
@@ -191,15 +181,19 @@ def make_search(spec: GroupSearch) -> Any:
         """
         wx = slots(32)
         off = int_slots(8)
+        m = Memory(
+            x, slots(group), slots(trials), int_slots(all_trials), slots(1), int_slots(1), int_slots(1),
+            int_slots(trials), slots(trials), slots(trials), int_slots(more_trials), int_slots(trials),
+            int_slots(trials),
+        )  # fmt: skip
         for j in range(group):
             wx[j] = w[j] * x[j]
-            store_f32(flat.x, LANES * j, x[j])
-            store_f32(flat.root, LANES * j, square_root(w[j]))
+            m.root[j] = square_root(w[j])
         for part in range(parts):
             points[part] = int_splat(0x11111111 if length == 8 else 0x1111)
             off[part] = int_splat(1) if refine == ALL_IF_ANY else int_splat(0)
-        scale = try_scales(x, w, wx, size, scale, active, points, off, flat, grid)
-        scale = choose_again(x, w, wx, scale, active, points, off, flat, grid)
+        scale = try_scales(x, w, wx, size, scale, active, points, off, m, grid)
+        scale = choose_again(x, w, wx, scale, active, points, off, m, grid)
         for part in range(parts):
             points[part] = point_numbers(points[part], grid)
         return scale
