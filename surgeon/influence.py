@@ -66,8 +66,11 @@ def _ratio(above: Float64, below: Float64) -> Float64:
     return out
 
 
-def load_influence(path: str | os.PathLike[str]) -> Influence | None:
-    """What the file holds beyond its matrix, or None (llama-imatrix's own files, the old format). Raises GGUFError."""
+def load_influence(path: str | os.PathLike[str], *, channels: bool = True) -> Influence | None:
+    """What the file holds beyond its matrix, or None (llama-imatrix's own files, the old format). Raises GGUFError.
+
+    channels=False leaves the channel sums on the disk: of many experts they are gigabytes.
+    """
     with Path(path).open("rb") as file:
         if file.read(4) != b"GGUF":
             return None
@@ -77,12 +80,12 @@ def load_influence(path: str | os.PathLike[str]) -> Influence | None:
             return None
         layers = _floats(gguf, LAYERS).reshape(-1, 5).astype(np.float64)
         zd = _floats(gguf, WEIGHT_ZD).astype(np.float64) if WEIGHT_ZD in names else None
-        channels = {
+        sums = {
             name.removesuffix(CHANNEL_SUMS): _floats(gguf, name).reshape(-1, info.ne[0])
             for name, info in names.items()
-            if name.endswith(CHANNEL_SUMS)
+            if channels and name.endswith(CHANNEL_SUMS)
         }
-        return Influence(layers, channels, zd)
+        return Influence(layers, sums, zd)
 
 
 def _floats(gguf: GGUFFile, name: str) -> Float32:

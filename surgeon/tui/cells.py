@@ -49,6 +49,10 @@ COLUMNS: dict[str, Column] = {
         _metric_column("sum", 7, 3),
         _metric_column("h", 5, 4),
         _metric_column("cos", 6, 2, bar=4),
+        _metric_column("kld", 6, 2),
+        _metric_column("bi", 6, 5),
+        _metric_column("lim", 7, 23),
+        _metric_column("wzd", 6, 24),
         _metric_column("zd", 6, 7),
         _metric_column("active", 6, 9),
         _metric_column("en", 6, 10),
@@ -60,7 +64,8 @@ COLUMNS: dict[str, Column] = {
         Column("why", "why", 18, 8, "why the tensor gets its type", grows=True),
     )
 }
-DEFAULT_COLUMNS = ("shape", "type", "size", "sum", "h", "cos", "zd", "active", "why")
+# kld and bi take no place until they are measured.
+DEFAULT_COLUMNS = ("shape", "type", "size", "sum", "h", "cos", "kld", "bi", "zd", "active", "why")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from surgeon.tui.rows import LayerRow, Row, TensorRow
 from surgeon.tui.session import Session
 from surgeon.tui.spans import Line, clean, cut, wrap
 
-ORDER = ("sum", "zd", "cos", "h", "en", "active", "min", "max", "mean", "std", "n")
+ORDER = ("sum", "zd", "cos", "kld", "bi", "lim", "wzd", "h", "en", "active", "min", "max", "mean", "std", "n")
 
 # type name -> relative root mean square error of the row under the cursor, as measured so far
 Errors = Mapping[str, float]
@@ -171,6 +171,8 @@ def curve_lines(row: Row, metric: Metric, width: int, height: int) -> list[Line]
         return []
     if short is None and not metric.on_layers:
         metric = METRICS["sum"]
+    if metric.layers_only:
+        short = None
     values = session.measurements.curve(metric, short, layers)
     if all(value is None for value in values):
         return []

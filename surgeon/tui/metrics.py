@@ -13,7 +13,8 @@ from surgeon.tui import figures
 @dataclass(frozen=True)
 class Metric:
     """key: in filters and the config file; of_tensor, of_layer: the attribute that holds it (layers have few);
-    logarithmic: bars are scaled by order of magnitude, for values that span several."""
+    logarithmic: bars are scaled by order of magnitude, for values that span several; layers_only: not from the
+    statistics of tensors, but measured on whole layers."""
 
     key: str
     title: str
@@ -22,17 +23,22 @@ class Metric:
     on_layers: bool = False
     logarithmic: bool = False
     percent: bool = False
+    layers_only: bool = False
 
     def text(self, value: float | None) -> str:
         if value is None:
             return "–"
         if self.percent:
             return f"{100 * value:.1f}%"
-        if self.key == "cos":
+        if self.key in ("cos", "bi", "lim", "kld"):
             return f"{value:.4f}"
         if self.key == "n":
             return str(int(value))
         return figures.figure(value)
+
+
+def _of_layers(key: str, title: str, help_: str, *, logarithmic: bool = False, percent: bool = False) -> Metric:
+    return Metric(key, title, help_, "", True, logarithmic, percent, layers_only=True)
 
 
 METRICS: dict[str, Metric] = {
@@ -51,6 +57,10 @@ METRICS: dict[str, Metric] = {
         Metric("mean", "μ", "mean of the mean squared activations", "mean", logarithmic=True),
         Metric("std", "σ", "their standard deviation", "std", logarithmic=True),
         Metric("n", "N", "number of channels", "n"),
+        _of_layers("kld", "KLD", "KL divergence measured with the layer left out: S measures it", logarithmic=True),
+        _of_layers("bi", "BI", "block influence: 1 − cosine of the stream before and after the layer"),
+        _of_layers("lim", "LIM", "layer-input modification: −cosine, over all tokens as one vector"),
+        _of_layers("wzd", "wZD", "share of the layer's weights with a z-score above 1", percent=True),
     )
 }
 
@@ -65,23 +75,36 @@ class Measurements:
 
     tensors: Mapping[str, TensorStatistics] = field(default_factory=dict)
     layers: Mapping[int, LayerStatistics] = field(default_factory=dict)
+    of_layers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     _scales: dict[tuple[str, str], tuple[float, float] | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Iterable[TensorStatistics], layers: Iterable[LayerStatistics]) -> Measurements:
-        return cls({row.name: row for row in rows}, {row.layer: row for row in layers})
+    def of(
+        cls,
+        rows: Iterable[TensorStatistics],
+        layers: Iterable[LayerStatistics],
+        of_layers: Mapping[str, Mapping[int, float]] | None = None,
+    ) -> Measurements:
+        """of_layers: the figures of `layers_only` metrics, by metric key and layer number."""
+        return cls({row.name: row for row in rows}, {row.layer: row for row in layers}, of_layers or {})
+
+    def known(self, metric: Metric) -> bool:
+        """Whether a `layers_only` metric was measured; the others have their place in any case."""
+        return not metric.layers_only or bool(self.of_layers.get(metric.key))
 
     def of_tensor(self, metric: Metric, name: str) -> float | None:
         row = self.tensors.get(name)
-        return None if row is None else value_of(metric, row)
+        return None if row is None or metric.layers_only else value_of(metric, row)
 
     def of_layer(self, metric: Metric, layer: int) -> float | None:
+        if metric.layers_only:
+            return self.of_layers.get(metric.key, {}).get(layer)
         row = self.layers.get(layer) if metric.on_layers else None
         return None if row is None else value_of(metric, row)
 
     def curve(self, metric: Metric, short: str | None, layers: Iterable[int]) -> list[float | None]:
         """The metric over the layers: of the tensor called `short` (`ffn_down`), or of whole layers for None."""
-        if short is None:
+        if short is None or metric.layers_only:
             return [self.of_layer(metric, layer) for layer in layers]
         by_layer = {row.layer: row for row in self.tensors.values() if row.tensor == short and row.layer is not None}
         return [value_of(metric, by_layer[layer]) if layer in by_layer else None for layer in layers]
@@ -96,8 +119,8 @@ class Measurements:
         return place(metric, self._scales[key], value)
 
     def _population(self, metric: Metric, short: str | None) -> list[float | None]:
-        if short is None:
-            return [self.of_layer(metric, layer) for layer in self.layers]
+        if short is None or metric.layers_only:
+            return [self.of_layer(metric, layer) for layer in self.of_layers.get(metric.key, self.layers)]
         return [value_of(metric, row) for row in self.tensors.values() if row.tensor == short]
 
 

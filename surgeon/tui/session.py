@@ -6,7 +6,7 @@ can be undone, and is resolved at once, so that sizes and reasons on the screen 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,13 @@ from surgeon.anatomy.pruning import layer_roles
 from surgeon.coverage import Coverage, coverage
 from surgeon.errors import SurgeonError
 from surgeon.imatrix import Imatrix, load_imatrix
+from surgeon.influence import Influence
 from surgeon.model import Model, Tensor
 from surgeon.plan import History, Plan
 from surgeon.recipe import Recipe, file_sha256
 from surgeon.resolve import Resolution, TensorOp, resolve
-from surgeon.statistics import layer_statistics, tensor_statistics
+from surgeon.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
+from surgeon.tui.layer_figures import influence_figures, influence_of
 from surgeon.tui.metrics import Measurements
 
 Scope = Literal["row", "marked", "layer", "kind", "all"]
@@ -51,6 +53,7 @@ class Session:
     marks: frozenset[str] = frozenset()
     imatrices: dict[str, Imatrix] = field(default_factory=dict)
     measurements: Measurements = field(default_factory=Measurements)
+    damages: dict[int, float] = field(default_factory=dict)  # KL divergence with a layer left out, where measured
     resolution: Resolution = field(init=False)
 
     def __post_init__(self) -> None:
@@ -226,17 +229,25 @@ class Session:
         self.ops = {op.source: op for op in self.resolution.ops}
         self.layers = Summaries(self)
         if self.imatrix is not self._measured:
-            self._measure()
+            self.measure()
 
     def preview(self, plan: Plan) -> Resolution:
         """What another plan would come to, nothing changed."""
         name = plan.imatrix_file
         return resolve(self.model, plan, self.imatrices.get(name) if name is not None else None)
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Show the statistics of the plan's importance matrix."""
         self._measured = self.imatrix
         rows = tensor_statistics(self.imatrix) if self.imatrix is not None else []
-        self.measurements = Measurements.of(rows, layer_statistics(rows))
+        influence = None if self.imatrix is None else influence_of(self.imatrix.path)
+        self.show_statistics(rows, layer_statistics(rows), influence)
+
+    def show_statistics(
+        self, rows: Sequence[TensorStatistics], layers: Sequence[LayerStatistics], influence: Influence | None
+    ) -> None:
+        """Show these figures, of the plan's importance matrix or of one that is being collected."""
+        self.measurements = Measurements.of(rows, layers, influence_figures(influence) | {"kld": self.damages})
         self._shared = shared_inputs(self.model, self.measurements)
         self._coverage = None if self.imatrix is None else coverage(self.model, self.imatrix)
         self.uncovered = frozenset(self._coverage.missing if self._coverage else ())

@@ -14,6 +14,7 @@ from textual.strip import Strip
 
 from surgeon.tui.canvas import Painter
 from surgeon.tui.cells import DEFAULT_COLUMNS, Layout, heads, layout, row_line
+from surgeon.tui.metrics import METRICS
 from surgeon.tui.rows import LayerRow, Row, TensorRow
 from surgeon.tui.session import Session, layer_key
 from surgeon.tui.spans import Line
@@ -41,6 +42,7 @@ class TreeView(ScrollView, can_focus=True):
         self.columns: tuple[str, ...] = DEFAULT_COLUMNS
         self.cursor = 0
         self._layout: Layout | None = None
+        self._shown: tuple[str, ...] = ()
         self._cached_painters: tuple[Painter, Painter] | None = None
 
     # --- rows and cursor
@@ -123,8 +125,10 @@ class TreeView(ScrollView, can_focus=True):
     @property
     def layout_(self) -> Layout:
         width = self.scrollable_content_region.width
-        if self._layout is None or self._layout.width != width:
-            self._layout = layout(width, self.columns)
+        known = self.session.measurements.known
+        shown = tuple(key for key in self.columns if key not in METRICS or known(METRICS[key]))
+        if self._layout is None or self._layout.width != width or self._shown != shown:
+            self._layout, self._shown = layout(width, shown), shown
         return self._layout
 
     def set_columns(self, columns: tuple[str, ...]) -> None:

@@ -1,0 +1,59 @@
+"""What was measured on whole layers: influence kept beside an importance matrix, damage kept by prune-scan."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from surgeon.errors import SurgeonError
+from surgeon.influence import Influence, load_influence
+
+Figures = dict[str, dict[int, float]]  # metric key -> layer number -> value
+
+
+def influence_of(path: Path) -> Influence | None:
+    """What lies in the file beside the matrix; a file that has gone since has nothing to tell."""
+    try:
+        return load_influence(path, channels=False)
+    except (OSError, SurgeonError):
+        return None
+
+
+def influence_figures(influence: Influence | None) -> Figures:
+    """Block influence, layer-input modification and the weights' ZD, without layers that were not seen."""
+    if influence is None:
+        return {}
+    values: dict[str, Iterable[float]] = {
+        "bi": influence.block_influence.tolist(),
+        "lim": influence.layer_input_modification.tolist(),
+        "wzd": influence.weight_zd.tolist() if influence.weight_zd is not None else (),
+    }
+    return {
+        key: {layer: value for layer, value in enumerate(found) if math.isfinite(value)}
+        for key, found in values.items()
+    }
+
+
+def last_damages(folder: Path, identity: str) -> dict[int, float]:
+    """KL divergence by layer from the newest scan of the model in `folder`; empty where there is none to read."""
+    found = sorted(folder.glob(f"{identity}-*.json"), key=_age, reverse=True)
+    for path in found:
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return {
+                int(damage["layers"][0]): float(damage["mean_kld"])
+                for damage in kept["damages"]
+                if len(damage["layers"]) == 1
+            }
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being written, or of another version: the one before it may do
+    return {}
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
