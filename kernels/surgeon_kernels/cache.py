@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,8 @@ import numba
 from llvmlite import __version__ as llvmlite_version
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+_UNUSED_SECONDS = 30 * 86400
 
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
@@ -76,9 +79,10 @@ def _usable(folder: Path) -> bool:
             pass
     except OSError:
         return False
-    # The files hold machine code: one that another user could have put there is not run.
-    chosen = "SURGEON_CACHE_DIR" in os.environ
-    return chosen or not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+    # The files hold machine code: none that another user could have put there is run.
+    if "SURGEON_CACHE_DIR" in os.environ or not hasattr(os, "getuid"):
+        return True
+    return folder.stat().st_uid == os.getuid() == folder.parent.stat().st_uid
 
 
 @cache
@@ -104,11 +108,23 @@ def clear_cache() -> int:
     return freed
 
 
+def _remove_unused(root: Path) -> None:
+    """Remove the folders of versions that no process has used for a month."""
+    for folder in root.iterdir():
+        lock = folder / "lock"
+        with contextlib.suppress(OSError):  # another process may be removing it too
+            if lock.exists() and time.time() - lock.stat().st_mtime > _UNUSED_SECONDS:
+                shutil.rmtree(folder)
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: of two processes that start at once, the second waits and then loads."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_unused(folder.parent)
     with open(folder / "lock", "a+b") as file:
+        os.utime(folder / "lock")
         if sys.platform == "win32":
             import msvcrt
 
@@ -150,6 +166,14 @@ class _CacheFiles(CompileResultCacheImpl):
 
 class _KernelCache(FunctionCache):
     _impl_class = _CacheFiles
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled function, or None; a damaged file counts as absent, whatever its reader trips over."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            self.flush()
+            return None
 
 
 class Kernel:

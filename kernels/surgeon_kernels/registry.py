@@ -16,9 +16,9 @@ out      uint8[rows * row_bytes], every byte of it is written.
 blocks   uint8[rows * row_bytes], read-only; the result is float32[rows * columns], bit for bit as ggml's `to_float`.
 
 The values are finite: the public functions refuse others before a kernel runs (`weights` are finite and >= 0 too).
-A module that lacks one of the two functions is listed accordingly in the third column. Validation of blocks needs no
-code per type: see validation.py. A kernel must release nothing, allocate nothing inside its loops and must not depend
-on how the caller cut the rows into slabs.
+A module that lacks one of the two functions is listed with the name of the other instead of `BOTH`. Validation needs a
+line in validation.py only. A kernel allocates nothing inside its loops, and its bytes do not depend on how the caller
+cut the rows into slabs.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ BOTH = ("quantize", "dequantize")
 
 # format name -> (module in this package, what it can do)
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "Q3_K": ("q3_k", BOTH),
-    "Q2_K": ("q2_k", BOTH),
-    "Q5_1": ("q5_1", BOTH),
+    "F32": ("f32", BOTH),
+    "F16": ("f16", BOTH),
+    "Q4_0": ("q4_0", BOTH),
     "Q4_1": ("q4_1", BOTH),
     "Q5_0": ("q5_0", BOTH),
-    "Q4_0": ("q4_0", BOTH),
+    "Q5_1": ("q5_1", BOTH),
     "Q8_0": ("q8_0", BOTH),
+    "Q2_K": ("q2_k", BOTH),
+    "Q3_K": ("q3_k", BOTH),
+    "Q4_K": ("q4_k", BOTH),
     "Q5_K": ("q5_k", BOTH),
     "Q6_K": ("q6_k", BOTH),
-    "Q1_0": ("q1_0", BOTH),
-    "Q2_0": ("q2_0", BOTH),
-    "IQ4_NL": ("iq4_nl", BOTH),
-    "IQ4_XS": ("iq4_xs", BOTH),
     "IQ2_XXS": ("iq2_xxs", BOTH),
     "IQ2_XS": ("iq2_xs", BOTH),
-    "IQ2_S": ("iq2_s", BOTH),
     "IQ3_XXS": ("iq3_xxs", BOTH),
-    "IQ3_S": ("iq3_s", BOTH),
     "IQ1_S": ("iq1_s", BOTH),
+    "IQ4_NL": ("iq4_nl", BOTH),
+    "IQ3_S": ("iq3_s", BOTH),
+    "IQ2_S": ("iq2_s", BOTH),
+    "IQ4_XS": ("iq4_xs", BOTH),
     "IQ1_M": ("iq1_m", BOTH),
+    "BF16": ("bf16", BOTH),
     "TQ1_0": ("tq1_0", BOTH),
     "TQ2_0": ("tq2_0", BOTH),
     "MXFP4": ("mxfp4", BOTH),
     "NVFP4": ("nvfp4", BOTH),
-    "BF16": ("bf16", BOTH),
-    "F16": ("f16", BOTH),
-    "F32": ("f32", BOTH),
-    "Q4_K": ("q4_k", BOTH),
+    "Q1_0": ("q1_0", BOTH),
+    "Q2_0": ("q2_0", BOTH),
 }
 
 quantizable: frozenset[str] = frozenset(name for name, (_, can) in MODULES.items() if "quantize" in can)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def _compiled(folder: Path) -> set[Path]:
 def test_second_process_compiles_nothing(tmp_path: Path) -> None:
     first = _run(_QUANTIZE, SURGEON_CACHE_DIR=str(tmp_path))
     kept = _compiled(tmp_path)
-    assert len(kept) == 3  # quantize, and the two of validation that the check for NaN uses
+    assert len(kept) == 2  # quantize, and the check for NaN
     times = {path: (tmp_path / path).stat().st_mtime_ns for path in kept}
     assert _run(_QUANTIZE, SURGEON_CACHE_DIR=str(tmp_path)) == first
     assert {path: (tmp_path / path).stat().st_mtime_ns for path in _compiled(tmp_path)} == times
@@ -73,7 +74,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     outputs = [process.communicate()[0] for process in running]
     assert all(process.returncode == 0 for process in running)
     assert len(set(outputs)) == 1
-    assert len(_compiled(tmp_path)) == 3
+    assert len(_compiled(tmp_path)) == 2
 
 
 def test_read_only_install(tmp_path: Path) -> None:
@@ -126,3 +127,22 @@ except TypeError as error:
 """
     (message,) = _run(code, SURGEON_CACHE_DIR=str(tmp_path))
     assert "No matching definition" in message
+
+
+def test_versions_unused_for_a_month_go(tmp_path: Path) -> None:
+    for name, age in (("old", 40), ("recent", 3)):
+        folder = tmp_path / "kernels" / name
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+        os.utime(folder / "lock", (time.time() - age * 86400,) * 2)
+    _run(_QUANTIZE, SURGEON_CACHE_DIR=str(tmp_path))
+    assert not (tmp_path / "kernels" / "old").exists()
+    assert (tmp_path / "kernels" / "recent").exists()
+
+
+@pytest.mark.parametrize("suffix", [".nbc", ".nbi"])
+def test_damaged_files_are_replaced(tmp_path: Path, suffix: str) -> None:
+    first = _run(_QUANTIZE, SURGEON_CACHE_DIR=str(tmp_path))
+    for path in tmp_path.rglob(f"*{suffix}"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert _run(_QUANTIZE, SURGEON_CACHE_DIR=str(tmp_path)) == first
