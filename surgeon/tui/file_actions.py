@@ -63,10 +63,9 @@ class FileActions(Workbench):
             return
         path = Path(text).expanduser()
         if path.exists():
-            question = f"{path} is there already. Replace it?"
-            self.app.push_screen(
-                Confirm("replace", question, "replace it"), lambda yes: self.save_to(path) if yes else None
-            )
+            confirm = Confirm("replace", f"{path} is there already. Replace it?", "replace it")
+            confirm.answered = lambda yes: self.save_to(path) if yes else None
+            self.app.push_screen(confirm)
         else:
             self.save_to(path)
 

@@ -18,6 +18,7 @@ from surgeon.tui.actions import hints
 from surgeon.tui.canvas import Canvas
 from surgeon.tui.config import Config
 from surgeon.tui.describe import describe
+from surgeon.tui.dialogs.base import Dialog
 from surgeon.tui.metrics import METRICS
 from surgeon.tui.rows import Row, View, visible_rows
 from surgeon.tui.session import Session, layer_key
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 WIDE = 110  # columns from which the detail pane stands beside the tree
+FIRST_FRAME = 0.03  # seconds in which all parts find their size, so that the first frame is a whole one
 DETAIL_DELAY = 0.08  # seconds the cursor must rest before the detail pane follows: a held key sends only two rows
 
 
@@ -61,6 +63,7 @@ class Workbench(Screen[None]):
         yield Canvas(self._bar, name="bar")
 
     def on_mount(self) -> None:
+        self.app.delay_update(FIRST_FRAME)
         self.tree_.columns = self.config.columns
         self.tree_.focus()
         layers = self.session.model.layers
@@ -105,9 +108,10 @@ class Workbench(Screen[None]):
         self.set_class(self.app.size.width < WIDE, "-narrow")
         self.call_after_refresh(self.show_rest)
 
-    async def ask(self, dialog: Screen[Answer], answered: Callable[[Answer | None], None] | None = None) -> None:
+    async def ask(self, dialog: Dialog[Answer], answered: Callable[[Answer | None], None] | None = None) -> None:
         """Open a dialog and wait until it has the focus, so that keys typed ahead go to it and not to the tree."""
-        await self.app.push_screen(dialog, answered)
+        dialog.answered = answered
+        await self.app.push_screen(dialog)
 
     # --- one line to the user
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from rich.text import Text
+from textual import on
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
+from textual.widget import Widget
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
@@ -24,10 +28,23 @@ class Dialog(ModalScreen[Result | None]):
     """Dismissed with its answer, or with None on Escape."""
 
     app: SurgeonApp
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "leave", show=False)]
+    # Keys that end a dialog have priority, and the answer is given at once: a key typed right after Enter must find
+    # the tree, with the edit done.
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", show=False, priority=True)]
+    answered: Callable[[Result | None], None] | None = None
+
+    def dismiss(self, result: Result | None = None) -> AwaitComplete:
+        done = super().dismiss(result)
+        if self.answered is not None:
+            self.answered(result)
+        return done
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+    def action_list(self, move: str) -> None:
+        """What LIST_KEYS do, in dialogs with a list."""
+        getattr(self.query_one(Choices), f"action_{move}")()
 
     def text(self, lines: Iterable[Line]) -> Text:
         return text_of(lines, self.app.current_theme.dark)
@@ -43,15 +60,48 @@ def text_of(lines: Iterable[Line], dark: bool) -> Text:
     return text
 
 
-class Choices(OptionList):
-    """A list to choose from, with the tree's keys."""
+async def drained(widget: Widget) -> None:
+    """Wait until `widget` has dealt with the keys sent to it so far: what was typed before Enter is in the text."""
+    done = asyncio.Event()
+    widget.call_later(done.set)
+    await done.wait()
+
+
+# With priority, so that they and Enter are dealt with in the order typed.
+LIST_KEYS = tuple(
+    Binding(keys, f"list('{move}')", show=False, priority=True)
+    for keys, move in (
+        ("down,j", "cursor_down"),
+        ("up,k", "cursor_up"),
+        ("pagedown", "page_down"),
+        ("pageup", "page_up"),
+        ("home,g", "first"),
+        ("end,G", "last"),
+    )
+)
+
+
+class ChoiceDialog(Dialog[str]):
+    """A dialog around one list: Enter, or a click, answers with the id of the line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "cursor_down", show=False),
-        Binding("k", "cursor_up", show=False),
-        Binding("g", "first", show=False),
-        Binding("G", "last", show=False),
+        Binding("enter", "take", show=False, priority=True),
+        *LIST_KEYS,
     ]
+
+    def action_take(self) -> None:
+        choices = self.query_one(Choices)
+        index = choices.highlighted
+        if index is not None and not choices.get_option_at_index(index).disabled:
+            self.dismiss(choices.highlighted_id)
+
+    @on(OptionList.OptionSelected)
+    def clicked(self) -> None:
+        self.action_take()
+
+
+class Choices(OptionList):
+    """A list to choose from; its lines can be exchanged while the highlight stays."""
 
     def fill(self, entries: Sequence[tuple[str, Text, bool]], at: str | None = None) -> None:
         """entries: id, text, whether it can be chosen. The highlight stays where it was, or goes to `at`."""

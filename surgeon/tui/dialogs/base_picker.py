@@ -8,7 +8,7 @@ from threading import Event
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.widgets import OptionList, Static
+from textual.widgets import Static
 
 from surgeon.mixes import FILE_TYPES
 from surgeon.tui import figures
@@ -63,7 +63,3 @@ class BasePicker(CandidateDialog):
         sizes = f"{figures.size(candidate.total):>9} {candidate.total_bpw:6.2f}" if candidate else " " * 16
         note = candidate.note if candidate and candidate.note else FILE_TYPES[name].description
         return [(fit(name, 11), role), (f" {sizes}  ", role), (note, "faint" if role == "faint" else "muted")]
-
-    @on(OptionList.OptionSelected)
-    def chosen(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(event.option.id)

@@ -10,7 +10,7 @@ from textual.message import Message
 
 from surgeon.errors import SurgeonError
 from surgeon.tui.candidates import Candidate
-from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import ChoiceDialog, Choices, text_of
 from surgeon.tui.spans import Line
 
 
@@ -22,7 +22,7 @@ class Came(Message):
         self.generation, self.item = generation, item
 
 
-class CandidateDialog(Dialog[str]):
+class CandidateDialog(ChoiceDialog):
     """Holds the candidates by name; a subclass says how a line looks."""
 
     names: tuple[str, ...] = ()

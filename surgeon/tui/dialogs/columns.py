@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import OptionList
 
 from surgeon.tui.cells import COLUMNS, DEFAULT_COLUMNS
-from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.spans import Line, fit
 
 
 class ColumnChooser(Dialog[tuple[str, ...]]):
     BINDINGS: ClassVar[list[BindingType]] = [
+        *LIST_KEYS,
         Binding("space", "choose", "show or hide", show=False, priority=True),
         Binding("J", "shift(1)", "later", show=False),
         Binding("K", "shift(-1)", "earlier", show=False),
         Binding("D", "defaults", "defaults", show=False),
+        Binding("enter", "take", show=False, priority=True),
     ]
 
     def __init__(self, chosen: tuple[str, ...]) -> None:
@@ -76,6 +76,5 @@ class ColumnChooser(Dialog[tuple[str, ...]]):
         self.order = [*DEFAULT_COLUMNS, *(key for key in COLUMNS if key not in DEFAULT_COLUMNS)]
         self.show_columns()
 
-    @on(OptionList.OptionSelected)
-    def take(self) -> None:
+    def action_take(self) -> None:
         self.dismiss(tuple(self.chosen) or DEFAULT_COLUMNS)

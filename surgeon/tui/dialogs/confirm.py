@@ -15,9 +15,9 @@ from surgeon.tui.spans import clean, wrap
 
 class Confirm(Dialog[bool]):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "answer(True)", "yes", show=False),
-        Binding("n", "answer(False)", "no", show=False),
-        Binding("enter", "answer(False)", "no", show=False),
+        Binding("y", "answer(True)", "yes", show=False, priority=True),
+        Binding("n", "answer(False)", "no", show=False, priority=True),
+        Binding("enter", "answer(False)", "no", show=False, priority=True),
     ]
 
     def __init__(self, title: str, question: str, yes: str) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.widgets import OptionList
 
-from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import ChoiceDialog, Choices, text_of
 from surgeon.tui.spans import Line
 
 
@@ -21,7 +19,7 @@ class Entry:
     enabled: bool = True
 
 
-class Picker(Dialog[str]):
+class Picker(ChoiceDialog):
     def __init__(
         self, title: str, entries: Sequence[Entry], at: str | None = None, hint: str = "Enter takes it"
     ) -> None:
@@ -39,7 +37,3 @@ class Picker(Dialog[str]):
         dark = self.app.current_theme.dark
         rows = [(entry.key, text_of([entry.line], dark), entry.enabled) for entry in self.entries]
         self.query_one(Choices).fill(rows, self.at)
-
-    @on(OptionList.OptionSelected)
-    def chosen(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(event.option.id)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.suggester import Suggester
 from textual.widgets import Input, Static
 
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, drained
 from surgeon.tui.spans import Line, cut
 
 # What a text means: whether it can be accepted, and the line that says so.
@@ -45,6 +47,8 @@ class PathSuggester(Suggester):
 class Prompt(Dialog[str]):
     """Answers with the text, which `check` has accepted."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "take", show=False, priority=True)]
+
     def __init__(
         self, title: str, check: Check, *, value: str = "", hint: str = "", suggester: Suggester | None = None
     ) -> None:
@@ -72,7 +76,8 @@ class Prompt(Dialog[str]):
     def changed(self, event: Input.Changed) -> None:
         self.say(event.value)
 
-    @on(Input.Submitted)
-    def submitted(self, event: Input.Submitted) -> None:
-        if self.say(event.value):
-            self.dismiss(event.value)
+    async def action_take(self) -> None:
+        await drained(self.query_one(Input))
+        value = self.query_one(Input).value
+        if self.say(value):
+            self.dismiss(value)

@@ -13,7 +13,7 @@ from surgeon import plan as plans
 from surgeon.errors import SurgeonError
 from surgeon.plan import Plan
 from surgeon.tui.commands import option_words, without_option
-from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.session import Session, numbers
 from surgeon.tui.spans import Line, clean, fit
@@ -23,6 +23,7 @@ class Rules(Dialog[None]):
     """Edits the session's plan directly; every edit can be undone in the tree."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        *LIST_KEYS,
         Binding("a,colon", "add", show=False),
         Binding("enter", "edit", show=False, priority=True),
         Binding("x,delete", "delete", show=False),
@@ -111,7 +112,9 @@ class Rules(Dialog[None]):
                 self.change(plans.with_rule(plan, rule), f"rule {rule}")
 
         hint = "regular expression = type, for instance ffn_down=q6_k"
-        await self.app.push_screen(Prompt("rule", self._check, value=value, hint=hint), taken)
+        prompt = Prompt("rule", self._check, value=value, hint=hint)
+        prompt.answered = taken
+        await self.app.push_screen(prompt)
 
     def _check(self, text: str) -> tuple[bool, Line]:
         try:

@@ -11,7 +11,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import OptionList, Static
+from textual.widgets import Static
 
 from surgeon.model import Tensor
 from surgeon.tui import figures
@@ -122,11 +122,6 @@ class TypePicker(CandidateDialog):
         line.append((f"  {shown:<6}", "changed"))
         note = candidate.note or (f"→ {candidate.actual}" if candidate.actual else "")
         return [*line, (f"  {note}", "faint" if candidate.note else "warning")]
-
-    @on(OptionList.OptionSelected)
-    def chosen(self, event: OptionList.OptionSelected) -> None:
-        if event.option.id is not None:
-            self.dismiss(event.option.id)
 
     @property
     def text_shown(self) -> list[str]:

@@ -13,7 +13,7 @@ from textual.widgets import Input, Static
 
 from surgeon.resolve import Resolution
 from surgeon.tui import figures
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, drained
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.preflight import problem_lines
 from surgeon.tui.dialogs.prompt import PathSuggester
@@ -26,6 +26,7 @@ class WriteDialog(Dialog[Path]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down,pagedown", "scroll(1)", show=False),
         Binding("up,pageup", "scroll(-1)", show=False),
+        Binding("enter", "take", show=False, priority=True),
     ]
 
     def __init__(self, resolution: Resolution, out: Path) -> None:
@@ -82,18 +83,21 @@ class WriteDialog(Dialog[Path]):
             return [(f"is there already, {figures.size(path.stat().st_size)}: you will be asked", "warning")]
         return [("a new file", "muted")]
 
-    @on(Input.Submitted)
-    def submitted(self, event: Input.Submitted) -> None:
-        path = Path(event.value).expanduser()
-        if self.resolution.errors or not event.value or path.is_dir() or not path.parent.is_dir():
+    async def action_take(self) -> None:
+        await drained(self.query_one(Input))
+        value = self.query_one(Input).value
+        path = Path(value).expanduser()
+        if self.resolution.errors or not value or path.is_dir() or not path.parent.is_dir():
             self.app.bell()
             return
         if path.exists():
             question = f"{elide_start(str(path), 60)} is there already. Replace it?"
-            self.app.push_screen(Confirm("replace", question, "replace it"), lambda yes: self._answered(path, yes))
+            confirm = Confirm("replace", question, "replace it")
+            confirm.answered = lambda yes: self._replace(path, yes)
+            await self.app.push_screen(confirm)
             return
         self.dismiss(path)
 
-    def _answered(self, path: Path, yes: bool | None) -> None:
+    def _replace(self, path: Path, yes: bool | None) -> None:
         if yes:
             self.dismiss(path)
