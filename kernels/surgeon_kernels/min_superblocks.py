@@ -149,9 +149,21 @@ def put_scales(codes: Any, lane: int, out: Any, at: int) -> None:
 
 
 @helper
-def steps_of(codes: Any, lane: int, group: int, d: Any, dmin: Any) -> Any:
-    """Step and minimum of a group as they will be restored from the stored d and dmin."""
-    scale, low = codes[LANES * group + lane], codes[LANES * (GROUPS + group) + lane]
+def scale_at(blocks: Any, at: int, group: int) -> tuple[int, int]:
+    """The 6-bit scale and minimum of `group` from the twelve bytes at `at`."""
+    if group < 4:
+        return blocks[at + group] & 63, blocks[at + group + 4] & 63
+    mixed = blocks[at + group + 4]
+    return mixed & 15 | blocks[at + group - 4] >> 6 << 4, mixed >> 4 | blocks[at + group] >> 6 << 4
+
+
+@helper
+def steps_of(blocks: Any, at: int, group: int, d: Any, dmin: Any) -> Any:
+    """Step and minimum of a group as they are restored from the twelve bytes at `at`.
+
+    Not from the codes before they are packed: those of the rare negative scale do not fit into six bits.
+    """
+    scale, low = scale_at(blocks, at, group)
     return d * np.float32(scale), dmin * np.float32(low)
 
 
@@ -168,12 +180,3 @@ def group_codes(values: Any, fits: Any, lane: int, group: int, half: int, d: Any
         at = lane * GROUPS + group
         scaled = fits[3 * TILE_GROUPS + at] * (v - fits[4 * TILE_GROUPS + at])
     return minimum(maximum(nearest_int(scaled), int_splat(0)), int_splat(nmax))
-
-
-@helper
-def scale_at(blocks: Any, at: int, group: int) -> tuple[int, int]:
-    """The 6-bit scale and minimum of `group` from the twelve bytes at `at`."""
-    if group < 4:
-        return blocks[at + group] & 63, blocks[at + group + 4] & 63
-    mixed = blocks[at + group + 4]
-    return mixed & 15 | blocks[at + group - 4] >> 6 << 4, mixed >> 4 | blocks[at + group] >> 6 << 4

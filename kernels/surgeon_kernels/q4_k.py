@@ -35,8 +35,8 @@ def _put_block(values: Any, fits: Any, codes: Any, lane: int, d: Any, dmin: Any,
     put_scales(codes, lane, out, at + 4)
     d, dmin = half_at(out, at), half_at(out, at + 2)
     for chunk in range(4):
-        d0, low0 = steps_of(codes, lane, 2 * chunk, d, dmin)
-        d1, low1 = steps_of(codes, lane, 2 * chunk + 1, d, dmin)
+        d0, low0 = steps_of(out, at + 4, 2 * chunk, d, dmin)
+        d1, low1 = steps_of(out, at + 4, 2 * chunk + 1, d, dmin)
         for half in range(2):
             low = group_codes(values, fits, lane, 2 * chunk, half, d0, low0, 15)
             high = group_codes(values, fits, lane, 2 * chunk + 1, half, d1, low1, 15)

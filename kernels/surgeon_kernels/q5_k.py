@@ -36,8 +36,8 @@ def _put_block(values: Any, fits: Any, codes: Any, lane: int, d: Any, dmin: Any,
     for half in range(2):
         upper = int_splat(0)
         for chunk in range(4):
-            d0, low0 = steps_of(codes, lane, 2 * chunk, d, dmin)
-            d1, low1 = steps_of(codes, lane, 2 * chunk + 1, d, dmin)
+            d0, low0 = steps_of(out, at + 4, 2 * chunk, d, dmin)
+            d1, low1 = steps_of(out, at + 4, 2 * chunk + 1, d, dmin)
             low = group_codes(values, fits, lane, 2 * chunk, half, d0, low0, 31)
             high = group_codes(values, fits, lane, 2 * chunk + 1, half, d1, low1, 31)
             store_u8(out, at + 48 + 32 * chunk + 16 * half, low & 15 | (high & 15) << 4)

@@ -323,15 +323,19 @@ def _min_superblock(
         sums = [sequential_sum(s) for s in slices]
         (d, scales), (dmin, mins) = (make_qp([fit[which] for fit in fits], sums, 63) for which in (0, 1))
         steps, eights = [d, dmin], [scales, mins]
-    codes: list[int] = []
-    for group, fit, scale, low in zip(groups, fits, *eights, strict=True):
-        step, offset = stored(steps[0]) * F(scale), stored(steps[1]) * F(low)
-        codes += fit[2] if step == 0 else [clip(nearest_int((v + offset) / step), 0, nmax) for v in group]
     scales, mins = eights
     packed = [scales[j] | scales[j + 4] >> 4 << 6 for j in range(4)]
     packed += [mins[j] | mins[j + 4] >> 4 << 6 for j in range(4)]
     packed += [scales[j] & 15 | (mins[j] & 15) << 4 for j in range(4, 8)]
-    return half(steps[0]) + half(steps[1]) + bytes(value & 255 for value in packed), codes
+    packed = [value & 255 for value in packed]
+    kept_scales = [packed[j] & 63 for j in range(4)] + [packed[8 + j] & 15 | packed[j] >> 6 << 4 for j in range(4)]
+    kept_mins = [packed[4 + j] & 63 for j in range(4)]
+    kept_mins += [packed[8 + j] >> 4 | packed[4 + j] >> 6 << 4 for j in range(4)]
+    codes: list[int] = []
+    for group, fit, scale, low in zip(groups, fits, kept_scales, kept_mins, strict=True):
+        step, offset = stored(steps[0]) * F(scale), stored(steps[1]) * F(low)
+        codes += fit[2] if step == 0 else [clip(nearest_int((v + offset) / step), 0, nmax) for v in group]
+    return half(steps[0]) + half(steps[1]) + bytes(packed), codes
 
 
 def _four_bits(codes: Sequence[int]) -> bytes:
