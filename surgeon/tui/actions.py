@@ -59,6 +59,12 @@ GROUPS: dict[str, tuple[Action, ...]] = {
         Action("undo", "u", "undo", "undo", "undo"),
         Action("redo", "ctrl+r", "redo", "redo", "redo"),
     ),
+    "Measure": (
+        Action("evaluate", "e", "evaluate", "evaluate", "measure the plan or its output: PPL, KLD, tasks, speed"),
+        Action("journal", "L", "journal", "journal", "the trials: compare, plot, restore a plan, export"),
+        Action("collect", "I", "collect", "collect", "collect an importance matrix from a text"),
+        Action("scan", "S", "scan", "prune-scan", "measure what leaving each layer out costs"),
+    ),
     "Files": (
         Action("imatrix", "i", "imatrix", "imatrix", "load an importance matrix"),
         Action("save", "ctrl+s", "save", "save", "save the plan as a recipe"),
@@ -77,8 +83,8 @@ BY_ID: dict[str, Action] = {action.id: action for action in ACTIONS}
 
 # The order of the key bar: what must be seen at 80 columns comes first.
 BAR = (
-    "prune type base command filter undo write help quit sort imatrix rules mark fold-all metric columns flat redo "
-    "save load palette"
+    "prune type base command filter undo write help quit evaluate journal sort imatrix collect rules mark fold-all "
+    "metric columns flat redo scan save load palette"
 ).split()
 
 _SIGNS = {

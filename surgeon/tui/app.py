@@ -21,6 +21,7 @@ from surgeon.tui.command_palette import SurgeonCommands
 from surgeon.tui.config import Config, load_config
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.main_screen import MainScreen
+from surgeon.tui.measuring import MeasureJob
 from surgeon.tui.messages import Reported, Warmed, WarmFailed, WriteFailed, Written
 from surgeon.tui.session import Session
 from surgeon.tui.theme import DARK, LIGHT, theme
@@ -71,6 +72,7 @@ class SurgeonApp(App[int]):
         said = [*self.config.problems, self.greeting]
         if any(said):
             self.main.say(next(filter(None, said)), "warning" if self.config.problems else "text")
+        self.main.load_damages()
         self._schedule_warm_up()
 
     # --- the plan
@@ -138,6 +140,7 @@ class SurgeonApp(App[int]):
     def written(self, event: Written) -> None:
         if self.job is not None:
             self.job.summary = event.summary
+            self.main.record_write(self.job, event.summary)
             self.main.last_out = None
             self._ended(f"written {event.summary.paths[0]}", "accent")
 
@@ -151,7 +154,7 @@ class SurgeonApp(App[int]):
     def _ended(self, text: str, role: str) -> None:
         self._status("")
         if self.leaving:
-            self.exit(0)
+            self.stop_and_exit()
         elif isinstance(self.screen, ProgressDialog):
             self._show_job()
         else:
@@ -162,12 +165,19 @@ class SurgeonApp(App[int]):
             self.screen.redraw()
 
     def stop_and_exit(self) -> None:
-        """Cancel the write and leave when it has ended and cleaned up behind itself."""
-        if self.job is None or not self.job.running:
+        """Cancel what runs and leave when it has ended and cleaned up behind itself."""
+        running = self.running_jobs
+        if not running:
             self.exit(0)
             return
         self.leaving = True
-        self.job.cancelled.set()
+        for job in running:
+            job.cancelled.set()
+
+    @property
+    def running_jobs(self) -> list[WriteJob | MeasureJob]:
+        """The write and the run of the engine that have not ended."""
+        return [job for job in (self.job, self.main.measure_job) if job is not None and job.running]
 
     async def on_unmount(self) -> None:
         if self._autosave is not None:

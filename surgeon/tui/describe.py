@@ -43,7 +43,9 @@ def _tall(row: Row, metric: Metric, width: int, height: int, errors: Errors) -> 
     if errors:
         lines += [[], *_error_lines(errors, width)]
     room = height - len(lines) - 3
-    return [*lines, [], *curve_lines(row, metric, width, max(1, min(6, room)))]
+    if room < 2:
+        return [*lines, *curve_lines(row, metric, width, 1)]
+    return [*lines, [], *curve_lines(row, metric, width, min(6, room))]
 
 
 def _title(row: Row) -> str:
@@ -112,7 +114,7 @@ def _values(row: Row) -> list[tuple[Metric, float]]:
 def missing(row: Row, session: Session) -> str:
     """Why there are no statistics."""
     if session.imatrix is None:
-        return "no statistics: i loads an imatrix"
+        return "no statistics: i loads an imatrix, I collects"
     if isinstance(row, TensorRow) and row.name in session.uncovered:
         return "the imatrix does not cover this tensor"
     return "no statistics: nothing is multiplied with it that an imatrix measures"

@@ -129,11 +129,11 @@ class FileActions(Workbench):
         self.app.push_screen(ProgressDialog(job))
 
     async def action_leave(self) -> None:
-        job = self.app.job
-        if job is None or not job.running:
+        jobs = self.app.running_jobs
+        if not jobs:
             self.app.exit(0)
             return
-        question = f"{job.out.name} is being written. Stop it and quit? Nothing of it will be left."
+        question = " ".join(f"{job.doing}." for job in jobs) + " Stop and quit? No half-written file is left."
 
         def answered(yes: bool | None) -> None:
             if yes:

@@ -11,11 +11,12 @@ from surgeon.tui.actions import bindings
 from surgeon.tui.bars import hint_at
 from surgeon.tui.edit_actions import EditActions
 from surgeon.tui.file_actions import FileActions
+from surgeon.tui.measure_actions import MeasureActions
 from surgeon.tui.tree_view import TreeView
 from surgeon.tui.view_actions import ViewActions
 
 
-class MainScreen(ViewActions, EditActions, FileActions):
+class MainScreen(ViewActions, EditActions, FileActions, MeasureActions):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings()]
     AUTO_FOCUS = "#tree"
 

@@ -92,6 +92,10 @@ class Measurements:
         """Whether a `layers_only` metric was measured; the others have their place in any case."""
         return not metric.layers_only or bool(self.of_layers.get(metric.key))
 
+    def forget_scales(self) -> None:
+        """After figures of layers have come in."""
+        self._scales.clear()
+
     def of_tensor(self, metric: Metric, name: str) -> float | None:
         row = self.tensors.get(name)
         return None if row is None or metric.layers_only else value_of(metric, row)

@@ -28,6 +28,11 @@ class WriteJob:
     failure: str = ""
 
     @property
+    def doing(self) -> str:
+        """A sentence's beginning, for the question before quitting."""
+        return f"{self.out.name} is being written"
+
+    @property
     def running(self) -> bool:
         return self.summary is None and not self.failure
 

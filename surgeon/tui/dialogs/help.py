@@ -12,7 +12,7 @@ from surgeon.tui.config import config_path
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.spans import Line, fit, wrap
 
-PAGES = ("statistics", "types", "filters", "terminal")
+PAGES = ("statistics", "measure", "types", "filters", "terminal")
 
 
 def key_lines(keymap: dict[str, str], width: int) -> list[Line]:

@@ -1,0 +1,141 @@
+"""Several things to be answered at once: paths, numbers, what is wanted. Checked at every key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.widgets import Input, Static
+
+from surgeon.tui.answers import Answers
+from surgeon.tui.dialogs.base import Dialog, drained, text_of
+from surgeon.tui.dialogs.prompt import PathSuggester
+from surgeon.tui.spans import Line, cut, plain
+
+FormCheck = Callable[[Answers], tuple[bool, list[Line]]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """options: (key, words) to switch on and off, the answer being the keys with blanks between; endings: of a path
+    (None: no path); help: shown behind the label while the field is empty."""
+
+    key: str
+    label: str
+    value: str = ""
+    help: str = ""
+    endings: tuple[str, ...] | None = None
+    options: tuple[tuple[str, str], ...] = ()
+
+
+class Switches(Static, can_focus=True):
+    """Options in one line: ← → go along them, Space switches."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "go(-1)", show=False),
+        Binding("right", "go(1)", show=False),
+        Binding("space", "switch", show=False),
+    ]
+
+    class Switched(Message):
+        """An option is on or off now."""
+
+    def __init__(self, field: Field, dark: bool) -> None:
+        super().__init__(id=field.key, classes="answer-field")
+        self.options, self.dark = field.options, dark
+        self.chosen = set(field.value.split())
+        self.at = 0
+
+    @property
+    def value(self) -> str:
+        return " ".join(key for key, _ in self.options if key in self.chosen)
+
+    def render(self) -> Text:
+        line: Line = []
+        for place, (key, words) in enumerate(self.options):
+            on_, here = key in self.chosen, self.has_focus and place == self.at
+            line.append(("● " if on_ else "○ ", "accent" if on_ else "faint"))
+            line.append((words, "strip-scope" if here else "text" if on_ else "muted"))
+            line.append(("   ", ""))
+        return text_of([line], self.dark)
+
+    def action_go(self, by: int) -> None:
+        self.at = (self.at + by) % len(self.options)
+        self.refresh()
+
+    def action_switch(self) -> None:
+        self.chosen ^= {self.options[self.at][0]}
+        self.refresh()
+        self.post_message(self.Switched())
+
+
+class Form(Dialog[Answers]):
+    """Answers with the texts by key, which `check` has accepted."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "app.focus_next", show=False),
+        Binding("up", "app.focus_previous", show=False),
+        Binding("enter", "take", show=False, priority=True),
+    ]
+
+    def __init__(self, title: str, fields: Sequence[Field], check: FormCheck, *, do: str) -> None:
+        """do: what Enter does, in a word."""
+        super().__init__()
+        self.title_, self.fields, self.check, self.do = title, fields, check, do
+        self.answer = ""
+
+    def compose(self) -> ComposeResult:
+        dark = self.app.current_theme.dark
+        with Vertical(classes="dialog form") as frame:
+            frame.border_title = self.title_
+            frame.border_subtitle = f"Enter {self.do} · ↑ ↓ fields · Esc leaves it"
+            for field in self.fields:
+                with Horizontal(classes="field"):
+                    yield Static(self.text([[(field.label, "muted")]]), classes="label")
+                    yield self._input(field, dark)
+            yield Static(id="answer")
+
+    def _input(self, field: Field, dark: bool) -> Input | Switches:
+        if field.options:
+            return Switches(field, dark)
+        suggester = None if field.endings is None else PathSuggester(field.endings)
+        return Input(field.value, placeholder=field.help, suggester=suggester, id=field.key, select_on_focus=False)
+
+    def on_mount(self) -> None:
+        first = self.fields[0].key
+        path = next((field.key for field in self.fields if field.endings is not None), first)
+        self.set_focus(self.query_one(f"#{path}"))
+        self.say()
+
+    @property
+    def answers(self) -> Answers:
+        return {field.key: self._value(field).strip() for field in self.fields}
+
+    def _value(self, field: Field) -> str:
+        if field.options:
+            return self.query_one(f"#{field.key}", Switches).value
+        return self.query_one(f"#{field.key}", Input).value
+
+    @on(Input.Changed)
+    @on(Switches.Switched)
+    def say(self) -> bool:
+        good, lines = self.check(self.answers)
+        self.answer = "\n".join(map(plain, lines))
+        room = max(20, min(self.app.size.width, 100) - 6)
+        self.query_one("#answer", Static).update(self.text([[], *(cut(line, room) for line in lines)]))
+        return good
+
+    async def action_take(self) -> None:
+        if isinstance(self.focused, Input):
+            await drained(self.focused)
+        if self.say():
+            self.dismiss(self.answers)
+        else:
+            self.app.bell()

@@ -1,0 +1,314 @@
+"""The trials of the model: sorted, compared, plotted, restored, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import OptionList, Static
+
+from surgeon.errors import SurgeonError
+from surgeon.trial_records import free_label
+from surgeon.trial_tables import front, markdown
+from surgeon.trials import Journal, Trial
+from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.picker import Entry, Picker
+from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
+from surgeon.tui.dialogs.reader import Reader
+from surgeon.tui.dialogs.trial_plot import TrialPlot
+from surgeon.tui.spans import Line, clean, elide_start, fit, plain, wrap
+from surgeon.tui.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, trial_line
+
+Answer = TypeVar("Answer")
+# What the screen is to do with a trial once the journal is closed.
+Wish = tuple[Literal["restore", "evaluate"], Trial]
+_KEYS = (
+    ("Enter", "restore"), ("e", "measure"), ("s", "sort"), ("Space c", "compare"), ("p", "plot"),
+    ("b", "best"), ("n", "rename"), ("x", "delete"), ("m", "Markdown"), ("Esc", "close"),
+)  # fmt: skip
+
+
+class JournalDialog(Dialog[Wish]):
+    """Edits the journal directly; restoring and measuring are the screen's."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "choose", show=False, priority=True),
+        Binding("enter", "restore", show=False, priority=True),
+        Binding("e", "measure", show=False),
+        Binding("s", "sort", show=False),
+        Binding("c", "compare", show=False),
+        Binding("p", "plot", show=False),
+        Binding("b", "best", show=False),
+        Binding("n", "rename", show=False),
+        Binding("x,delete", "delete", show=False),
+        Binding("m", "markdown", show=False),
+        Binding("q,L", "leave", show=False),
+    ]
+
+    def __init__(self, journal: Journal, trials: list[Trial], model: Path) -> None:
+        super().__init__()
+        self.journal, self.trials, self.model = journal, trials, model
+        self.sort, self.descending = "when", True
+        self.chosen: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog tall wide journal") as frame:
+            frame.border_title = f"trials of {clean(self.model.name)}"
+            yield Static(id="heads")
+            yield Choices()
+            yield Static(id="about")
+            yield Static(id="keys")
+
+    def on_mount(self) -> None:
+        self.set_focus(self.query_one(Choices))
+        self.show_trials()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.show_trials)
+
+    @property
+    def room(self) -> int:
+        return max(40, self.app.size.width - 6)
+
+    @property
+    def trial(self) -> Trial | None:
+        """The one under the cursor."""
+        key = self.query_one(Choices).highlighted_id
+        return next((trial for trial in self.trials if trial.id == key), None)
+
+    def show_trials(self, at: str | None = None) -> None:
+        dark, width = self.app.current_theme.dark, self.room - 2
+        on_front = {trial.id for trial in front(self.trials)}
+        rows = []
+        for trial in ordered(self.trials, self.sort, self.descending):
+            line = trial_line(trial, width, chosen=trial.id in self.chosen, on_front=trial.id in on_front)
+            rows.append((trial.id, text_of([line], dark), True))
+        empty: Line = [("no trials yet: w writes one, e measures the plan", "muted")]
+        choices = self.query_one(Choices)
+        choices.fill(rows or [("", text_of([empty], dark), True)], at)
+        if at is not None:
+            choices.highlighted = next((index for index, row in enumerate(rows) if row[0] == at), choices.highlighted)
+        self.query_one("#heads", Static).update(self.text([[(" ", ""), *head_line(width, self.sort, self.descending)]]))
+        self.query_one("#keys", Static).update(self.text(key_lines(self.room)))
+        self.about()
+
+    @on(OptionList.OptionHighlighted)
+    def about(self) -> None:
+        """All figures and the recipe of the trial under the cursor."""
+        trial = self.trial
+        lines: list[Line] = [[("─" * self.room, "faint")]]
+        if trial is not None:
+            lines += about_lines(trial, self.room, max(3, self.app.size.height // 3 - 3))
+        self.query_one("#about", Static).update(self.text(lines))
+
+    @property
+    def about_text(self) -> str:
+        trial = self.trial
+        return "" if trial is None else "\n".join(map(plain, about_lines(trial, self.room, 99)))
+
+    def reload(self, at: str | None = None) -> None:
+        self.trials = self.journal.trials()
+        self.chosen = [key for key in self.chosen if any(trial.id == key for trial in self.trials)]
+        self.show_trials(at)
+
+    def note(self, text: str, role: str = "accent") -> None:
+        """One line in place of the keys."""
+        self.query_one("#keys", Static).update(self.text([[], *wrap(clean(text), self.room, role)[:2]]))
+
+    def edit(self, change: Callable[[], object], at: str | None = None) -> None:
+        """Change the journal's file; what goes wrong is told and changes nothing."""
+        try:
+            change()
+            self.reload(at)
+        except SurgeonError as error:
+            self.note(str(error), "pruned")
+
+    def ask(self, dialog: Dialog[Answer], answered: Callable[[Answer | None], None]) -> None:
+        dialog.answered = answered
+        self.app.push_screen(dialog)
+
+    # --- what the keys do
+
+    @on(OptionList.OptionSelected)
+    def action_restore(self) -> None:
+        trial = self.trial
+        if trial is None:
+            return
+        if not trial.recipe:
+            self.note("its recipe is not known: it was measured from a file", "warning")
+            return
+        self.dismiss(("restore", trial))
+
+    def action_measure(self) -> None:
+        if self.trial is not None:
+            self.dismiss(("evaluate", self.trial))
+
+    def action_choose(self) -> None:
+        trial = self.trial
+        if trial is None:
+            return
+        if trial.id in self.chosen:
+            self.chosen.remove(trial.id)
+        else:
+            self.chosen = [*self.chosen[-1:], trial.id]
+        choices = self.query_one(Choices)
+        at = choices.highlighted or 0
+        self.show_trials(trial.id)
+        choices.highlighted = min(at + 1, choices.option_count - 1)
+
+    def action_sort(self) -> None:
+        titles = {"label": "trial"} | {column.key: column.title for column in COLUMNS if column.key != "ppl_error"}
+        entries = [Entry(key, [(title, "text")]) for key, title in titles.items()]
+
+        def taken(key: str | None) -> None:
+            if key is None:
+                return
+            highest = key in ("when", "same_top", "tasks", "tg128", "pp512")
+            self.sort, self.descending = key, not self.descending if key == self.sort else highest
+            self.show_trials(self.trial.id if self.trial else None)
+
+        self.ask(Picker("order by", entries, self.sort, "the same again turns it round"), taken)
+
+    def action_compare(self) -> None:
+        pair = self._pair()
+        if pair is None:
+            self.note("mark two with Space, or one and go to the other", "warning")
+            return
+        self.app.push_screen(Comparison(*pair))
+
+    def _pair(self) -> tuple[Trial, Trial] | None:
+        """The two marked; or the one marked, else the best, and the one under the cursor."""
+        marked = [trial for key in self.chosen for trial in self.trials if trial.id == key]
+        if len(marked) == 2:
+            return marked[0], marked[1]
+        best = [trial for trial in self.trials if trial.best]
+        here, other = self.trial, next(iter(marked or best), None)
+        return (other, here) if here is not None and other is not None and other.id != here.id else None
+
+    def action_plot(self) -> None:
+        self.app.push_screen(TrialPlot(self.trials, int(self.app.size.height * 0.9) - 2))
+
+    def action_best(self) -> None:
+        trial = self.trial
+        if trial is not None:
+            self.edit(lambda: self.journal.mark_best(trial.id))
+
+    def action_rename(self) -> None:
+        trial = self.trial
+        if trial is None:
+            return
+
+        def check(text: str) -> tuple[bool, Line]:
+            wanted = text.strip()
+            taken = wanted != trial.label and free_label(wanted, self.trials) != wanted
+            if not wanted or taken:
+                return False, [("another trial is called so" if taken else "a name", "muted")]
+            return True, [("Enter takes it", "accent")]
+
+        def taken(text: str | None) -> None:
+            if text is not None:
+                self.edit(lambda: self.journal.add(replace(trial, label=text.strip())), trial.id)
+
+        self.ask(Prompt("name of the trial", check, value=trial.label), taken)
+
+    def action_delete(self) -> None:
+        trial = self.trial
+        if trial is None:
+            return
+        question = f"Take {trial.label} out of the journal? Files on the disk stay."
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.edit(lambda: self.journal.forget(trial.id))
+
+        self.ask(Confirm("delete", question, "take it out"), answered)
+
+    def action_markdown(self) -> None:
+        if not self.trials:
+            return
+        path = self.model.absolute().with_name(f"{self.model.stem}.trials.md")
+
+        def check(text: str) -> tuple[bool, Line]:
+            target = Path(text).expanduser()
+            if not text or target.is_dir() or not target.parent.is_dir():
+                return False, [("a file name in a folder that is there", "muted")]
+            return True, [("is there already: Enter replaces it" if target.exists() else "a new file", "accent")]
+
+        prompt = Prompt(
+            "Markdown tables", check, value=str(path), hint="Enter saves and copies (OSC 52)",
+            suggester=PathSuggester((".md",)),
+        )  # fmt: skip
+        self.ask(prompt, self._export)
+
+    def _export(self, text: str | None) -> None:
+        if text is None:
+            return
+        path = Path(text).expanduser()
+        tables = markdown(ordered(self.trials, self.sort, self.descending))
+        self.app.copy_to_clipboard(tables)
+        try:
+            path.write_text(tables, encoding="utf-8")
+        except OSError as error:
+            self.note(f"{path}: cannot be written: {error.strerror}", "pruned")
+        else:
+            self.note(f"saved {path}, and copied")
+
+
+class Comparison(Reader):
+    """Two trials side by side."""
+
+    def __init__(self, first: Trial, second: Trial) -> None:
+        super().__init__("two trials", "↑ ↓ move · Esc closes")
+        self.first, self.second = first, second
+
+    def lines(self, width: int) -> list[Line]:
+        return compare_lines(self.first, self.second, width)
+
+
+def key_lines(width: int) -> list[Line]:
+    """The keys, in as many lines as they need."""
+    lines: list[Line] = [[]]
+    used = 0
+    for key, word in _KEYS:
+        need = len(key) + len(word) + 3
+        if used + need > width:
+            lines.append([])
+            used = 0
+        lines[-1] += [(key, "key"), (f" {word}  ", "muted")]
+        used += need
+    return lines
+
+
+def about_lines(trial: Trial, width: int, height: int) -> list[Line]:
+    """Figures, then what it is made of; in two columns where there is room."""
+    left = figure_lines(trial)
+    right = recipe_lines(trial, width)
+    if width < 110:
+        return [*left, *right][:height]
+    half = width // 2
+    rows = max(len(left), len(right))
+    lines: list[Line] = []
+    for row in range(min(rows, height)):
+        start = left[row] if row < len(left) else []
+        used = sum(len(text) for text, _ in start)
+        lines.append([*start, (" " * max(1, half - used), ""), *(right[row] if row < len(right) else [])])
+    return lines
+
+
+def recipe_lines(trial: Trial, width: int) -> list[Line]:
+    """Where the file is and the recipe without what every one has."""
+    lines: list[Line] = []
+    if trial.output:
+        gone = "" if Path(trial.output).is_file() else " (gone)"
+        lines.append([("file ", "muted"), (elide_start(clean(trial.output), width // 2 - 8) + gone, "text")])
+    words = [line.strip() for line in trial.recipe.splitlines()]
+    skip = ("format =", "sha256 =", "stored-as =", "[imatrix]", "rules = [", "]")
+    kept = [word.rstrip(",").strip('"') for word in words if word and not word.startswith(skip)]
+    return [*lines, *([(fit(clean(word), width // 2 - 2).rstrip(), "faint")] for word in kept)]

@@ -1,0 +1,206 @@
+"""What is asked before the engine runs: what to measure and on what, where to collect, what to scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from surgeon.bases import estimated_bytes
+from surgeon.engine.protocol import ImatrixJob
+from surgeon.errors import SurgeonError, UsageError
+from surgeon.evaluation import Subject, Wanted, task_kind
+from surgeon.model import Model
+from surgeon.trial_records import is_unchanged
+from surgeon.tui import figures
+from surgeon.tui.answers import Answers
+from surgeon.tui.dialogs.form import Field, Form
+from surgeon.tui.measuring import partial_of
+from surgeon.tui.spans import Line, clean, elide_start
+
+TEXTS = (".txt", ".md", ".raw", ".text")
+EVALUATE = (("ppl", "PPL"), ("kld", "KL divergence"), ("tasks", "tasks"), ("speed", "speed"))
+
+
+def path_of(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def number_of(answers: Answers, key: str, default: int, least: int) -> int:
+    """A whole number; empty for the default. Raises UsageError."""
+    text = answers.get(key, "")
+    if not text:
+        return default
+    if not text.lstrip("-").isdigit() or (int(text) < least and int(text) != default):
+        raise UsageError(f"{key}: {text!r} is no number from {least} on")
+    return int(text)
+
+
+def file_line(label: str, text: str) -> Line:
+    """`text  306 kB`, or what is wrong with the path."""
+    path = path_of(text)
+    if not text:
+        return [(f"{label}: a file is needed", "warning")]
+    if path.is_file():
+        return [(f"{label} ", "muted"), (figures.size(path.stat().st_size), "text")]
+    return [(f"{label}: ", "muted"), ("a folder: go on typing" if path.is_dir() else "no such file", "warning")]
+
+
+# --- measuring
+
+
+def evaluate_form(subject: Subject, model: Model, answers: Answers) -> Form:
+    """What to measure on `subject`; answered by what `wanted_of` reads."""
+    folder = f"{model.file.path.absolute().parent}/"
+    fields = [
+        Field("what", "measure", answers.get("what", "kld"), options=EVALUATE),
+        Field("text", "text", answers.get("text", folder), "a text file", TEXTS),
+        Field("chunks", "chunks", answers.get("chunks", "8"), "how many; -1 for the whole text"),
+        Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
+        Field("tasks", "tasks", answers.get("tasks", ""), "task files of llama-perplexity, with commas between", ()),
+        Field("n_tasks", "of each", answers.get("n_tasks", "100"), "how many tasks; 0 for all"),
+    ]
+    return Form("measure", fields, lambda found: check_evaluation(found, subject, model), do="measures")
+
+
+def wanted_of(answers: Answers) -> Wanted:
+    """The answers as a Wanted. Raises SurgeonError, UsageError."""
+    what = answers["what"].split()
+    text = bool({"ppl", "kld"} & set(what))
+    if "tasks" in what and not answers["tasks"]:
+        raise UsageError("tasks: name a file in the formats of llama-perplexity, or switch tasks off with Space")
+    wanted = Wanted(
+        perplexity="ppl" in what,
+        divergence="kld" in what,
+        text=path_of(answers["text"]) if text else None,
+        n_ctx=number_of(answers, "context", 512, 8),
+        n_chunks=number_of(answers, "chunks", -1, 1),
+        tasks=task_files(answers["tasks"]) if "tasks" in what else (),
+        n_tasks=number_of(answers, "n_tasks", 0, 0),
+        speed="speed" in what,
+    )
+    if wanted.text is not None and (not answers["text"] or wanted.text.is_dir()):
+        raise UsageError("text: go on typing, → completes" if answers["text"] else "text: a file is needed")
+    wanted.check()
+    return wanted
+
+
+def task_files(text: str) -> tuple[Path, ...]:
+    return tuple(path_of(part.strip()) for part in text.split(",") if part.strip())
+
+
+def check_evaluation(answers: Answers, subject: Subject, model: Model) -> tuple[bool, list[Line]]:
+    """Whether it can begin, and what it will do."""
+    lines = [subject_line(subject)]
+    try:
+        wanted = wanted_of(answers)
+        kinds = [f"{clean(path.name)}: {task_kind(path)}" for path in wanted.tasks]
+    except (SurgeonError, ValueError) as error:
+        return False, [*lines, [(clean(str(error)), "warning")]]
+    if wanted.text is not None:
+        lines.append(file_line("text", answers["text"]))
+    if wanted.divergence:
+        lines.append(base_line(model, wanted))
+    if kinds:
+        lines.append([(" · ".join(kinds), "muted")])
+    if wanted.speed:
+        lines.append([("speed: pp512 and tg128, three times each", "muted")])
+    return True, lines
+
+
+def subject_line(subject: Subject) -> Line:
+    made = subject.resolution
+    if subject.output is not None:
+        return [(elide_start(clean(str(subject.output)), 60), "strong")]
+    if made is not None and is_unchanged(made.plan):
+        return [("the model as it is: nothing is changed yet", "strong")]
+    size = figures.size(made.total_bytes) if made is not None else ""
+    return [("the plan, ", "strong"), (f"{size} in a temporary file that is removed afterwards", "muted")]
+
+
+def base_line(model: Model, wanted: Wanted) -> Line:
+    """What keeping the unchanged model's log-probabilities costs."""
+    tokens = model.file.kv.get("tokenizer.ggml.tokens")
+    if tokens is None or wanted.n_chunks < 0:
+        return [("log-probabilities of the unchanged model are kept in the cache", "muted")]
+    size = figures.size(estimated_bytes(tokens.count, wanted.n_ctx, wanted.n_chunks))
+    return [(f"log-probabilities of the unchanged model: {size} in the cache, made once", "muted")]
+
+
+# --- collecting
+
+
+def collect_form(model: Model, answers: Answers) -> Form:
+    source = model.file.path.absolute()
+    out = answers.get("out", str(source.with_name(f"{source.stem}.imatrix.gguf")))
+    resume = "resume" if partial_of(Path(out)).exists() else ""
+    fields = [
+        Field("text", "text", answers.get("text", f"{source.parent}/"), "calibration text", TEXTS),
+        Field("chunks", "chunks", answers.get("chunks", "-1"), "how many; -1 for the whole text"),
+        Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
+        Field("out", "save as", out, "GGUF, or .dat for the old format", (".gguf", ".dat")),
+        Field(
+            "how",
+            "also",
+            " ".join(filter(None, (answers.get("how", "").replace("resume", ""), resume))),
+            options=(("output", "output.weight"), ("special", "special tokens"), ("resume", "go on where it stopped")),
+        ),
+    ]
+    return Form("collect an imatrix", fields, check_collection, do="collects")
+
+
+def check_collection(answers: Answers) -> tuple[bool, list[Line]]:
+    lines = [file_line("text", answers["text"])]
+    out = path_of(answers["out"])
+    good = path_of(answers["text"]).is_file()
+    try:
+        collect_job(answers, Path())
+    except UsageError as error:
+        return False, [*lines, [(str(error), "warning")]]
+    if not answers["out"] or out.is_dir() or not out.parent.is_dir():
+        return False, [*lines, [("save as: a file name in a folder that is there", "warning")]]
+    if partial_of(out).exists():
+        goes_on = "resume" in answers["how"].split()
+        said = "a collection was cut off there: it goes on" if goes_on else "what was collected before is thrown away"
+        lines.append([(said, "accent" if goes_on else "warning")])
+    if out.exists():
+        lines.append([("save as: is there already, you will be asked", "warning")])
+    return good, lines
+
+
+def collect_job(answers: Answers, model: Path) -> ImatrixJob:
+    """The engine's job. Raises UsageError."""
+    how = answers["how"].split()
+    return ImatrixJob(
+        model=str(model),
+        text=str(path_of(answers["text"])),
+        n_ctx=number_of(answers, "context", 512, 8),
+        n_chunks=number_of(answers, "chunks", -1, 1),
+        process_output="output" in how,
+        parse_special="special" in how,
+        save_every=5,
+    )
+
+
+# --- scanning
+
+
+def scan_form(model: Model, answers: Answers) -> Form:
+    folder = f"{model.file.path.absolute().parent}/"
+    fields = [
+        Field("text", "text", answers.get("text", folder), "a text file", TEXTS),
+        Field("chunks", "chunks", answers.get("chunks", "4"), "how many for each layer"),
+        Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
+    ]
+
+    def check(found: Answers) -> tuple[bool, list[Line]]:
+        layers = len(model.layers)
+        try:
+            chunks = number_of(found, "chunks", 4, 1)
+            number_of(found, "context", 512, 8)
+        except UsageError as error:
+            return False, [[(str(error), "warning")]]
+        lines: list[Line] = [file_line("text", found["text"])]
+        lines.append([(f"{layers} layers, one left out at a time: {(layers + 1) * chunks} chunks in all", "muted")])
+        lines.append([("what is measured is kept: a scan that was stopped goes on", "muted")])
+        return path_of(found["text"]).is_file(), lines
+
+    return Form("prune-scan: what leaving a layer out costs", fields, check, do="scans")

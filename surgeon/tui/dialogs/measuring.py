@@ -1,0 +1,129 @@
+"""A run of the engine as it goes, and its end."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+
+from surgeon.standing import Standing
+from surgeon.tui import figures
+from surgeon.tui.canvas import Canvas
+from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.reader import Reader
+from surgeon.tui.measuring import MeasureJob
+from surgeon.tui.spans import Line, clean, fit, plain, wrap
+
+_SHOWN = {"ppl": "PPL", "mean_kld": "KLD", "same_top": "same top", "score": "score", "tokens_per_second": "t/s"}
+
+
+class MeasureDialog(Dialog[None]):
+    """Shows `job`; Escape stops it, b lets it run on behind the tree, l shows llama.cpp's own log."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", show=False, priority=True),
+        Binding("b", "background", show=False),
+        Binding("l", "log", show=False),
+        Binding("enter,space,q", "close", show=False, priority=True),
+    ]
+
+    def __init__(self, job: MeasureJob) -> None:
+        super().__init__()
+        self.job = job
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog narrow") as frame:
+            frame.border_title = self.job.title
+            frame.border_subtitle = self._keys()
+            yield Canvas(self._lines, name="measuring")
+
+    @property
+    def shown(self) -> str:
+        return "\n".join(plain(line) for line in self.query_one("#measuring", Canvas).lines)
+
+    def _keys(self) -> str:
+        return "Esc stops it · b behind · l log" if self.job.running else "Enter closes · l log"
+
+    def redraw(self) -> None:
+        self.query_one("#measuring", Canvas).redraw()
+        frame = self.query_one(Vertical)
+        if frame.border_subtitle != self._keys():
+            frame.border_subtitle = self._keys()
+
+    def _lines(self, width: int, height: int) -> list[Line]:
+        job = self.job
+        if not job.running:
+            if job.failure:
+                role = "warning" if job.cancelled.is_set() else "pruned"
+                return wrap(clean(job.failure), width, role)
+            return job.result()
+        if job.cancelled.is_set():
+            return [[("stopping …", "warning")]]
+        if job.standing is None:
+            return [[("starting …", "muted")]]
+        return standing_lines(job.standing, width)
+
+    def action_stop(self) -> None:
+        if not self.job.running:
+            self.dismiss(None)
+            return
+        self.job.stop()
+        self.redraw()
+
+    def action_background(self) -> None:
+        self.dismiss(None)
+
+    def action_close(self) -> None:
+        if not self.job.running:
+            self.dismiss(None)
+
+    def action_log(self) -> None:
+        self.app.push_screen(Log(self.job.log()))
+
+
+class Log(Reader):
+    """What llama.cpp wrote."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("llama.cpp's log", "↑ ↓ PgUp PgDn move · Esc closes", tall=True)
+        self.log_text = text
+
+    def lines(self, width: int) -> list[Line]:
+        lines = self.log_text.splitlines()[-2000:]
+        return [[(fit(clean(line), width).rstrip(), "muted")] for line in lines] or [[("empty so far", "muted")]]
+
+
+def standing_lines(standing: Standing, width: int) -> list[Line]:
+    """Stage, bar, what it is at with the time left, and the figures so far."""
+    step = f"{standing.index + 1} of {standing.count}" if standing.count > 1 else ""
+    left = standing.seconds_left
+    note = fit(clean(standing.note), max(10, width - 18)).rstrip()
+    return [
+        [(standing.stage, "strong"), (f"  {step}", "muted")],
+        [],
+        _bar(standing.part, width),
+        [(note, "text"), (f"   {figures.duration(left)} left" if left is not None else "", "muted")],
+        _figures(standing.figures),
+    ]
+
+
+def _bar(part: float, width: int) -> Line:
+    room = max(4, width - 7)
+    filled = figures.bar(part, room).rstrip() if part > 0 else ""
+    return [(filled, "accent"), ("·" * (room - len(filled)), "faint"), (f"{100 * part:6.1f}%", "text")]
+
+
+def _figures(values: dict[str, float]) -> Line:
+    line: Line = []
+    for name, title in _SHOWN.items():
+        if name not in values:
+            continue
+        value = values[name]
+        text = f"{100 * value:.2f}%" if name == "same_top" else f"{value:.4f}"
+        error = values.get(f"{name}_error")
+        if error is not None and name == "ppl":
+            text += f" ±{error:.4f}"
+        line += [(f"{title} ", "muted"), (f"{text}   ", "text")]
+    return line

@@ -1,0 +1,48 @@
+"""Size against KL divergence over the trials, and what the letters stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgeon.trial_tables import front
+from surgeon.trials import Trial
+from surgeon.tui import figures
+from surgeon.tui.dialogs.reader import Reader
+from surgeon.tui.scatter import LETTERS, Point, scatter
+from surgeon.tui.spans import Line, clean, fit
+
+
+class TrialPlot(Reader):
+    def __init__(self, trials: Sequence[Trial], height: int) -> None:
+        super().__init__("size against KL divergence", "◆ and the line: the front, nothing beats it · Esc", tall=True)
+        self.trials, self.height = trials, height
+
+    def lines(self, width: int) -> list[Line]:
+        return plot_lines(self.trials, width, self.height)
+
+
+def plot_lines(trials: Sequence[Trial], width: int, height: int) -> list[Line]:
+    """The plot and its legend, smallest first; trials whose KL divergence was not measured are counted below it."""
+    placed = [(trial, kld) for trial in trials if (kld := trial.figure("mean_kld")) is not None]
+    placed.sort(key=lambda pair: pair[0].size)
+    if not placed:
+        return [[("no trial has a KL divergence yet: e measures", "muted")]]
+    on_front = {trial.id for trial in front(trial for trial, _ in placed)}
+    points = [
+        Point(trial.size, kld, letter, trial.id in on_front, trial.best)
+        for (trial, kld), letter in zip(placed, LETTERS, strict=False)
+    ]
+    rows = max(8, height - min(len(points), 6) - 2)
+    lines = scatter(points, width, rows, "mean KLD")
+    for (trial, kld), point in zip(placed, points, strict=False):
+        lines.append(
+            [
+                (f"{point.letter} ", "changed" if point.best else "accent" if point.front else "text"),
+                ("◆ " if point.front else "  ", "accent"),
+                (fit(clean(trial.label), max(12, width - 32)), "strong" if trial.best else "text"),
+                (figures.size(trial.size).rjust(10), "muted"),
+                (f"{kld:.6f}".rjust(12), "text"),
+            ]
+        )
+    left = len(trials) - len(points)
+    return lines if not left else [*lines, [(f"{left} more without a place here", "faint")]]

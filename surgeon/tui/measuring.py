@@ -1,0 +1,263 @@
+"""Runs of the engine behind the screen: their state, the thread of each, and what it tells. One runs at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+
+from surgeon.errors import Cancelled, SurgeonError
+from surgeon.standing import Standing, followed
+from surgeon.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
+from surgeon.tui import figures
+from surgeon.tui.spans import Line, clean
+
+if TYPE_CHECKING:
+    from surgeon.engine.client import EngineRun
+    from surgeon.engine.imatrix_run import Collection, ImatrixRun
+    from surgeon.engine.protocol import Engine, LayerDamage
+    from surgeon.engine.runs import PruneScan
+    from surgeon.evaluation import Evaluation
+    from surgeon.influence import Influence
+
+TICK = 0.1  # seconds between two reports at most: each is a few hundred bytes on the wire
+GROWTH_SECONDS = 1.0  # between two updates of the tree while an importance matrix grows
+
+
+class Stood(Message):
+    """The job's `standing` is newer than what is shown."""
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, Stood)
+
+
+class Ended(Message):
+    """The job is over; its `failure` says how, if it did not end well."""
+
+    def __init__(self, job: MeasureJob) -> None:
+        super().__init__()
+        self.job = job
+
+
+class Grew(Message):
+    """Statistics of the importance matrix collected so far."""
+
+    def __init__(
+        self, rows: list[TensorStatistics], layers: list[LayerStatistics], influence: Influence | None
+    ) -> None:
+        super().__init__()
+        self.rows, self.layers, self.influence = rows, layers, influence
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, Grew)
+
+
+class Damaged(Message):
+    """What leaving one layer out costs."""
+
+    def __init__(self, damage: LayerDamage) -> None:
+        super().__init__()
+        self.damage = damage
+
+
+class MeasureJob:
+    """title: for dialogs; word: for the header. A subclass yields its Standings, and messages for the screen."""
+
+    title = word = ""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.standing: Standing | None = None
+        self.failure = ""
+        self.running = True
+        self.began = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def items(self) -> Iterator[Standing | Message]:
+        raise NotImplementedError
+
+    def engine_run(self) -> EngineRun | None:
+        """The engine's run in hand, for its log."""
+        raise NotImplementedError
+
+    def result(self) -> list[Line]:
+        """What to show at the end."""
+        return []
+
+    def kept(self) -> str:
+        """What a run that was stopped leaves, in a few words."""
+        return ""
+
+    @property
+    def doing(self) -> str:
+        """A sentence's beginning, for the question before quitting."""
+        return f"{self.title[0].upper()}{self.title[1:]} is running"
+
+    def log(self) -> str:
+        run = self.engine_run()
+        return run.log_text() if run is not None else ""
+
+    def start(self, tell: Callable[[Message], object]) -> None:
+        # A daemon, not textual's worker: those share a pool, and leaving waits for it with no limit.
+        self._thread = threading.Thread(target=self._run, args=(tell,), name="measure", daemon=True)
+        self._thread.start()
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """Cancel, and wait so long for the child's end and the removal of temporary files."""
+        self.cancelled.set()
+        if self._thread is not None and seconds:
+            self._thread.join(seconds)
+
+    def _run(self, tell: Callable[[Message], object]) -> None:
+        last = 0.0
+        try:
+            for item in self.items():
+                if not isinstance(item, Standing):
+                    tell(item)
+                    continue
+                new_stage = self.standing is None or self.standing.index != item.index
+                self.standing = item
+                now = time.monotonic()
+                if new_stage or now - last >= TICK:
+                    last = now
+                    tell(Stood())
+        except Cancelled:
+            kept = self.kept()
+            self.failure = f"stopped{': ' + kept if kept else ''}"
+        except SurgeonError as error:
+            self.failure = str(error)
+        except OSError as error:
+            self.failure = f"{error.filename or self.title}: {error.strerror or error}"
+        except Exception as error:  # a defect must not take the session down: the plan is still on the table
+            self.failure = f"{self.title}: {type(error).__name__}: {error}"
+        self.running = False
+        tell(Ended(self))
+
+
+class EvaluateJob(MeasureJob):
+    """Measures a plan or a file; its figures are in the journal when it ends."""
+
+    title, word = "measure", "measuring"
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        super().__init__()
+        self.evaluation = evaluation
+        evaluation.cancelled = self.cancelled
+
+    def items(self) -> Iterator[Standing | Message]:
+        yield from self.evaluation.steps()
+
+    def engine_run(self) -> EngineRun | None:
+        return self.evaluation.run
+
+    def kept(self) -> str:
+        return "what was measured is in the journal" if self.evaluation.trial else "no temporary file is left"
+
+    def result(self) -> list[Line]:
+        from surgeon.tui.trial_lines import figure_lines
+
+        trial = self.evaluation.trial
+        return [] if trial is None else [[(clean(trial.label), "strong")], *figure_lines(trial)]
+
+
+class CollectJob(MeasureJob):
+    """Collects an importance matrix; the screen sees it grow."""
+
+    title, word = "collect an imatrix", "imatrix"
+
+    def __init__(self, engine: Engine, collection: Collection) -> None:
+        from surgeon.engine.imatrix_run import ImatrixRun
+
+        super().__init__()
+        self.collection = collection
+        self.collecting: ImatrixRun = ImatrixRun(engine, collection, self.cancelled)
+
+    def items(self) -> Iterator[Standing | Message]:
+        from surgeon.engine.protocol import Snapshot
+
+        last = 0.0
+        for item in followed(self.collecting.messages(), "collecting", "chunks"):
+            if isinstance(item, Standing):
+                yield item
+            elif isinstance(item, Snapshot) and time.monotonic() - last >= GROWTH_SECONDS:
+                assert self.collecting.current is not None  # set before the snapshot is passed on
+                imatrix, influence = self.collecting.current
+                rows = tensor_statistics(imatrix)
+                yield Grew(rows, layer_statistics(rows), influence)
+                last = time.monotonic()
+
+    def engine_run(self) -> EngineRun | None:
+        return self.collecting.run
+
+    def kept(self) -> str:
+        partial = self.collection.partial
+        return f"what was collected is in {partial.name}, I goes on with it" if partial.exists() else ""
+
+    def result(self) -> list[Line]:
+        assert self.collecting.current is not None  # it ended well
+        imatrix, influence = self.collecting.current
+        chunks = f"{len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"
+        lines: list[Line] = [[("collected ", "good"), (chunks, "text")]]
+        lines.append([(clean(str(self.collection.out)), "muted")])
+        if influence is not None:
+            layers = len(influence.layers)
+            lines.append([(f"with the block influence of {layers} layers: columns BI, LIM and wZD (c)", "muted")])
+        return lines
+
+
+class ScanJob(MeasureJob):
+    """Measures what leaving each layer out costs."""
+
+    title, word = "prune-scan", "prune-scan"
+
+    def __init__(self, scan: PruneScan) -> None:
+        super().__init__()
+        self.scan = scan
+        scan.cancelled = self.cancelled
+
+    def items(self) -> Iterator[Standing | Message]:
+        from surgeon.engine.protocol import LayerDamage
+
+        for damage in self.scan.damages.values():
+            yield Damaged(damage)
+        for item in followed(self.scan.messages(), "leaving layers out", "chunks"):
+            if isinstance(item, Standing):
+                yield item
+            elif isinstance(item, LayerDamage):
+                yield Damaged(item)
+
+    def engine_run(self) -> EngineRun | None:
+        return self.scan.run
+
+    def kept(self) -> str:
+        done, count = len(self.scan.damages), len(self.scan.job.layer_sets)
+        return f"{done} of {count} layers measured and kept, S goes on with them" if done else ""
+
+    def result(self) -> list[Line]:
+        ranked = sorted(self.scan.damages.values(), key=lambda damage: damage.mean_kld)
+        lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} layers; the least missed:", "text")]]
+        for damage in ranked[:5]:
+            name = "+".join(f"blk.{layer}" for layer in damage.layers)
+            same = f"same top {100 * damage.same_top:.1f}%"
+            lines.append([(f"{name:<12}", "text"), (f"KLD {figures.figure(damage.mean_kld)}   {same}", "muted")])
+        return lines
+
+
+def engine_missing() -> str:
+    """Why the engine cannot run here, in one line; '' where it can."""
+    from surgeon.engine.libraries import find_libraries
+
+    try:
+        find_libraries()
+    except SurgeonError as error:
+        return str(error)
+    return ""
+
+
+def partial_of(out: Path) -> Path:
+    """Where a collection that was cut off left its sums."""
+    return out.with_name(f"{out.name}.partial")

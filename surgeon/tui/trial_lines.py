@@ -1,0 +1,207 @@
+"""Rows of the journal as lines of spans. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from surgeon.trial_tables import compare, unlike_conditions
+from surgeon.trials import Trial
+from surgeon.tui import figures
+from surgeon.tui.spans import Line, clean, fit, wrap
+
+NAME_LEAST = 18
+
+
+@dataclass(frozen=True)
+class TrialColumn:
+    """key: what it sorts by; rank: the lower, the longer it stays when space gets scarce."""
+
+    key: str
+    title: str
+    width: int
+    rank: int
+    text: Callable[[Trial], str]
+
+
+def _number(name: str, form: str, factor: float = 1.0) -> Callable[[Trial], str]:
+    def text(trial: Trial) -> str:
+        value = trial.figure(name)
+        return "–" if value is None else format(factor * value, form)
+
+    return text
+
+
+def _ppl(trial: Trial) -> str:
+    value, error = trial.figure("ppl"), trial.measured.figures.get("ppl_error")
+    if value is None:
+        return "–"
+    return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
+
+
+def task_average(trial: Trial) -> float | None:
+    """Mean score over the tasks measured, per cent."""
+    scores = [score for score, _ in trial.measured.tasks.values()]
+    return sum(scores) / len(scores) if scores else None
+
+
+def _tasks(trial: Trial) -> str:
+    average = task_average(trial)
+    return "–" if average is None else f"{average:.2f}"
+
+
+def when(trial: Trial) -> str:
+    """`11-23 20:05`, in local time."""
+    try:
+        return datetime.fromisoformat(trial.when).astimezone().strftime("%m-%d %H:%M")
+    except ValueError:
+        return trial.when[:11]
+
+
+COLUMNS: tuple[TrialColumn, ...] = (
+    TrialColumn("size", "size", 8, 0, lambda trial: figures.size(trial.size)),
+    TrialColumn("bpw", "bpw", 5, 2, _number("bpw", ".2f")),
+    TrialColumn("ppl", "PPL", 8, 3, _number("ppl", ".4f")),
+    TrialColumn("ppl_error", "±", 7, 8, lambda trial: figures.figure(trial.measured.figures.get("ppl_error") or 0)),
+    TrialColumn("mean_kld", "KLD", 8, 1, _number("mean_kld", ".6f")),
+    TrialColumn("same_top", "same top", 8, 4, _number("same_top", ".2f", 100)),
+    TrialColumn("tasks", "tasks", 6, 6, _tasks),
+    TrialColumn("tg128", "tg t/s", 7, 5, _number("tg128", ".1f")),
+    TrialColumn("pp512", "pp t/s", 7, 9, _number("pp512", ".0f")),
+    TrialColumn("when", "when", 11, 7, when),
+)
+
+
+def columns_for(width: int) -> tuple[tuple[TrialColumn, ...], int]:
+    """The columns that fit into `width` cells beside marks and names, in order, and what is left for the names."""
+    room = width - 4 - NAME_LEAST
+    kept = set()
+    for column in sorted(COLUMNS, key=lambda column: column.rank):
+        if column.width + 2 > room:
+            break
+        kept.add(column.key)
+        room -= column.width + 2
+    return tuple(column for column in COLUMNS if column.key in kept), NAME_LEAST + room
+
+
+def head_line(width: int, sort: str, descending: bool) -> Line:
+    """The titles; the column that sorts carries an arrow."""
+    columns, name = columns_for(width)
+    line: Line = [(fit("    trial", name + 4), "accent" if sort == "label" else "head")]
+    for column in columns:
+        arrow = ("▼" if descending else "▲") if column.key == sort else ""
+        line.append(("  " + fit(column.title + arrow, column.width, "right"), "accent" if arrow else "head"))
+    return line
+
+
+def trial_line(trial: Trial, width: int, *, chosen: bool, on_front: bool) -> Line:
+    """One trial: ● chosen for comparison, * the best, ◆ not beaten in size and KL divergence together."""
+    columns, name = columns_for(width)
+    line: Line = [
+        ("● " if chosen else "  ", "marked"),
+        ("*" if trial.best else " ", "changed"),
+        ("◆" if on_front else " ", "accent"),
+        (fit(clean(trial.label), name), "strong" if trial.best else "text"),
+    ]
+    for column in columns:
+        line.append(("  " + fit(column.text(trial), column.width, "right"), "text" if column.rank < 4 else "muted"))
+    return line
+
+
+def ordered(trials: Sequence[Trial], sort: str, descending: bool) -> list[Trial]:
+    """By a column; trials that lack the figure come last."""
+    if sort in ("when", "label"):
+        by_text: Callable[[Trial], str] = lambda trial: trial.when if sort == "when" else trial.label  # noqa: E731
+        return sorted(trials, key=by_text, reverse=descending)
+    values = [(sort_value(trial, sort), trial) for trial in trials]
+    known = sorted(((value, trial) for value, trial in values if value is not None), key=lambda pair: pair[0])
+    ranked = [trial for _, trial in (reversed(known) if descending else known)]
+    return ranked + [trial for value, trial in values if value is None]
+
+
+def sort_value(trial: Trial, sort: str) -> float | None:
+    """The figure of a numeric column."""
+    return task_average(trial) if sort == "tasks" else trial.figure(sort)
+
+
+def figure_lines(trial: Trial) -> list[Line]:
+    """All that was measured on a trial, a few lines."""
+    found = trial.measured
+    lines: list[Line] = []
+    if "ppl" in found.figures:
+        lines.append([("PPL ", "muted"), (_ppl(trial), "text")])
+    if "mean_kld" in found.figures:
+        error = found.figures.get("mean_kld_error", 0.0)
+        same, rms = 100 * found.figures["same_top"], 100 * found.figures["rms_delta_p"]
+        lines[-1] += [("   KLD ", "muted"), (f"{found.figures['mean_kld']:.6f} ±{error:.6f}", "text")]
+        lines.append(
+            [
+                ("same top ", "muted"),
+                (f"{same:.2f}%", "text"),
+                ("   RMS Δp ", "muted"),
+                (f"{rms:.3f}%", "text"),
+                ("   99% KLD ", "muted"),
+                (f"{found.figures.get('kld_99', 0.0):.4f}", "text"),
+            ]
+        )
+    if found.conditions:
+        lines.append([(_conditions(trial), "faint")])
+    for name, (score, error) in found.tasks.items():
+        lines.append([(f"{clean(name)} ", "muted"), (f"{score:.2f}%" + (f" ±{error:.2f}" if error else ""), "text")])
+    for name, speed in found.speed.items():
+        lines.append([(f"{name} ", "muted"), (f"{speed.mean:.1f} ±{speed.deviation:.1f} t/s", "text")])
+    return lines or [[("not measured yet: e measures", "faint")]]
+
+
+def _conditions(trial: Trial) -> str:
+    found = trial.measured.conditions
+    words = [clean(str(found.get("text", "")))]
+    if "n_chunks" in found:
+        words.append(f"{found['n_chunks']} chunks of {found.get('n_ctx', '?')}")
+    return ", ".join(filter(None, words))
+
+
+def compare_lines(first: Trial, second: Trial, width: int) -> list[Line]:
+    """Every figure of the two side by side with the change, what was measured differently, and the recipes' lines."""
+    cell = max(12, min(22, (width - 18) // 3))
+    lines: list[Line] = [
+        [(" " * 16, ""), *((fit(clean(t.label), cell - 1, "right") + " ", "strong") for t in (first, second))]
+    ]
+    for row in compare(first, second):
+        change = row.change
+        texts = (row.first, row.second, change)
+        cells = ["–" if value is None else _compared(row.name, value, place == 2) for place, value in enumerate(texts)]
+        role = "muted" if not change else "changed"
+        lines.append(
+            [
+                (fit(row.name, 16), "muted"),
+                *((fit(text, cell - 1, "right") + " ", "text") for text in cells[:2]),
+                (fit(cells[2], min(cell, 14), "right"), role),
+            ]
+        )
+    unlike = unlike_conditions(first, second)
+    for text in unlike:
+        lines += wrap(f"measured differently: {clean(text)}", width, "warning")
+    return [*lines, [], *recipe_difference(first, second, width)]
+
+
+def _compared(name: str, value: float, signed: bool) -> str:
+    sign = "+" if signed and value > 0 else ""
+    if name == "size":
+        return sign + figures.size(value) if value >= 0 else f"−{figures.size(-value)}"
+    return f"{sign}{value:.6g}"
+
+
+def recipe_difference(first: Trial, second: Trial, width: int) -> list[Line]:
+    """Lines that only one of the two recipes has."""
+    a, b = (_recipe_lines(trial) for trial in (first, second))
+    lines: list[Line] = [[("recipes", "title")]]
+    lines += [[(fit(f"- {line}", width).rstrip(), "muted")] for line in a if line not in b]
+    lines += [[(fit(f"+ {line}", width).rstrip(), "changed")] for line in b if line not in a]
+    return lines if len(lines) > 1 else [*lines, [("no difference", "muted")]]
+
+
+def _recipe_lines(trial: Trial) -> list[str]:
+    lines = [clean(line) for line in trial.recipe.splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith(("format =", "sha256"))]
