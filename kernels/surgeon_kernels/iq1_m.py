@@ -151,9 +151,10 @@ def fit_block(xs: Lanes, ws: Lanes, points: Lanes, deltas: Lanes, chosen: Chosen
 
 
 @helper
-def put_block(out: Array, at: int, d: float, chosen: Chosen) -> None:
+def put_block(out: Array, at: int, d: float, has_scales: bool, chosen: Chosen) -> None:
+    """Write the superblock of the tile. Where all scales are 0, points may still be set."""
     for g in range(16):
-        high = chosen.signs[g] << 3 | chosen.signs[LANES + g] << 7
+        high = chosen.signs[g] << 3 | chosen.signs[LANES + g] << 7 if has_scales else 0
         for k in range(2):
             number = chosen.points[LANES * k + g]
             out[at + 2 * g + k] = number & 255
@@ -163,7 +164,7 @@ def put_block(out: Array, at: int, d: float, chosen: Chosen) -> None:
     for i in range(4):
         word = (raw >> 4 * i & 15) << 12
         for g in range(4):
-            word |= chosen.codes[4 * i + g] << 3 * g
+            word |= chosen.codes[4 * i + g] << 3 * g if has_scales else 0
         out[at + 48 + 2 * i] = word & 255
         out[at + 49 + 2 * i] = word >> 8
 
@@ -188,10 +189,10 @@ def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array, g
         scale = choose_points(xs, ws, GROUP, levels, deltas, absolute(scale), active, groups, points, views)
         keep_chosen(chosen, 2, points, signs, active, GROUP)
         d = keep_codes(chosen, select(active, scale, splat(F(0))), GROUP, 7)[0]
-        if d == F(0):
-            out[BYTES * block : BYTES * block + BYTES] = 0
-        else:
-            put_block(out, BYTES * block, fit_block(xs, ws, points, deltas, chosen, d, views), chosen)
+        has_scales = d != F(0)
+        if has_scales:
+            d = fit_block(xs, ws, points, deltas, chosen, d, views)
+        put_block(out, BYTES * block, d, has_scales, chosen)
 
 
 @kernel_with_grid("IQ1", DEQUANTIZE)

@@ -103,13 +103,10 @@ def best_cuts(sx: Lanes, sw: Lanes) -> Lanes:
 
 @helper
 def put_block(out: Array, at: int, d: float, chosen: Chosen, lane: int) -> None:
-    """Write the superblock whose groups are the eight lanes from `lane` on."""
-    out[at : at + BYTES] = 0
-    if d == F(0):
-        return
+    """Write the superblock whose groups are the eight lanes from `lane` on. Where d is 0, points may still be set."""
     put_half(out, at, d * F(1.125))
     for g in range(8):
-        high = chosen.codes[lane + g] << 12 | chosen.signs[lane + g] << 15
+        high = chosen.codes[lane + g] << 12 | chosen.signs[lane + g] << 15 if d != F(0) else 0
         for k in range(4):
             number = chosen.points[LANES * k + lane + g]
             out[at + 2 + 4 * g + k] = number & 255

@@ -21,10 +21,10 @@ from numba.extending import lower_builtin, models, register_model
 
 from .lane_types import FLOAT, I8, I32, I32X, LANES, SlotsType, f32, i32, lane_function
 
-_ITEMS = {types.float32: FLOAT, types.int32: I32, types.uint8: I8}
+_ITEMS: dict[Any, Any] = {types.float32: FLOAT, types.int32: I32, types.uint8: I8}
 
 
-class ViewType(types.Type):  # type: ignore[misc]
+class ViewType(types.Type):
     """A pointer to numbers of one kind."""
 
     def __init__(self, dtype: types.Type) -> None:
@@ -33,12 +33,12 @@ class ViewType(types.Type):  # type: ignore[misc]
 
 
 @register_model(ViewType)
-class _ViewModel(models.PrimitiveModel):  # type: ignore[misc]
+class _ViewModel(models.PrimitiveModel):
     def __init__(self, manager: Any, view_type: ViewType) -> None:
         super().__init__(manager, view_type, _ITEMS[view_type.dtype].as_pointer())
 
 
-VIEWS = {dtype: ViewType(dtype) for dtype in _ITEMS}
+VIEWS: dict[Any, Any] = {dtype: ViewType(dtype) for dtype in _ITEMS}
 
 
 def _view_typing(source: types.Type) -> Signature | None:
@@ -56,12 +56,12 @@ def _view_emit(context: Any, builder: Any, signature: Signature, args: Any) -> A
 view = lane_function(_view_typing, _view_emit)
 
 
-class _GetItem(AbstractTemplate):  # type: ignore[misc]
+class _GetItem(AbstractTemplate):
     def generic(self, args: tuple[types.Type, ...], kws: Any) -> Signature | None:
         return args[0].dtype(args[0], types.intp) if isinstance(args[0], ViewType) else None
 
 
-class _SetItem(AbstractTemplate):  # type: ignore[misc]
+class _SetItem(AbstractTemplate):
     def generic(self, args: tuple[types.Type, ...], kws: Any) -> Signature | None:
         return types.void(args[0], types.intp, args[0].dtype) if isinstance(args[0], ViewType) else None
 
