@@ -38,7 +38,7 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
     parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="tokens at once (2048)")
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="per graph (512)")
-    parser.add_argument("--chunks", type=int, default=-1, metavar="N", help="at most N chunks (-1: all)")
+    parser.add_argument("--chunks", type=chunks, default=-1, metavar="N", help="at most N chunks (-1: all)")
 
 
 def add_journal_options(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +69,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def chunks(text: str) -> int:
+    """A number of chunks; below zero all of them."""
+    number = int(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 chunks leave nothing to do")
     return number
 
 

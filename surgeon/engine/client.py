@@ -99,8 +99,11 @@ def _new_log() -> Path:
     for path in old[: max(0, len(old) - _KEPT_LOGS + 1)]:
         with contextlib.suppress(OSError):  # another surgeon removed it first
             path.unlink()
-    handle, name = tempfile.mkstemp(prefix=time.strftime("engine-%Y%m%d-%H%M%S-"), suffix=".log", dir=folder)
-    os.close(handle)
+    try:
+        handle, name = tempfile.mkstemp(prefix=time.strftime("engine-%Y%m%d-%H%M%S-"), suffix=".log", dir=folder)
+        os.close(handle)
+    except OSError as error:
+        raise EngineError(f"{folder}: the log cannot be written: {error.strerror}") from error
     return Path(name)
 
 

@@ -18,20 +18,23 @@ from surgeon.engine.protocol import Engine, LayerDamage, Message, PerplexityJob,
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place at the end, or is removed where that is not reached."""
+    """A temporary name beside `path` that takes its place at the end, or is removed where that is not reached.
+
+    Raises EngineError for whatever the file system refuses.
+    """
+    name = ""
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise EngineError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
-    os.close(handle)
-    try:
+        os.close(handle)
         yield Path(name)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(name)
 
 
@@ -89,7 +92,8 @@ class PruneScan:
                 yield message
 
     def _save(self) -> None:
-        self.state.parent.mkdir(parents=True, exist_ok=True)
         kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}
+        with suppress(OSError):  # written_whole tells what is wrong
+            self.state.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(self.state) as temporary:
             temporary.write_text(json.dumps(kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import pytest
 from engine_helpers import ONE_THREAD, TEXT, Base, at_each, run
 
 from surgeon.engine import client, libraries
+from surgeon.engine.binding import Binding
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import DivergenceJob, Engine, ImatrixJob, PerplexityJob, Step, TaskJob
@@ -153,6 +155,45 @@ def test_a_library_that_does_not_load(demo_model: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_text("no library")
     with pytest.raises(EngineMissing, match="does not load"):
         run(long_job(demo_model), Engine(library=str(tmp_path)))
+
+
+def test_a_missing_libgomp_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError("libgomp.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    with pytest.raises(EngineMissing, match="apt install libgomp1"):
+        Binding(libraries.find_libraries())
+
+
+def test_a_toy_model_with_other_logits_is_refused() -> None:
+    code = (
+        "import numpy as np\n"
+        "from surgeon.engine import toy\n"
+        "from surgeon.engine.binding import Binding\n"
+        "from surgeon.engine.libraries import find_libraries\n"
+        "binding = Binding(find_libraries())\n"
+        "toy.check(binding)\n"
+        "toy._expected = lambda embeddings, output: np.zeros((4, 64), np.float32)\n"
+        "try:\n    toy.check(binding)\nexcept Exception as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "fails the toy model (its logits are off by" in done.stdout
+    assert "pip install 'gguf-surgeon[engine]'" in done.stdout
+
+
+def test_a_place_that_cannot_be_written(demo_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "base.kld"
+    done = surgeon("perplexity", "-m", str(demo_model), "-f", str(TEXT), "--kl-divergence-base", str(target))
+    assert done.returncode == 1
+    assert last_line(done).startswith(f"surgeon: {target}: cannot be written")
+
+
+def test_no_chunks_is_a_usage_error(demo_model: Path) -> None:
+    done = surgeon("perplexity", "-m", str(demo_model), "-f", str(TEXT), "--chunks", "0")
+    assert done.returncode == 2
+    assert "0 chunks leave nothing to do" in last_line(done)
 
 
 def test_interrupt_saves_what_there_is(demo_model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -133,3 +135,32 @@ def test_chunks_left_out_and_merged_make_the_whole(collected: Path, demo_model: 
     assert merged.is_legacy
     for name in whole.entries:
         assert merged.weights(name) == pytest.approx(whole.weights(name), rel=1e-4), name
+
+
+def test_experts_together_see_what_the_router_sees(tmp_path: Path) -> None:
+    from moe_probe import TOKENS
+    from toy_architectures import EXPERTS, qwen3moe
+
+    model = qwen3moe().write(tmp_path / "moe.gguf")
+    probe = Path(__file__).with_name("moe_probe.py")
+    done = subprocess.run(
+        [sys.executable, str(probe), str(tmp_path / "sums.npz"), str(model)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    sums = np.load(tmp_path / "sums.npz")
+    for layer in range(4):
+        block = f"blk.{layer}.ffn_"
+        router = sums[f"squares|{block}gate_inp.weight"]
+        assert sums[f"count|{block}gate_inp.weight"].tolist() == [len(TOKENS)]
+        for name in ("gate_exps", "up_exps"):
+            experts, counts = sums[f"squares|{block}{name}.weight"], sums[f"count|{block}{name}.weight"]
+            assert experts.shape == (EXPERTS, router.shape[1])
+            assert counts.sum() == 2 * len(TOKENS)  # two experts are used for every token
+            assert len(set(counts.tolist())) > 1
+            assert experts.sum(axis=0) == pytest.approx(2 * router[0], rel=1e-5)
+            assert (experts[counts == 0] == 0).all()
+        assert sums[f"count|{block}down_exps.weight"].tolist() == sums[f"count|{block}gate_exps.weight"].tolist()
+        assert (sums[f"squares|{block}down_exps.weight"].sum(axis=0) > 0).all()

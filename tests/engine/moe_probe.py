@@ -1,0 +1,25 @@
+"""Collect a mixture-of-experts model's sums: python moe_probe.py OUT.npz MODEL.
+
+A process of its own, because llama.cpp aborts on what it cannot run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from surgeon.engine.binding import Binding
+from surgeon.engine.imatrix_collection import Collector
+from surgeon.engine.libraries import find_libraries
+from surgeon.engine.session import ContextSize, Model, opened
+
+TOKENS = np.random.default_rng(11).integers(3, 30, 48, dtype=np.int32)
+
+if __name__ == "__main__":
+    model = Model(Binding(find_libraries()), sys.argv[2])
+    collector = Collector(model, process_output=False)
+    with opened(model, ContextSize(n_ctx=256, n_batch=64, n_ubatch=24), 1, collector) as context:
+        positions = np.arange(len(TOKENS), dtype=np.int32)
+        context.decode(TOKENS, positions, np.zeros(len(TOKENS), np.int32), np.ones(len(TOKENS), np.bool_))
+    np.savez(sys.argv[1], **{name.replace(":", "|"): array for name, array in collector.snapshot(1, 48).arrays.items()})
