@@ -63,10 +63,8 @@ def check(model: Model, table: dict[str, Any], kind: str, imatrix: Imatrix | Non
         return
     wrong = []
     for op in resolution.ops:
-        if block_class(op.name)[0] in table["kept"]:
-            expected = op.from_type
-        else:
-            expected = expected_type(record, op.name)
+        kept = block_class(op.name)[0] in table["kept"]
+        expected = op.from_type if kept else expected_type(record, op.name)
         if op.to_type != expected:
             wrong.append(f"{op.name}: {op.to_type} ({op.reason}), recorded {expected}")
     assert not wrong, f"{kind}: {wrong[:3]}"
