@@ -243,7 +243,7 @@ class ScanJob(MeasureJob):
         for damage in ranked[:5]:
             name = "+".join(f"blk.{layer}" for layer in damage.layers)
             same = f"same top {100 * damage.same_top:.1f}%"
-            lines.append([(f"{name:<12}", "text"), (f"KLD {figures.figure(damage.mean_kld)}   {same}", "muted")])
+            lines.append([(f"{name:<12}", "text"), (f"KLD {damage.mean_kld:.4f}   {same}", "muted")])
         return lines
 
 

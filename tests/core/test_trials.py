@@ -1,169 +1,298 @@
-"""The journal of trials: nothing is lost over restarts and crashes, and the tables say what was measured."""
+"""The journal, rows of what was written, the tables, the cache of bases, scratch folders: without the engine."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from surgeon.errors import SurgeonError
+from surgeon.bases import Base, estimated_bytes, trim
+from surgeon.errors import SurgeonError, UsageError
+from surgeon.evaluation import Wanted, task_kind
+from surgeon.imatrix import load_imatrix
+from surgeon.plan import Plan, parse_rule
+from surgeon.recipe import read_recipe
+from surgeon.scratch import scratch_folder, sweep
+from surgeon.trial_records import free_label, is_unchanged, recipe_text, record, written_output
 from surgeon.trial_tables import compare, front, markdown, sorted_by, unlike_conditions
-from surgeon.trials import Journal, Measured, Speed, Trial, measured, model_identity, new_trial, state_folder
+from surgeon.trials import Journal, Measured, Speed, Trial, new_trial
 
 
-def kld(value: float, ppl: float = 9.0) -> Measured:
-    figures = {
-        "ppl": ppl, "ppl_error": 0.5, "correlation": 0.99, "mean_kld": value, "mean_kld_error": 0.001,
-        "rms_delta_p": 0.0625, "rms_delta_p_error": 0.001, "same_top": 0.9,
-    }  # fmt: skip
-    return Measured(figures, {"text": "a.txt", "n_ctx": 512})
+def measured(kld: float, text: str = "a.txt", **more: float) -> Measured:
+    figures = {"ppl": 10 + kld, "ppl_error": 0.5, "mean_kld": kld, "mean_kld_error": kld / 10, "same_top": 0.9}
+    return Measured(figures | {"rms_delta_p": 0.01, "correlation": 0.99} | more, {"text": text, "n_ctx": 64})
 
 
-def trial(label: str, size: int, value: float | None = None) -> Trial:
-    return new_trial(label, size, 1000, measured=kld(value) if value is not None else Measured())
+def trial(label: str, size: int, kld: float | None = None, **rest: object) -> Trial:
+    return new_trial(label, size, 1000, measured=Measured() if kld is None else measured(kld), **rest)
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "deep" / "journal.jsonl")
+    return Journal(tmp_path / "state" / "journal.jsonl")
+
+
+# --- the journal
 
 
 def test_trials_survive_a_restart(journal: Journal) -> None:
-    assert journal.trials() == []
-    first = journal.add(new_trial("Q4_K_M", 500, 1000, bpw=4.9, recipe='file_type = "Q4_K_M"\n', measured=kld(0.01)))
-    second = journal.add(trial("Q8_0", 800))
-    journal.add_measured(second.id, Measured(tasks={"hellaswag": (70.0, 0.0)}))
-    journal.add_measured(second.id, Measured(speed={"pp512": Speed(100.0, 2.0, 103.0)}))
-    journal.mark_best(second.id)
-    again = Journal(journal.path).trials()
-    assert again[0] == first
-    assert again[0].recipe == 'file_type = "Q4_K_M"\n'
-    assert again[1].best
-    assert again[1].figure("hellaswag") == 70.0
-    assert again[1].figure("pp512") == 100.0
-    assert (again[0].figure("mean_kld"), again[1].figure("mean_kld")) == (0.01, None)
-
-
-def test_only_one_is_the_best(journal: Journal) -> None:
-    first, second = journal.add(trial("a", 1)), journal.add(trial("b", 2))
+    first = journal.add(trial("a", 10, 0.1, bpw=4.5, recipe="format = 1\n"))
+    second = journal.add(trial("b", 20))
+    speed = Measured(tasks={"hellaswag": (40.0, 1.5)}, speed={"tg128": Speed(12.5, 0.5, 13.0)})
+    journal.add_measured(second.id, speed)
     journal.mark_best(first.id)
     journal.mark_best(second.id)
-    assert [item.label for item in journal.trials() if item.best] == ["b"]
-    with pytest.raises(SurgeonError, match="has no trial 42"):
-        journal.mark_best("42")
-
-
-def test_forgotten_trials_stay_away(journal: Journal) -> None:
-    first, second = journal.add(trial("a", 1)), journal.add(trial("b", 2))
+    again = Journal(journal.path).trials()
+    assert [found.label for found in again] == ["a", "b"]
+    assert [found.best for found in again] == [False, True]
+    assert again[0].bpw == 4.5
+    assert again[0].figure("mean_kld") == 0.1
+    assert (again[1].figure("hellaswag"), again[1].figure("tg128"), again[1].figure("ppl")) == (40.0, 12.5, None)
     journal.forget(first.id)
-    assert [item.id for item in journal.trials()] == [second.id]
+    assert [found.id for found in Journal(journal.path).trials()] == [second.id]
 
 
-def test_a_line_cut_off_by_a_crash_costs_only_itself(journal: Journal) -> None:
-    first = journal.add(trial("a", 1))
-    journal.add(trial("b", 2))
-    whole = journal.path.read_bytes()
-    for cut in range(len(whole) // 2 + 10, len(whole) - 2):
-        journal.path.write_bytes(whole[:cut])
-        third = journal.add(trial("c", 3))
-        assert [item.id for item in journal.trials()] == [first.id, third.id]
+def test_a_line_cut_off_costs_only_itself(journal: Journal) -> None:
+    journal.add(trial("a", 10))
+    with journal.path.open("ab") as file:
+        file.write(b'{"event": "trial", "id": "half')
+    journal.add(trial("b", 20))
+    assert [found.label for found in journal.trials()] == ["a", "b"]
 
 
-def _add_many(path: Path, label: str) -> None:
-    for number in range(50):
-        Journal(path).add(trial(f"{label}{number}", number))
+def test_unknown_trials_are_named(journal: Journal) -> None:
+    with pytest.raises(SurgeonError, match="has no trial nobody"):
+        journal.mark_best("nobody")
+    with pytest.raises(SurgeonError, match="has no trial nobody"):
+        journal.forget("nobody")
 
 
-def test_two_writers_at_once(journal: Journal) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_add_many, args=(journal.path, label)) for label in "ab"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert sorted(item.label for item in journal.trials()) == sorted(f"{a}{n}" for a in "ab" for n in range(50))
+def test_figures_of_another_text_do_not_mix(journal: Journal) -> None:
+    kept = journal.add(trial("a", 10, 0.1))
+    journal.add_measured(kept.id, Measured({"ppl": 7.0}, {"text": "b.txt", "n_ctx": 64}))
+    (found,) = journal.trials()
+    assert found.measured.figures == {"ppl": 7.0}
+    assert found.measured.conditions["text"] == "b.txt"
+    journal.add_measured(kept.id, Measured({"mean_kld": 0.2}, {"text": "b.txt", "n_ctx": 64}))
+    journal.add_measured(kept.id, Measured(tasks={"arc": (30.0, 1.0)}))
+    (found,) = journal.trials()
+    assert found.measured.figures == {"ppl": 7.0, "mean_kld": 0.2}
+    assert found.measured.conditions["text"] == "b.txt"
 
 
-def test_one_output_is_one_trial(journal: Journal, tmp_path: Path) -> None:
+def _add(path: Path, number: int) -> None:
+    for index in range(20):
+        Journal(path).add(new_trial(f"{number}-{index}", 1, 1))
+
+
+def test_two_programs_at_once_lose_nothing(journal: Journal) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_add, args=(journal.path, number)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert len(journal.trials()) == 60
+    assert all(json.loads(line) for line in journal.path.read_bytes().split(b"\n") if line)
+
+
+def test_a_journal_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file where a folder is wanted")
+    with pytest.raises(SurgeonError, match=r"the journal cannot be written") as raised:
+        Journal(tmp_path / "state" / "j.jsonl").add(trial("a", 10))
+    assert "\n" not in str(raised.value)
+
+
+# --- rows of outputs
+
+
+def test_one_row_for_each_output(journal: Journal, tmp_path: Path) -> None:
     output = tmp_path / "out.gguf"
-    output.write_bytes(b"x" * 100)
-    first = journal.record(output, "Q4", kld(0.1), source_size=400)
-    second = journal.record(output, "another name", Measured(tasks={"arc": (50.0, 1.0)}))
-    assert (second.id, second.label, second.size, second.source_size) == (first.id, "Q4", 100, 400)
-    assert (second.figure("mean_kld"), second.figure("arc")) == (0.1, 50.0)
-    output.write_bytes(b"y" * 100)
-    assert journal.record(output, "Q5", kld(0.05)).id != first.id
+    output.write_bytes(b"GGUF" + bytes(100))
+    size = {"resolution": None, "source_size": 1000}
+    first = journal.add(trial("out", 104, output_identity="other"))
+    made = record(journal, _model_like(output), "out", measured=measured(0.1), kept=False, recipe="r", **size)
+    assert made.label == "out (2)"
+    assert made.output == ""
+    again = record(journal, output, "out", measured=Measured(tasks={"arc": (30.0, 1.0)}), recipe="r", **size)
+    assert again.id == made.id
+    assert again.output == str(output)
+    assert again.figure("mean_kld") == 0.1
+    assert [found.id for found in journal.trials()] == [first.id, made.id]
+    assert written_output(journal, "r") == output
+    output.write_bytes(b"GGUF" + bytes(200))
+    assert written_output(journal, "r") is None, "another file under the same name is not the output"
 
 
-def test_a_model_is_known_by_its_content(tmp_path: Path) -> None:
-    a, b, c = (tmp_path / name for name in "abc")
-    a.write_bytes(b"1" * 3_000_000)
-    b.write_bytes(b"1" * 3_000_000)
-    c.write_bytes(b"1" * 2_999_999 + b"2")
-    assert model_identity(a) == model_identity(b) != model_identity(c)
-    assert Journal.of_model(a, tmp_path).path == Journal.of_model(b, tmp_path).path
-    with pytest.raises(SurgeonError, match="cannot be read"):
-        model_identity(tmp_path / "none")
+def _model_like(path: Path) -> Path:
+    """The smallest GGUF there is, so that its size and bits per weight can be read."""
+    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    return path
 
 
-def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SurgeonError, match="the journal cannot be written"):
-        Journal(tmp_path / "file" / "journal.jsonl").add(trial("a", 1))
+def test_recipes_of_trials_are_read_from_anywhere(demo_imatrix: Path) -> None:
+    imatrix = load_imatrix(demo_imatrix)
+    plan = Plan("Q4_K_M", (parse_rule("attn_v=q6_k"),), pruned=frozenset({3}), imatrix_file="calibration.gguf")
+    recipe = read_recipe(recipe_text(plan, imatrix), Path("/"))
+    assert recipe.plan == plan
+    assert recipe.imatrix == str(demo_imatrix)
+    assert recipe_text(recipe.plan, imatrix) == recipe_text(plan, imatrix)
+    assert read_recipe(recipe_text(plan, None), Path("/")).imatrix is None
 
 
-def test_without_a_home_the_journal_is_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = tmp_path / "blocked"
-    blocked.write_text("")
-    monkeypatch.setenv("XDG_STATE_HOME", str(blocked))
-    folder = state_folder()
-    assert folder.is_dir()
-    assert os.access(folder, os.W_OK)
+def test_what_changes_nothing() -> None:
+    assert is_unchanged(Plan(imatrix_file="a.gguf"))
+    assert not is_unchanged(Plan(pruned=frozenset({1})))
+    assert not is_unchanged(Plan("F16"))
 
 
-def test_measurements_of_every_kind() -> None:
-    values = {"ppl": 9.0, "mean_kld": 0.1, "n_ctx": 512, "engine": "x", "n_tokens": 3}
-    found = measured(values, "/some/where/text.txt")
-    assert found.figures == {"ppl": 9.0, "mean_kld": 0.1}
-    assert found.conditions == {"n_ctx": 512, "engine": "x", "text": "text.txt"}
-    assert measured({"task": "hellaswag", "score": 70.0}).tasks == {"hellaswag": (70.0, 0.0)}
-    arc = {"task": "multiple-choice", "score": 40.0, "score_error": 2.0}
-    assert measured(arc, "tasks/arc-easy.bin").tasks == {"arc-easy": (40.0, 2.0)}
-    speed = measured({"tests": [{"test": "tg128", "mean": 9.0, "deviation": 1.0, "best": 10.0, "samples": []}]})
-    assert speed.speed == {"tg128": Speed(9.0, 1.0, 10.0)}
+def test_free_labels() -> None:
+    taken = [trial("a", 1), trial("a (2)", 1)]
+    assert [free_label(label, taken) for label in ("a", "b")] == ["a (3)", "b"]
+
+
+# --- side by side
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    trials = [trial("big", 900, 0.01), trial("worse", 900, 0.02), trial("small", 300, 0.5), trial("mid", 500, 0.1)]
-    trials += [trial("beaten", 600, 0.3), trial("not measured", 100)]
-    assert [item.label for item in front(trials)] == ["small", "mid", "big"]
-    assert [item.label for item in sorted_by(trials, "mean_kld")][-1] == "not measured"
-    assert [item.label for item in sorted_by(trials, "size", descending=True)][:2] == ["big", "worse"]
+    trials = [trial("a", 10, 0.5), trial("b", 20, 0.6), trial("c", 30, 0.1), trial("d", 5), trial("e", 10, 0.4)]
+    assert [found.label for found in front(trials)] == ["e", "c"]
+    assert [found.label for found in sorted_by(trials, "mean_kld")] == ["c", "e", "a", "b", "d"]
 
 
-def test_two_trials_side_by_side() -> None:
-    first, second = trial("a", 900, 0.25), trial("b", 500)
-    rows = {row.name: row for row in compare(first, second)}
-    assert (rows["size"].first, rows["size"].second, rows["size"].change) == (900, 500, -400)
-    assert rows["mean_kld"].change is None
-    other = new_trial("c", 1, 1, measured=Measured(conditions={"text": "b.txt", "n_ctx": 512}))
-    assert unlike_conditions(first, other) == ["text: a.txt, b.txt"]
-    assert unlike_conditions(first, second) == []
+def test_comparison_and_unlike_conditions() -> None:
+    first, second = trial("a", 10, 0.5), new_trial("b", 30, 1000, measured=measured(0.1, "b.txt"))
+    rows = {row.name: row.change for row in compare(first, second)}
+    assert rows["size"] == 20
+    assert rows["mean_kld"] == pytest.approx(-0.4)
+    assert unlike_conditions(first, second) == ["text: a.txt, b.txt"]
 
 
-def test_markdown_tables() -> None:
-    one = new_trial("Q4|K", 5_000_000_000, 10_000_000_000, bpw=4.875, best=True, measured=kld(0.0123456))
-    tasks = {"arc": (66.9333, 1.719), "hellaswag": (74.67, 0.0)}
-    two = new_trial(
-        "F16", 10_000_000_000, 10_000_000_000, measured=Measured(tasks=tasks, speed={"pp512": Speed(9, 1, 10)})
+def test_tables_of_a_model_card() -> None:
+    speed = Measured(tasks={"arc": (30.0, 1.5), "hellaswag": (40.0, 0.0)}, speed={"pp512": Speed(500.0, 3.0, 505.0)})
+    best = trial("model|Q4", 250_000_000, 0.25, best=True)
+    tables = markdown([new_trial("F16", 10**9, 10**9), best, new_trial("Q8", 5 * 10**8, 10**9, measured=speed)])
+    assert "| Model | Source | Size | Shrinkage | BPW |\n|---|---:|---:|---:|---:|\n" in tables
+    assert "| Q8 | 1.00 | 0.50 | 50.0% |  |" in tables
+    assert r"| **model\|Q4** | 10.250000 ±0.500000 | 99.00% | 0.250000 ±0.025000 | 1.000 | 90.000 |" in tables
+    assert "| Q8 | 30.0000 ±1.5000 | 40.00 | 35.00 |" in tables
+    assert "| Q8 | 0.47 GiB | pp512 | 500.00 ±3.00 | 505.00 |" in tables
+
+
+# --- what is measured
+
+
+def test_task_files_are_told_by_their_content(tmp_path: Path) -> None:
+    file = tmp_path / "tasks"
+    file.write_bytes((2).to_bytes(4, "little") + bytes(8))
+    assert task_kind(file) == "multiple-choice"
+    file.write_text('0,"She, as ever, gave the _ away.",card,gift,1\r\n')
+    assert task_kind(file) == "winogrande"
+    file.write_text("Cooking: she stirs, then\n2\na\nb\nc\nd\n")
+    assert task_kind(file) == "hellaswag"
+    with pytest.raises(SurgeonError, match="cannot be read"):
+        task_kind(tmp_path / "none")
+
+
+def test_what_is_wanted_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to measure"):
+        Wanted().check()
+    with pytest.raises(UsageError, match="need a text"):
+        Wanted(divergence=True).check()
+    with pytest.raises(SurgeonError, match="no such file"):
+        Wanted(speed=True, tasks=(tmp_path / "none",)).check()
+    Wanted(speed=True).check()
+
+
+# --- the cache
+
+
+def test_a_base_belongs_to_model_text_and_windows(demo_model: Path, demo_imatrix: Path, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("one")
+    base = Base(demo_model, text, 64, 2, "engine 1", tmp_path)
+    paths = {base.path, Base(demo_model, text, 64, 3, "engine 1", tmp_path).path}
+    paths |= {Base(demo_model, text, 64, 2, "engine 2", tmp_path).path}
+    paths |= {Base(demo_imatrix, text, 64, 2, "engine 1", tmp_path).path}
+    text.write_text("two")
+    paths |= {base.path}
+    assert len(paths) == 5
+    copy = tmp_path / "b.txt"
+    copy.write_text("two")
+    assert Base(demo_model, copy, 64, 2, "engine 1", tmp_path).path == base.path
+
+
+def test_the_oldest_bases_go_first(tmp_path: Path) -> None:
+    folder = tmp_path / "bases"
+    folder.mkdir()
+    for age, name in enumerate(("new", "middle", "old")):
+        (folder / f"{name}.kld").write_bytes(bytes(100))
+        os.utime(folder / f"{name}.kld", (1000 - age, 1000 - age))
+    assert [path.stem for path in trim(tmp_path, 250)] == ["old"]
+    assert [path.stem for path in trim(tmp_path, 10)] == ["middle"], "the newest stays whatever its size"
+    assert trim(tmp_path, 10) == []
+
+
+def test_the_size_of_a_base_is_known_before(tmp_path: Path) -> None:
+    import numpy as np
+
+    from surgeon.engine.base_file import BaseWriter
+    from surgeon.engine.windows import Rows
+
+    with BaseWriter(str(tmp_path / "base.kld"), np.zeros((1, 8), np.int32), 5) as writer:
+        writer.add(Rows(0, 4, np.zeros((3, 5), np.float32), np.zeros(3, np.int32), True))
+        writer.finish()
+    header = 8 + 12 + 4 * 8
+    assert (tmp_path / "base.kld").stat().st_size == header + estimated_bytes(5, 8, 1)
+
+
+# --- temporary folders
+
+
+def test_a_scratch_folder_goes_with_its_run(tmp_path: Path) -> None:
+    def run() -> None:
+        with scratch_folder(tmp_path) as folder:
+            (folder / "plan.gguf").write_bytes(bytes(10))
+            assert sweep(tmp_path) == [], "a folder in use is left alone"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom surgeon.scratch import scratch_folder\n"
+        "with scratch_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'plan.gguf').write_bytes(bytes(10)); print('ready', flush=True); time.sleep(60)\n"
     )
-    lines = markdown([one, two]).splitlines()
-    assert "| **Q4\\|K** | 10.00 | 5.00 | 50.0% | 4.88 |" in lines
-    assert "| **Q4\\|K** | 9.000000 ±0.500000 | 99.00% | 0.012346 ±0.001000 | 6.250 ±0.100 | 90.000 |" in lines
-    assert "| F16 | 66.9333 ±1.7190 | 74.67 | 70.80 |" in lines
-    assert "| F16 | 9.31 GiB | pp512 | 9.00 ±1.00 | 10.00 |" in lines
-    assert [line for line in lines if line.startswith("#")] == [
-        "### Sizes (in GB)", "### Perplexity and KL divergence", "### Task scores", "### Tokens per second",
-    ]  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert sweep(tmp_path) == []
+        process.kill()
+        process.wait()
+    (left,) = tmp_path.iterdir()
+    assert sweep(tmp_path) == [left]
+    assert not left.exists()
+
+
+def test_a_folder_about_to_be_locked_is_not_swept(tmp_path: Path) -> None:
+    young = tmp_path / "trial-young"
+    young.mkdir()
+    assert sweep(tmp_path) == []
+    os.utime(young, (time.time() - 3600, time.time() - 3600))
+    assert sweep(tmp_path) == [young]
+
+
+def test_no_place_for_a_scratch_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SurgeonError, match="no temporary folder can be made"), scratch_folder(tmp_path / "file" / "x"):
+        pass

@@ -20,7 +20,7 @@ _SHOWN = {"ppl": "PPL", "mean_kld": "KLD", "same_top": "same top", "score": "sco
 
 
 class MeasureDialog(Dialog[None]):
-    """Shows `job`; Escape stops it, b lets it run on behind the tree, l shows llama.cpp's own log."""
+    """Shows `job` below the tree, which may change meanwhile; Escape stops it, b lets it run on behind, l shows the log."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", show=False, priority=True),
@@ -34,7 +34,7 @@ class MeasureDialog(Dialog[None]):
         self.job = job
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog narrow") as frame:
+        with Vertical(classes="dialog prompt") as frame:
             frame.border_title = self.job.title
             frame.border_subtitle = self._keys()
             yield Canvas(self._lines, name="measuring")
@@ -47,6 +47,8 @@ class MeasureDialog(Dialog[None]):
         return "Esc stops it · b behind · l log" if self.job.running else "Enter closes · l log"
 
     def redraw(self) -> None:
+        if not self.query(Canvas):
+            return  # it is being opened: what is new will be seen in its first frame
         self.query_one("#measuring", Canvas).redraw()
         frame = self.query_one(Vertical)
         if frame.border_subtitle != self._keys():

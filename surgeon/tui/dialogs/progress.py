@@ -20,9 +20,9 @@ class ProgressDialog(Dialog[None]):
     """Shows `job`; Escape stops it, b lets it run on while the tree can be looked at."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", show=False),
-        Binding("b", "background", show=False),
-        Binding("enter,space,q", "close", show=False),
+        Binding("escape", "stop", show=False, priority=True),
+        Binding("b", "background", show=False, priority=True),
+        Binding("enter,space,q", "close", show=False, priority=True),
     ]
 
     def __init__(self, job: WriteJob) -> None:
@@ -43,6 +43,8 @@ class ProgressDialog(Dialog[None]):
         return "Esc stops it · b lets it run behind" if self.job.running else "Enter closes"
 
     def redraw(self) -> None:
+        if not self.query(Canvas):
+            return  # it is being opened: what is new will be seen in its first frame
         self.query_one("#progress", Canvas).redraw()
         frame = self.query_one(Vertical)
         if frame.border_subtitle != self._keys():

@@ -1,0 +1,174 @@
+"""Measuring plans and outputs with the engine itself, on the bundled model."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from engine_helpers import TEXT
+
+from surgeon.engine.errors import EngineError, EngineMissing
+from surgeon.engine.protocol import Engine
+from surgeon.errors import Cancelled, SurgeonError
+from surgeon.evaluation import Evaluation, Subject, Wanted
+from surgeon.imatrix import load_imatrix
+from surgeon.model import load_model
+from surgeon.operation import WriteOptions, write
+from surgeon.plan import Plan
+from surgeon.resolve import resolve
+from surgeon.standing import Standing
+from surgeon.trial_records import recipe_text
+from surgeon.trials import Journal
+
+KLD = Wanted(divergence=True, text=TEXT, n_ctx=64, n_chunks=2)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal.jsonl")
+
+
+def subject(model: Path, imatrix: Path, plan: Plan) -> Subject:
+    opened, weights = load_model(model), load_imatrix(imatrix)
+    resolution = resolve(opened, plan, weights)
+    return Subject("plan", model, opened.file.nbytes, recipe_text(plan, weights), resolution, weights)
+
+
+def test_a_plan_is_written_measured_and_removed(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path
+) -> None:
+    wanted = replace(KLD, speed=False)
+    plan = Plan("F16", pruned=frozenset({9}))
+    evaluation = Evaluation(subject(demo_model, demo_imatrix, plan), wanted, Engine(), journal, tmp_path / "cache")
+    standings = list(evaluation.steps())
+    stages = list(dict.fromkeys(standing.stage for standing in standings))
+    assert stages == ["the unchanged model", "writing the plan", "KL divergence"]
+    assert all(0 <= standing.part <= 1 and standing.count == 3 for standing in standings)
+    assert standings[-1].part == 1
+    trial = evaluation.trial
+    assert trial is not None
+    assert 0.005 < (trial.figure("mean_kld") or 0) < 0.5
+    assert trial.output == ""
+    assert trial.recipe
+    assert trial.size < trial.source_size
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["bases"]
+    assert [found.label for found in journal.trials()] == [f"{demo_model.stem} (unchanged)", "plan"]
+
+    # The same plan written: the same row, and the base is there already.
+    out = tmp_path / "out.gguf"
+    made = evaluation.subject
+    assert made.resolution is not None
+    list(write(made.resolution, made.imatrix, out, WriteOptions(), threading.Event()))
+    again = Evaluation(replace(made, output=out), KLD, Engine(), journal, tmp_path / "cache")
+    assert {standing.stage for standing in again.steps()} == {"KL divergence"}
+    assert again.trial is not None
+    assert again.trial.id == trial.id
+    assert again.trial.output == str(out)
+    assert again.trial.figure("mean_kld") == trial.figure("mean_kld")
+
+
+def test_the_unchanged_model_is_measured_itself(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path
+) -> None:
+    evaluation = Evaluation(subject(demo_model, demo_imatrix, Plan()), KLD, Engine(), journal, tmp_path)
+    stages = {standing.stage for standing in evaluation.steps()}
+    assert stages == {"the unchanged model"}
+    assert evaluation.trial is not None
+    assert evaluation.trial.figure("ppl") is not None
+    assert evaluation.trial.figure("mean_kld") is None
+
+
+def test_tasks_and_perplexity_go_into_one_row(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path
+) -> None:
+    tasks = tmp_path / "endings.txt"
+    tasks.write_text("Sea: The keeper lit the\n0\nlamp\nof of\nthe the\nand and\n")
+    wanted = Wanted(perplexity=True, text=TEXT, n_ctx=64, n_chunks=2, tasks=(tasks,))
+    made = replace(subject(demo_model, demo_imatrix, Plan()), label="model")
+    evaluation = Evaluation(made, wanted, Engine(), journal, tmp_path)
+    list(evaluation.steps())
+    (trial,) = journal.trials()
+    assert trial.figure("ppl") is not None
+    assert set(trial.measured.tasks) == {"hellaswag"}
+    assert trial.measured.conditions["text"] == TEXT.name
+
+
+@pytest.mark.parametrize("stage", ["the unchanged model", "writing the plan", "KL divergence"])
+def test_stopping_anywhere_leaves_nothing_half(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path, stage: str
+) -> None:
+    plan = Plan("F16", pruned=frozenset({9}))
+    evaluation = Evaluation(subject(demo_model, demo_imatrix, plan), KLD, Engine(), journal, tmp_path / "cache")
+
+    def run() -> None:
+        for standing in evaluation.steps():
+            if standing.stage == stage:
+                evaluation.cancelled.set()
+
+    with pytest.raises(Cancelled):
+        run()
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert [path.suffix for path in left] == ([] if stage == "the unchanged model" else [".kld"])
+    run_in_hand = evaluation.run
+    assert run_in_hand is not None
+    assert run_in_hand.process is None or run_in_hand.process.poll() is not None
+
+
+def test_without_the_engine_nothing_is_written(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surgeon.engine.libraries._package_folder", lambda package: None)
+    evaluation = Evaluation(subject(demo_model, demo_imatrix, Plan("F16")), KLD, Engine(), journal, tmp_path / "cache")
+    with pytest.raises(EngineMissing, match=r"gguf-surgeon\[engine\]"):
+        list(evaluation.steps())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_short_text_is_told_before_the_plan_is_written(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("A lamp.\n")
+    wanted = replace(KLD, text=short)
+    made = subject(demo_model, demo_imatrix, Plan("F16", pruned=frozenset({9})))
+    evaluation = Evaluation(made, wanted, Engine(), journal, tmp_path / "cache")
+    stages: set[str] = set()
+    with pytest.raises(EngineError, match="take a longer text"):
+        stages.update(standing.stage for standing in evaluation.steps())
+    assert "writing the plan" not in stages
+    assert journal.trials() == []
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_model_that_does_not_load_is_one_line(journal: Journal, demo_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(demo_model.read_bytes()[: 1 << 20])
+    made = Subject("broken", demo_model, demo_model.stat().st_size, output=broken)
+    evaluation = Evaluation(made, replace(KLD, divergence=False, perplexity=True), Engine(), journal, tmp_path)
+    with pytest.raises(SurgeonError, match=r"broken\.gguf") as raised:
+        list(evaluation.steps())
+    assert "\n" not in str(raised.value)
+    assert journal.trials() == []
+
+
+def test_neither_file_nor_plan(journal: Journal, demo_model: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation(Subject("lost", demo_model, 1), KLD, Engine(), journal, tmp_path)
+    with pytest.raises(SurgeonError, match="lost: neither a file nor a plan"):
+        list(evaluation.steps())
+
+
+def test_standings_tell_the_time_left() -> None:
+    from surgeon.engine.protocol import Started, Step
+    from surgeon.standing import followed
+
+    items = list(followed([Started(100, 4, 64), Step(1, 4, {"ppl": 3.0}), Step(4, 4)], "stage", "chunks", 1, 2))
+    standings = [item for item in items if isinstance(item, Standing)]
+    assert [standing.note for standing in standings] == [
+        "loading the model", "0 of 4 chunks", "1 of 4 chunks", "4 of 4 chunks",
+    ]  # fmt: skip
+    assert [standing.part for standing in standings] == [0, 0, 0.25, 1]
+    assert standings[2].figures == {"ppl": 3.0}
+    assert standings[2].seconds_left is not None
+    assert standings[3].seconds_left == 0
