@@ -111,23 +111,23 @@ def strip(session: Session, metric: Metric, layer: int | None, width: int) -> Li
     line: Line = [(label, "head")]
     parts = curve_fractions(metric, values)
     for start in range(0, len(layers), each):
-        line.append(_strip_cell(session, layers[start : start + each], parts[start : start + each], layer, (wide, gap)))
+        line.append(_strip_cell(session, layers[start : start + each], parts[start : start + each], layer, wide))
+        line.append((gap, "faint"))
     where = f" layer {layer}" if layer is not None else ""
     return [*line, (where, "muted")]
 
 
 def _strip_cell(
-    session: Session, layers: Sequence[int], parts: Sequence[float | None], layer: int | None, shape: tuple[int, str]
+    session: Session, layers: Sequence[int], parts: Sequence[float | None], layer: int | None, wide: int
 ) -> tuple[str, str]:
     here = layer is not None and layer in layers
-    wide, gap = shape
     if all(number in session.plan.pruned for number in layers):
-        return "✗" * wide + gap, "strip-pruned-here" if here else "pruned"
+        return "✗" * wide, "strip-pruned-here" if here else "pruned"
     known = [part for part in parts if part is not None]
     part = max(known) if known else None
     drawn = "·" if part is None else figures.level(part)
     role = "strip-here" if here else "faint" if part is None else figures.ramp(part)
-    return drawn * wide + gap, role
+    return drawn * wide, role
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,11 @@ def heads(shape: Layout, sort: str | None, descending: bool) -> Line:
     line: Line = [(fit("    name", shape.name + 4), "head")]
     for column in shape.columns:
         arrow = ("▼" if descending else "▲") if column.key == sort else ""
-        title = fit(column.title + arrow, column.width, "right" if column.right else "left")
-        line.append((GAP + title + " " * (column.total - column.width), "accent" if arrow else "head"))
+        room = column.total if column.bar else column.width
+        title = fit(column.title, column.width, "right") if column.right else column.title
+        if column.right and not column.bar and arrow:
+            title = title[1:] if title.startswith(" ") else title
+        line.append((GAP + fit(title + arrow, room), "accent" if arrow else "head"))
     return line
 
 

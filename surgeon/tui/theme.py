@@ -76,9 +76,8 @@ def styles(palette: Palette) -> dict[str, Style]:
     }
     bold = {"strong", "title", "key", "marked"}
     found = {role: Style(color=xterm(colour), bold=role in bold or None) for role, colour in colours.items()}
-    # The cursor in the strip is reversed, so that it shows without colours too.
-    found["strip-here"] = Style(color=xterm(palette.changed), reverse=True, bold=True)
-    found["strip-pruned-here"] = Style(color=xterm(palette.pruned), reverse=True, bold=True)
+    found["strip-here"] = Style(color=xterm(palette.changed), bgcolor=xterm(palette.cursor), bold=True)
+    found["strip-pruned-here"] = Style(color=xterm(palette.pruned), bgcolor=xterm(palette.cursor), bold=True)
     found["strip-scope"] = Style(color=xterm(palette.cursor_text), bgcolor=xterm(palette.cursor), bold=True)
     return found
 

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-WIDE = 110  # columns from which the detail pane stands beside the tree
-FIRST_FRAME = 0.03  # seconds in which all parts find their size, so that the first frame is a whole one
+WIDE = 124  # columns from which the detail pane stands beside the tree
 DETAIL_DELAY = 0.08  # seconds the cursor must rest before the detail pane follows: a held key sends only two rows
 
 
@@ -63,7 +62,8 @@ class Workbench(Screen[None]):
         yield Canvas(self._bar, name="bar")
 
     def on_mount(self) -> None:
-        self.app.delay_update(FIRST_FRAME)
+        # Before the first layout: a second one would be painted part by part.
+        self.set_class(self.app.size.width < WIDE, "-narrow")
         self.tree_.columns = self.config.columns
         self.tree_.focus()
         layers = self.session.model.layers

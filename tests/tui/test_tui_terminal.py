@@ -78,7 +78,7 @@ def terminal(model_copy: Path, demo_imatrix: Path, tmp_path: Path) -> Iterator[T
 
 @needs_tmux
 def test_a_whole_operation_in_80_columns(terminal: Terminal, model_copy: Path) -> None:
-    shown = terminal.wait(r"▸ blk\.11")
+    shown = terminal.wait(r"imatrix 85/85[\s\S]*▸ blk\.11[\s\S]*q quit")
     assert "p prune  t type  m base  : rule  / filter  u undo  w write  ? help  q quit" in shown
     assert max(map(len, shown.splitlines())) <= 80
 

@@ -36,7 +36,7 @@ class BasePicker(CandidateDialog):
         self.session = session
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog") as frame:
+        with Vertical(classes="dialog medium") as frame:
             frame.border_title = "base file type"
             frame.border_subtitle = "Enter takes it · Esc leaves it"
             yield Static(self.text([_HEAD]), id="heads")

@@ -18,7 +18,7 @@ class Reader(Dialog[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "scroll(1)", show=False),
         Binding("k", "scroll(-1)", show=False),
-        Binding("q,enter", "leave", show=False),
+        Binding("q,enter", "leave", show=False, priority=True),
     ]
 
     def __init__(self, title: str, hint: str, *, tall: bool = False) -> None:

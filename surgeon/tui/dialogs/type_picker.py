@@ -43,7 +43,7 @@ class TypePicker(CandidateDialog):
         self.measuring = ""
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog") as frame:
+        with Vertical(classes="dialog medium") as frame:
             frame.border_title = "type"
             frame.border_subtitle = "Tab whom · Enter takes it · Esc leaves it"
             yield Static(id="scope")
