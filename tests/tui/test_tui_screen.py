@@ -14,6 +14,8 @@ from textual import events
 from tui_helpers import opened, session_of, text_of, tree, typed
 
 from surgeon.errors import Cancelled, SurgeonError
+from surgeon.gguf_layout import Entry, header
+from surgeon.gguf_values import Value, ValueType
 from surgeon.model import load_model
 from surgeon.operation import Progress, Summary
 from surgeon.problems import Problem
@@ -327,6 +329,23 @@ async def test_the_key_bar_fits_80_columns(session: Session) -> None:
         for hint in ("p prune", "t type", "m base", ": rule", "/ filter", "u undo", "w write", "? help", "q quit"):
             assert hint in words
         assert len(words) <= 80
+
+
+async def test_unknown_types_and_wide_names(tmp_path: Path) -> None:
+    entries = [
+        Entry("token_embd.weight", (64, 8), 97, 256),
+        Entry("blk.0.attn_q.weight", (32, 4), 0, 512),
+        Entry(f"blk.0.{'層' * 12}.weight", (32, 4), 0, 512),
+    ]
+    layout = header([("general.architecture", Value.of(ValueType.STRING, "we\x1bird"))], entries, 32)
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(layout.data.ljust(layout.total_bytes, b"\0"))
+    async with opened(session_of(path)) as (app, pilot):
+        await pilot.press("l")
+        strips = [app.main.tree_.render_line(y) for y in range(4)]
+        assert "type 97" in strips[0].text
+        assert {strip.cell_length for strip in strips} == {80}
+        assert "\x1b" not in text_of(app, "header")
 
 
 # --- writing
