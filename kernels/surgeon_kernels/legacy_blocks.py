@@ -23,7 +23,6 @@ from .lanes import (
     load_transposed,
     maximum,
     minimum,
-    nearest_int,
     put_half,
     select,
     slots,
@@ -34,7 +33,7 @@ from .lanes import (
     store_u8,
     to_int,
 )
-from .searches import make_qkx, make_qx
+from .searches import kept_code, make_qkx, make_qx, signed_code
 from .tiles import dead_slices, next_tile, pack
 
 SIZE = 32
@@ -125,8 +124,8 @@ def _plain_affine(x: Any, first: int, nmax: int, out: Any, at: int) -> None:
 
 
 @helper
-def _fitted_codes(v: Any, iscale: Any, offset: Any, low: int, high: int) -> Any:
-    return minimum(maximum(nearest_int(iscale * (v - offset)), int_splat(low)), int_splat(high)) - low
+def _fitted_codes(v: Any, iscale: Any, nmax: int) -> Any:
+    return to_int(signed_code(iscale * v, np.float32(nmax))) + nmax
 
 
 @helper
@@ -141,8 +140,8 @@ def _symmetric_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, coun
         put_half(out, at, scale[lane])
         low, high = int_splat(0), int_splat(0)
         if iscale[lane] != _ZERO:
-            low = _fitted_codes(load_f32(values, lane * SIZE), iscale[lane], _ZERO, -nmax, nmax - 1)
-            high = _fitted_codes(load_f32(values, lane * SIZE + 16), iscale[lane], _ZERO, -nmax, nmax - 1)
+            low = _fitted_codes(load_f32(values, lane * SIZE), iscale[lane], nmax)
+            high = _fitted_codes(load_f32(values, lane * SIZE + 16), iscale[lane], nmax)
         put_codes(low, high, nmax == 16, out, at + 2)
 
 
@@ -152,7 +151,7 @@ def _affine_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, count: 
     x = slots(32)
     w = slots(32)
     _load_tile(x, w, values, importance, sigma2)
-    fit = make_qkx(x, w, SIZE, np.float32(nmax), np.float32(-0.9), np.float32(0.05), 36, False)
+    fit = make_qkx(x, w, SIZE, np.float32(nmax), np.float32(-0.9), np.float32(0.05), 36, False, False)
     scale, themin, iscale, offset = fit
     for lane in range(count):
         at = chosen[lane] * block_bytes
@@ -162,9 +161,10 @@ def _affine_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, count: 
             continue
         put_half(out, at, scale[lane])
         put_half(out, at + 2, -themin[lane])
-        low = _fitted_codes(load_f32(values, lane * SIZE), iscale[lane], offset[lane], 0, nmax)
-        high = _fitted_codes(load_f32(values, lane * SIZE + 16), iscale[lane], offset[lane], 0, nmax)
-        put_codes(low, high, nmax == 31, out, at + 4)
+        step = iscale[lane]
+        low = kept_code(step * (load_f32(values, lane * SIZE) - offset[lane]), step, np.float32(nmax), False)
+        high = kept_code(step * (load_f32(values, lane * SIZE + 16) - offset[lane]), step, np.float32(nmax), False)
+        put_codes(to_int(low), to_int(high), nmax == 31, out, at + 4)
 
 
 @helper

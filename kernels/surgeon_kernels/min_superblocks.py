@@ -30,8 +30,9 @@ from .lanes import (
     square_root,
     store_f32,
     store_i32,
+    to_int,
 )
-from .searches import make_qkx, make_qp
+from .searches import kept_code, make_qkx, make_qp
 from .tiles import sums_of_squares
 
 SIZE = 256
@@ -83,7 +84,7 @@ def _search_groups(values: Any, importance: Any, fits: Any, plain: bool, nmax: A
             load_transposed(w, 16 * half, importance, 2 * SIZE * pair + 16 * half, 32)
         spread = select(lane_numbers() < GROUPS, splat(sigma2[2 * pair]), splat(sigma2[2 * pair + 1]))
         sum_w = _weigh(x, w, plain, spread)
-        scale, low, iscale, offset = make_qkx(x, w, 32, nmax, rmin, rdelta, steps, False)
+        scale, low, iscale, offset = make_qkx(x, w, 32, nmax, rmin, rdelta, steps, False, plain)
         at = LANES * pair
         store_f32(fits, at, scale)
         store_f32(fits, TILE_GROUPS + at, low)
@@ -105,8 +106,11 @@ def _plain_codes(x: Any, codes: Any) -> Any:
 
 
 @helper
-def _quantize_fits(fits: Any, first: int, plain: bool, codes: Any, at: int) -> Any:
-    """Quantize the scales (or minima) that start at fits[first]; lane = superblock. Returns the steps."""
+def _quantize_fits(fits: Any, first: int, plain: bool, limit: int, codes: Any, at: int) -> Any:
+    """Quantize the scales (or minima) that start at fits[first]; lane = superblock. Returns the steps.
+
+    A negative scale wraps to a code near 255; ggml cuts that of Q5_K to 63 (`limit`), that of Q4_K it does not.
+    """
     x = slots(16)
     w = slots(16)
     result = int_slots(32)
@@ -114,7 +118,7 @@ def _quantize_fits(fits: Any, first: int, plain: bool, codes: Any, at: int) -> A
     load_transposed(w, 0, fits, 2 * TILE_GROUPS, GROUPS)
     step = _plain_codes(x, result) if plain else make_qp(x, w, GROUPS, 63, result)
     for j in range(GROUPS):
-        store_i32(codes, at + LANES * j, result[j])
+        store_i32(codes, at + LANES * j, minimum(result[j], int_splat(limit)))
     return step
 
 
@@ -127,8 +131,9 @@ def fit_tile(values: Any, importance: Any, fits: Any, codes: Any, plain: bool, n
     rmin, rdelta, steps = plain_search if plain else (np.float32(-0.9), np.float32(0.05), 36)
     _search_groups(values, importance, fits, plain, nmax, rmin, rdelta, steps)
     steps_at = 5 * TILE_GROUPS
+    limit = 63 if nmax == np.float32(31) else 255
     for which in range(2):  # the scales, then the minima
-        step = _quantize_fits(fits, TILE_GROUPS * which, plain, codes, GROUPS * LANES * which)
+        step = _quantize_fits(fits, TILE_GROUPS * which, plain, limit, codes, GROUPS * LANES * which)
         store_f32(fits, steps_at + LANES * which, step)
     return load_f32(fits, steps_at), load_f32(fits, steps_at + LANES)
 
@@ -168,15 +173,15 @@ def steps_of(blocks: Any, at: int, group: int, d: Any, dmin: Any) -> Any:
 
 
 @helper
-def group_codes(values: Any, fits: Any, lane: int, group: int, half: int, d: Any, low: Any, nmax: Any) -> Any:
+def group_codes(values: Any, fits: Any, lane: int, group: int, half: int, d: Any, low: Any, nmax: int,
+                plain: bool) -> Any:  # fmt: skip
     """Codes (i32) of sixteen weights with the stored step `d` and minimum `low` of their group.
 
     A step of zero leaves the codes of the search, as ggml does.
     """
     v = load_f32(values, lane * SIZE + 32 * group + 16 * half)
     if d != _ZERO:
-        scaled = (v + low) / d
-    else:
-        at = lane * GROUPS + group
-        scaled = fits[3 * TILE_GROUPS + at] * (v - fits[4 * TILE_GROUPS + at])
-    return minimum(maximum(nearest_int(scaled), int_splat(0)), int_splat(nmax))
+        return minimum(maximum(nearest_int((v + low) / d), int_splat(0)), int_splat(nmax))
+    at = lane * GROUPS + group
+    iscale, offset = fits[3 * TILE_GROUPS + at], fits[4 * TILE_GROUPS + at]
+    return to_int(kept_code(iscale * (v - offset), iscale, np.float32(nmax), plain))

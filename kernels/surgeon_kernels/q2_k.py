@@ -43,8 +43,9 @@ from .lanes import (
     store_i32,
     store_u8,
     to_float,
+    to_int,
 )
-from .searches import make_qkx, make_qp
+from .searches import kept_code, make_qkx, make_qp
 from .tiles import dead_slices, next_tile, pack, sums_of_squares
 
 _SIZE = 256
@@ -67,7 +68,7 @@ def _search_groups(values: Any, importance: Any, fits: Any, plain: bool) -> None
         for i in range(16):
             w[i] = absolute(x[i]) if plain else w[i] * square_root(sigma2[block] + x[i] * x[i])
             sum_w = sum_w + w[i]
-        fit = make_qkx(x, w, 16, np.float32(3), rmin, rdelta, steps, plain)
+        fit = make_qkx(x, w, 16, np.float32(3), rmin, rdelta, steps, plain, plain)
         store_f32(fits, 16 * block, fit[0])
         store_f32(fits, _TILE + 16 * block, fit[1])
         store_f32(fits, 2 * _TILE + 16 * block, sum_w)
@@ -107,20 +108,21 @@ def _fit_tile(values: Any, importance: Any, fits: Any, scales: Any, plain: bool)
 
 
 @helper
-def _codes(values: Any, fits: Any, lane: int, group: int, scale: int, d: Any, dmin: Any) -> Any:
+def _codes(values: Any, fits: Any, lane: int, group: int, plain: bool, scale: int, d: Any, dmin: Any) -> Any:
     """Codes (i32) of a group by its stored scale and minimum; step zero leaves the codes of the search."""
     v = load_f32(values, lane * _SIZE + 16 * group)
     step = d * np.float32(scale & 15)
     if step != _ZERO:
         scaled = (v + dmin * np.float32(scale >> 4)) / step
-    else:
-        at = 16 * lane + group
-        scaled = fits[3 * _TILE + at] * (v - fits[4 * _TILE + at])
-    return minimum(maximum(nearest_int(scaled), int_splat(0)), int_splat(3))
+        return minimum(maximum(nearest_int(scaled), int_splat(0)), int_splat(3))
+    at = 16 * lane + group
+    iscale, offset = fits[3 * _TILE + at], fits[4 * _TILE + at]
+    return to_int(kept_code(iscale * (v - offset), iscale, np.float32(3), plain))
 
 
 @helper
-def _put_block(values: Any, fits: Any, scales: Any, lane: int, d: Any, dmin: Any, out: Any, at: int) -> None:
+def _put_block(values: Any, fits: Any, scales: Any, lane: int, plain: bool, d: Any, dmin: Any, out: Any,
+               at: int) -> None:  # fmt: skip
     put_half(out, at + 80, d)
     put_half(out, at + 82, dmin)
     d, dmin = half_at(out, at + 80), half_at(out, at + 82)
@@ -132,7 +134,7 @@ def _put_block(values: Any, fits: Any, scales: Any, lane: int, d: Any, dmin: Any
             for k in range(4):
                 group = 8 * c + h + 2 * k
                 scale = scales[LANES * group + lane]
-                byte = byte | _codes(values, fits, lane, group, scale, d, dmin) << 2 * k
+                byte = byte | _codes(values, fits, lane, group, plain, scale, d, dmin) << 2 * k
             store_u8(out, at + 16 + 32 * c + 16 * h, byte)
 
 
@@ -153,7 +155,8 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
                     pack(weights, columns // _SIZE, chosen, _SIZE, importance)
                 d, dmin = _fit_tile(values, importance, fits, scales, plain == 1)
                 for lane in range(count):
-                    _put_block(values, fits, scales, lane, d[lane], dmin[lane], out, chosen[lane] * _BYTES)
+                    at = chosen[lane] * _BYTES
+                    _put_block(values, fits, scales, lane, plain == 1, d[lane], dmin[lane], out, at)
 
 
 @kernel(DEQUANTIZE)

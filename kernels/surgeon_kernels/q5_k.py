@@ -28,7 +28,8 @@ _PLAIN_SEARCH = (np.float32(-0.5), np.float32(0.1), 15)
 
 
 @helper
-def _put_block(values: Any, fits: Any, codes: Any, lane: int, d: Any, dmin: Any, out: Any, at: int) -> None:
+def _put_block(values: Any, fits: Any, codes: Any, lane: int, plain: bool, d: Any, dmin: Any, out: Any,
+               at: int) -> None:  # fmt: skip
     put_half(out, at, d)
     put_half(out, at + 2, dmin)
     put_scales(codes, lane, out, at + 4)
@@ -38,8 +39,8 @@ def _put_block(values: Any, fits: Any, codes: Any, lane: int, d: Any, dmin: Any,
         for chunk in range(4):
             d0, low0 = steps_of(out, at + 4, 2 * chunk, d, dmin)
             d1, low1 = steps_of(out, at + 4, 2 * chunk + 1, d, dmin)
-            low = group_codes(values, fits, lane, 2 * chunk, half, d0, low0, 31)
-            high = group_codes(values, fits, lane, 2 * chunk + 1, half, d1, low1, 31)
+            low = group_codes(values, fits, lane, 2 * chunk, half, d0, low0, 31, plain)
+            high = group_codes(values, fits, lane, 2 * chunk + 1, half, d1, low1, 31, plain)
             store_u8(out, at + 48 + 32 * chunk + 16 * half, low & 15 | (high & 15) << 4)
             upper = upper | (low >> 4 | high >> 4 << 1) << 2 * chunk
         store_u8(out, at + 16 + 16 * half, upper)
@@ -61,7 +62,8 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
                     pack(weights, columns // SIZE, chosen, SIZE, importance)
                 d, dmin = fit_tile(values, importance, fits, codes, plain == 1, _NMAX, _PLAIN_SEARCH)
                 for lane in range(count):
-                    _put_block(values, fits, codes, lane, d[lane], dmin[lane], out, chosen[lane] * _BYTES)
+                    at = chosen[lane] * _BYTES
+                    _put_block(values, fits, codes, lane, plain == 1, d[lane], dmin[lane], out, at)
 
 
 @kernel(DEQUANTIZE)

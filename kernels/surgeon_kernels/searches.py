@@ -22,6 +22,7 @@ from .lanes import (
     int_splat,
     maximum,
     minimum,
+    nearest,
     nearest_int,
     select,
     slots,
@@ -49,11 +50,26 @@ def nearest_within(v: Any, low: Any, high: Any) -> Any:
 
 
 @helper
-def code(v: Any, nmax: Any, wild: Any) -> Any:
-    """Rounded `v` within 0 .. nmax, as f32. `wild`: some value may be too large for `nearest`; wrap as ggml does."""
-    if wild:
-        return minimum(maximum(to_float(nearest_int(v)), splat(_ZERO)), splat(nmax))
-    return nearest_within(v, _ZERO, nmax)
+def wrapped_code(v: Any, nmax: Any) -> Any:
+    """`v` rounded by ggml's nearest_int, which wraps beyond 2**22, then cut to 0 .. nmax; as f32."""
+    return minimum(maximum(to_float(nearest_int(v)), splat(_ZERO)), splat(nmax))
+
+
+@helper
+def cut_code(v: Any, nmax: Any) -> Any:
+    """`v` cut to 0 .. nmax (NaN to 0), then rounded; as f32."""
+    return nearest(minimum(maximum(v, splat(_ZERO)), splat(nmax)))
+
+
+@helper
+def kept_code(v: Any, iscale: Any, nmax: Any, wraps: bool) -> Any:
+    """The code that `make_qkx` found for a weight with v = iscale * (x - low), as f32.
+
+    An infinite iscale is that of the first attempt, which wraps in both of ggml's variants.
+    """
+    if wraps or iscale == np.inf:
+        return wrapped_code(v, nmax)
+    return cut_code(v, nmax)
 
 
 @helper
@@ -78,14 +94,22 @@ def _affine_error(x: Any, w: Any, codes: Any, n: int, scale: Any, low: Any, mad:
 
 
 @helper
-def _affine_sums(x: Any, w: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, wild: Any) -> Any:
-    """Fill `codes` and return the sums of w * code, w * code**2 and w * code * x."""
+def _affine_codes(x: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, wraps: bool) -> None:
+    """Codes where iscale * (x - low) may be anything."""
+    for i in range(n):
+        v = iscale * (x[i] - low)
+        codes[i] = wrapped_code(v, nmax) if wraps else cut_code(v, nmax)
+
+
+@helper
+def _affine_sums(x: Any, w: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, known: bool) -> Any:
+    """Fill `codes`, unless they are `known`, and return the sums of w * code, w * code**2 and w * code * x."""
     sum_l = splat(_ZERO)
     sum_l2 = splat(_ZERO)
     sum_xl = splat(_ZERO)
     for i in range(n):
         value = x[i]
-        q = code(iscale * (value - low), nmax, wild)
+        q = codes[i] if known else nearest_within(iscale * (value - low), _ZERO, nmax)
         codes[i] = q
         wq = w[i] * q
         sum_l = sum_l + wq
@@ -95,11 +119,12 @@ def _affine_sums(x: Any, w: Any, codes: Any, n: int, nmax: Any, iscale: Any, low
 
 
 @helper
-def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: int, mad: Any) -> Any:
-    """x ~ scale * code - themin with codes 0 .. nmax (ggml's make_qkx2_quants and make_qkx3_quants).
+def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: int, mad: Any, wraps: bool) -> Any:
+    """x ~ scale * code - themin with codes 0 .. nmax: ggml's make_qkx2_quants (`wraps`) and make_qkx3_quants.
 
-    Tries steps + 1 inverse scales (rmin + rdelta * step + nmax) / range, fits scale and minimum to the codes of each by
-    least squares, and keeps the best. Returns (scale, themin, iscale, low): code i is round(iscale * (x[i] - low)).
+    Tries steps + 1 inverse scales (rmin + rdelta * step + nmax) / range, fits scale and minimum to the codes of each
+    by least squares, and keeps the best. Returns (scale, themin, iscale, low); `kept_code` restores the codes.
+    The two variants differ in what they make of a value too large to round.
     """
     low = x[0]
     highest = x[0]
@@ -122,6 +147,8 @@ def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: i
         reach = rmin + rdelta * np.float32(step) + nmax if step >= 0 else nmax
         iscale = select(active, splat(reach) / (highest - low), splat(_ZERO))
         wild = _is_wild(iscale, lowest, highest, low)
+        if wild:
+            _affine_codes(x, codes, n, nmax, iscale, low, wraps or step < 0)
         sum_l, sum_l2, sum_xl = _affine_sums(x, w, codes, n, nmax, iscale, low, wild)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         better = active & (determinant > _ZERO)

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nasty import nasty_rows, nasty_weights
+from nasty import KINDS, group_of, nasty_rows, nasty_weights
 from numpy.typing import NDArray
 from oracle import Oracle
 
-from surgeon_kernels import REQUIRES_IMATRIX, dequantizable, dequantize, first_invalid, quantizable, quantize
+from surgeon_kernels import (
+    REQUIRES_IMATRIX,
+    USES_IMATRIX,
+    dequantizable,
+    dequantize,
+    first_invalid,
+    quantizable,
+    quantize,
+)
 from surgeon_kernels.formats import FORMATS
 
 _TYPES = sorted(quantizable - {"F32"})
@@ -69,6 +77,23 @@ def test_ordinary_rows(ggml: Oracle, identical_blocks: Counter[tuple[str, str]],
     how = "imatrix" if weighted else "plain"
     _assert_same(quantize(rows, name, weights, compat=True), ggml.quantize(rows, name, weights), name,
                  identical_blocks, how)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(USES_IMATRIX & quantizable - _SLOW))
+def test_hardly_any_weight(ggml: Oracle, identical_blocks: Counter[tuple[str, str]], name: str) -> None:
+    """One to three channels that count: fits of one point, negative scales, values too large to round."""
+    columns = _columns(name, 1)
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        kinds = [KINDS[i] for i in rng.integers(0, len(KINDS), 3)]
+        size = int(rng.choice([16, 32]))
+        groups = [group_of(kinds[rng.integers(3)], rng, size) for _ in range(20 * columns // size)]
+        rows = np.concatenate(groups).reshape(20, columns)
+        weights = np.zeros(columns, np.float32)
+        alive = int(rng.integers(1, 4))
+        weights[rng.integers(0, columns, alive)] = rng.random(alive) if seed % 2 else 1
+        _assert_same(quantize(rows, name, weights, compat=True), ggml.quantize(rows, name, weights), name,
+                     identical_blocks, "imatrix")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(dequantizable))

@@ -144,7 +144,7 @@ def make_q3(x: Vector) -> tuple[np.float32, list[int]]:
 
 
 def make_qkx(
-    x: Vector, w: Vector, nmax: int, rmin: float, rdelta: float, steps: int, mad: bool = False
+    x: Vector, w: Vector, nmax: int, rmin: float, rdelta: float, steps: int, *, mad: bool = False, wraps: bool = False
 ) -> tuple[np.float32, np.float32, list[int]]:
     low, top = min(x), max(x)
     sum_w = sequential_sum(w)
@@ -153,8 +153,11 @@ def make_qkx(
     if top <= low:
         return F(0), -low, [0] * len(x)
 
-    def codes_of(iscale: np.float32) -> list[int]:
-        return [clip(nearest_int(iscale * (v - low)), 0, nmax) for v in x]
+    def codes_of(iscale: np.float32, wraps: bool) -> list[int]:
+        values = [iscale * (v - low) for v in x]
+        if wraps:
+            return [clip(nearest_int(v), 0, nmax) for v in values]
+        return [nearest_int(min(v, F(nmax))) if v > 0 else 0 for v in values]
 
     def error_of(codes: list[int], scale: np.float32, offset: np.float32) -> np.float32:
         error = F(0)
@@ -164,10 +167,10 @@ def make_qkx(
         return error
 
     iscale = F(nmax) / (top - low)
-    scale, kept = F(1) / iscale, codes_of(iscale)
+    scale, kept = F(1) / iscale, codes_of(iscale, True)
     best = error_of(kept, scale, low)
     for step in range(steps + 1):
-        codes = codes_of((F(rmin) + F(rdelta) * F(step) + F(nmax)) / (top - low))
+        codes = codes_of((F(rmin) + F(rdelta) * F(step) + F(nmax)) / (top - low), wraps)
         triples = list(zip(w, x, codes, strict=True))
         sum_l = sequential_sum([w_ * F(q) for w_, _, q in triples])
         sum_l2 = sequential_sum([w_ * F(q) * F(q) for w_, _, q in triples])
@@ -255,7 +258,7 @@ def two_bits(codes: Sequence[int]) -> bytes:
 def q2_k(x: Vector, weights: Vector | None) -> bytes:
     groups = [list(x[g : g + 16]) for g in range(0, 256, 16)]
     if weights is None:
-        fits = [make_qkx(g, [abs(v) for v in g], 3, -0.5, 0.1, 15, mad=True) for g in groups]
+        fits = [make_qkx(g, [abs(v) for v in g], 3, -0.5, 0.1, 15, mad=True, wraps=True) for g in groups]
         steps, sixteen = [], []
         for which in (0, 1):
             top = max([F(0)] + [fit[which] for fit in fits])
@@ -309,7 +312,7 @@ def _min_superblock(
         fits = []
         for group in groups:
             deviation = np.sqrt(squares(group) / F(32))
-            fits.append(make_qkx(group, [deviation + abs(v) for v in group], nmax, *plain))
+            fits.append(make_qkx(group, [deviation + abs(v) for v in group], nmax, *plain, wraps=True))
         steps, eights = [], []
         for which in (0, 1):
             top = max([F(0)] + [fit[which] for fit in fits])
@@ -322,6 +325,8 @@ def _min_superblock(
         fits = [make_qkx(g, s, nmax, -0.9, 0.05, 36) for g, s in zip(groups, slices, strict=True)]
         sums = [sequential_sum(s) for s in slices]
         (d, scales), (dmin, mins) = (make_qp([fit[which] for fit in fits], sums, 63) for which in (0, 1))
+        if nmax == 31:
+            scales, mins = ([min(63, code) for code in codes_] for codes_ in (scales, mins))
         steps, eights = [d, dmin], [scales, mins]
     scales, mins = eights
     packed = [scales[j] | scales[j + 4] >> 4 << 6 for j in range(4)]
