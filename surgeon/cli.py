@@ -11,7 +11,7 @@ import os
 import sys
 
 from surgeon import __version__
-from surgeon.errors import SurgeonError
+from surgeon.errors import SurgeonError, UsageError
 
 # name -> (module, one line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -48,6 +48,17 @@ def usage() -> str:
     )
 
 
+def _refuse_mistyped(word: str) -> None:
+    """Raises UsageError when `word` can only be meant as a command: no option, no file, no path, no suffix."""
+    if word.startswith("-") or os.path.lexists(word) or os.path.splitext(word)[1] or os.sep in word:
+        return
+    import difflib
+
+    near = difflib.get_close_matches(word, COMMANDS, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else "surgeon --help lists the commands"
+    raise UsageError(f"{word}: neither a file nor a command; {hint}")
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code (0 done, 1 failed, 2 usage, 130 cancelled)."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -58,6 +69,7 @@ def run(arguments: list[str]) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
+        _refuse_mistyped(name)
         name, rest = "open", arguments
     module = importlib.import_module(COMMANDS[name][0])
     code: int = module.main(rest)
@@ -83,3 +95,6 @@ def main() -> int:
         # The reader (head, less) has gone: point stdout elsewhere, or the interpreter complains while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"surgeon: {error}", file=sys.stderr)
+        return 1

@@ -17,6 +17,7 @@ import surgeon_kernels
 from surgeon import cli, verification
 from surgeon.commands import demo, verify
 from surgeon.commands.stats import spans
+from surgeon.errors import SurgeonError, UsageError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "statistics"
 
@@ -330,3 +331,10 @@ def test_terminals_that_are_not_utf8_and_strange_file_names(tmp_path: Path, demo
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "\x1b" not in done.stderr
+
+
+def test_a_mistyped_command_is_told_from_a_file() -> None:
+    with pytest.raises(UsageError, match="neither a file nor a command; did you mean quantize"):
+        cli.run(["quantise"])
+    with pytest.raises(SurgeonError, match=r"^absent\.gguf: cannot be read"):
+        cli.run(["absent.gguf"])
