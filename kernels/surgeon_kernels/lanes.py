@@ -350,14 +350,29 @@ def _look_up_typing(table: types.Type, index: types.Type) -> Signature | None:
     return table(table, index) if table in (f32, i32) and index == i32 else None
 
 
+def _permute_by_halves(builder: Any, table: Any, index: Any) -> Any:
+    """AVX2's permutation of eight, for either half of the index in either half of the table."""
+    kind, integers = ir.VectorType(ir.FloatType(), 8), ir.VectorType(I32, 8)
+    numbers = [ir.Constant(integers, list(range(start, start + 8))) for start in (0, 8)]
+    tables = [builder.shuffle_vector(table, table, half) for half in numbers]
+    found = []
+    for half in numbers:
+        place = builder.shuffle_vector(index, index, half)
+        low, high = (call_intrinsic(builder, "llvm.x86.avx2.permps", kind, [part, place]) for part in tables)
+        found.append(builder.select(builder.icmp_signed(">", place, ir.Constant(integers, [7] * 8)), high, low))
+    return builder.shuffle_vector(*found, ir.Constant(I32X, list(range(LANES))))
+
+
 def _look_up_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
-    """One permutation instruction on AVX-512, else a tree of selects over the four bits of the index."""
+    """One permutation instruction on AVX-512, four on AVX2, else a tree of selects over the four bits of the index."""
     table, index = args
     _, _, features = context.codegen().magic_tuple()
     if "+avx512f" in features:
         as_float = builder.bitcast(table, F32X)
         permuted = call_intrinsic(builder, "llvm.x86.avx512.permvar.sf.512", F32X, [as_float, index])
         return builder.bitcast(permuted, table.type)
+    if "+avx2" in features:
+        return builder.bitcast(_permute_by_halves(builder, builder.bitcast(table, F32X), index), table.type)
     level = [
         builder.shuffle_vector(table, table, ir.Constant(ir.VectorType(I32, LANES), [k] * LANES)) for k in range(LANES)
     ]
