@@ -18,6 +18,7 @@ from surgeon.trials import Journal, Trial, model_identity, state_folder
 from surgeon.tui import figures
 from surgeon.tui.answers import Answers, remember, remembered
 from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.journal import JournalDialog, Wish
 from surgeon.tui.dialogs.measuring import MeasureDialog
 from surgeon.tui.layer_figures import last_damages
 from surgeon.tui.measuring import (
@@ -36,7 +37,6 @@ from surgeon.tui.writing import WriteJob, default_output
 
 if TYPE_CHECKING:
     from surgeon.evaluation import Subject
-    from surgeon.tui.dialogs.journal import Wish
 
 END_SECONDS = 3.0  # to wait at the end of the program for a child's end and its temporary files
 
@@ -84,12 +84,17 @@ class MeasureActions(Workbench):
         self._show_status("")
         if isinstance(job, CollectJob):
             self._collected(job)
+        for screen in self.app.screen_stack:
+            if isinstance(screen, JournalDialog):
+                screen.edit(lambda: None)
         if self.app.leaving:
             self.app.stop_and_exit()
-        elif not self._redraw_dialog():
-            stopped = job.cancelled.is_set()
-            role = "text" if stopped else "pruned" if job.failure else "accent"
-            self.say(f"{job.title}: {job.failure or 'done'}", role)
+        elif self._redraw_dialog():
+            return
+        elif job.failure and not job.cancelled.is_set():
+            self.app.push_screen(MeasureDialog(job))  # a line that goes after seconds would be missed
+        else:
+            self.say(f"{job.title}: {job.failure or 'done'}", "text" if job.failure else "accent")
 
     def _redraw_dialog(self) -> bool:
         """Whether the run's dialog is open, even below another."""
@@ -188,8 +193,6 @@ class MeasureActions(Workbench):
     # --- the journal
 
     async def action_journal(self) -> None:
-        from surgeon.tui.dialogs.journal import JournalDialog
-
         try:
             journal = self.journal
             trials = journal.trials()

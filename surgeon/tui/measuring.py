@@ -13,7 +13,6 @@ from textual.message import Message
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.standing import Standing, followed
 from surgeon.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
-from surgeon.tui import figures
 from surgeon.tui.spans import Line, clean
 
 if TYPE_CHECKING:

@@ -204,4 +204,4 @@ def recipe_difference(first: Trial, second: Trial, width: int) -> list[Line]:
 
 def _recipe_lines(trial: Trial) -> list[str]:
     lines = [clean(line) for line in trial.recipe.splitlines()]
-    return [line for line in lines if line.strip() and not line.startswith(("format =", "sha256"))]
+    return [line for line in lines if line.strip() and not line.startswith(("format =", "sha256", "[imatrix]"))]

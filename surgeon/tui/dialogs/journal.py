@@ -17,7 +17,7 @@ from surgeon.errors import SurgeonError
 from surgeon.trial_records import free_label
 from surgeon.trial_tables import front, markdown
 from surgeon.trials import Journal, Trial
-from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
@@ -38,18 +38,25 @@ _KEYS = (
 class JournalDialog(Dialog[Wish]):
     """Edits the journal directly; restoring and measuring are the screen's."""
 
+    # With priority, so that all keys are dealt with in the order typed.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "choose", show=False, priority=True),
-        Binding("enter", "restore", show=False, priority=True),
-        Binding("e", "measure", show=False),
-        Binding("s", "sort", show=False),
-        Binding("c", "compare", show=False),
-        Binding("p", "plot", show=False),
-        Binding("b", "best", show=False),
-        Binding("n", "rename", show=False),
-        Binding("x,delete", "delete", show=False),
-        Binding("m", "markdown", show=False),
-        Binding("q,L", "leave", show=False),
+        *LIST_KEYS,
+        *(
+            Binding(keys, action, show=False, priority=True)
+            for keys, action in (
+                ("space", "choose"),
+                ("enter", "restore"),
+                ("e", "measure"),
+                ("s", "sort"),
+                ("c", "compare"),
+                ("p", "plot"),
+                ("b", "best"),
+                ("n", "rename"),
+                ("x,delete", "delete"),
+                ("m", "markdown"),
+                ("q,L", "leave"),
+            )
+        ),
     ]
 
     def __init__(self, journal: Journal, trials: list[Trial], model: Path) -> None:
@@ -289,10 +296,10 @@ def key_lines(width: int) -> list[Line]:
 def about_lines(trial: Trial, width: int, height: int) -> list[Line]:
     """Figures, then what it is made of; in two columns where there is room."""
     left = figure_lines(trial)
-    right = recipe_lines(trial, width)
-    if width < 110:
+    half = width // 2 if width >= 110 else 0
+    right = recipe_lines(trial, width - half)
+    if not half:
         return [*left, *right][:height]
-    half = width // 2
     rows = max(len(left), len(right))
     lines: list[Line] = []
     for row in range(min(rows, height)):
@@ -307,8 +314,8 @@ def recipe_lines(trial: Trial, width: int) -> list[Line]:
     lines: list[Line] = []
     if trial.output:
         gone = "" if Path(trial.output).is_file() else " (gone)"
-        lines.append([("file ", "muted"), (elide_start(clean(trial.output), width // 2 - 8) + gone, "text")])
+        lines.append([("file ", "muted"), (elide_start(clean(trial.output), width - 12) + gone, "text")])
     words = [line.strip() for line in trial.recipe.splitlines()]
     skip = ("format =", "sha256 =", "stored-as =", "[imatrix]", "rules = [", "]")
-    kept = [word.rstrip(",").strip('"') for word in words if word and not word.startswith(skip)]
-    return [*lines, *([(fit(clean(word), width // 2 - 2).rstrip(), "faint")] for word in kept)]
+    kept = [word.rstrip(",") for word in words if word and not word.startswith(skip)]
+    return [*lines, *([(fit(clean(word), width - 2).rstrip(), "faint")] for word in kept)]

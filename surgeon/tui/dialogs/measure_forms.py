@@ -17,6 +17,8 @@ from surgeon.tui.measuring import partial_of
 from surgeon.tui.spans import Line, clean, elide_start
 
 TEXTS = (".txt", ".md", ".raw", ".text")
+SAVE_EVERY = 5  # chunks between two states of the sums that are kept and shown
+BATCH = 2048  # tokens at once
 EVALUATE = (("ppl", "PPL"), ("kld", "KL divergence"), ("tasks", "tasks"), ("speed", "speed"))
 
 
@@ -176,7 +178,8 @@ def collect_job(answers: Answers, model: Path) -> ImatrixJob:
         n_chunks=number_of(answers, "chunks", -1, 1),
         process_output="output" in how,
         parse_special="special" in how,
-        save_every=5,
+        n_batch=BATCH,
+        save_every=SAVE_EVERY,
     )
 
 

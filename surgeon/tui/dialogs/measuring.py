@@ -20,7 +20,7 @@ _SHOWN = {"ppl": "PPL", "mean_kld": "KLD", "same_top": "same top", "score": "sco
 
 
 class MeasureDialog(Dialog[None]):
-    """Shows `job` below the tree, which may change meanwhile; Escape stops it, b lets it run on behind, l shows the log."""
+    """Shows `job` below the tree, which may change meanwhile. Escape stops it, b lets it run on, l shows the log."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", show=False, priority=True),
