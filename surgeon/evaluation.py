@@ -21,10 +21,11 @@ from surgeon.engine.runs import perplexity
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.imatrix import Imatrix
 from surgeon.operation import Progress, WriteOptions, write
+from surgeon.plan import Plan
 from surgeon.resolution import Resolution
 from surgeon.scratch import scratch_folder, sweep
 from surgeon.standing import Standing, followed
-from surgeon.trial_records import is_unchanged, record
+from surgeon.trial_records import is_unchanged, recipe_text, record
 from surgeon.trials import Journal, Measured, Trial, measured
 
 SPEED_TESTS = [[512, 0], [0, 128]]  # llama-bench's own: pp512 and tg128
@@ -198,7 +199,8 @@ class Evaluation:
         subject = self.subject
         if model == subject.source:
             name = f"{model.stem} (unchanged)"
-            trial = record(self.journal, model, name, measured=found, source_size=subject.source_size)
+            recipe = recipe_text(Plan(), None)
+            trial = record(self.journal, model, name, measured=found, recipe=recipe, source_size=subject.source_size)
         else:
             trial = record(
                 self.journal, model, subject.label, measured=found, resolution=subject.resolution,

@@ -14,14 +14,16 @@ _PAIRS = {
     "✗✓●○•": "x!*o*",
     "→←↑↓▼▲": "><^vv^",
     "×·–—…≡≥≤≈±−": "x.--~=><~+-",
-    "Σμσ": "Sus",
+    "ΣμσΔ": "Susd",
+    "◆≠": "#!",
     "▁▂▃▄▅▆▇█": "12345678",
     "▏▍▋▊▉▐░▒▓": "-=###|.:%",
     "▔▀▖▗▘▝▛▜▙▟": "-" * 10,
     "╸╺": "--",
     "’“”": '\'""',
 }
-TABLE = str.maketrans(
+_BRAILLE = {0x2800: " "} | dict.fromkeys(range(0x2801, 0x2900), ".")  # the lines of plots
+TABLE = _BRAILLE | str.maketrans(
     {sign: other for signs, others in _PAIRS.items() for sign, other in zip(signs, others, strict=True)}
 )
 

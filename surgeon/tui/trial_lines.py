@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from surgeon.trial_tables import compare, unlike_conditions
+from surgeon.trial_tables import compare, front, unlike_conditions
 from surgeon.trials import Trial
 from surgeon.tui import figures
 from surgeon.tui.spans import Line, clean, fit, wrap
@@ -73,6 +73,9 @@ COLUMNS: tuple[TrialColumn, ...] = (
 )
 
 
+_OF_TEXT = ("ppl", "ppl_error", "mean_kld", "same_top")
+
+
 def columns_for(width: int) -> tuple[tuple[TrialColumn, ...], int]:
     """The columns that fit into `width` cells beside marks and names, in order, and what is left for the names."""
     room = width - 4 - NAME_LEAST
@@ -85,6 +88,37 @@ def columns_for(width: int) -> tuple[tuple[TrialColumn, ...], int]:
     return tuple(column for column in COLUMNS if column.key in kept), NAME_LEAST + room
 
 
+def measured_alike(trials: Sequence[Trial]) -> set[str]:
+    """Trials whose figures can be compared with the newest ones: same text, context, chunks; by their ids."""
+    placed = [(trial, key) for trial in trials if (key := _windows(trial)) is not None]
+    if not placed:
+        return set()
+    compared = [pair for pair in placed if "mean_kld" in pair[0].measured.figures]
+    reference = max(compared or placed, key=lambda pair: pair[0].when)[1]
+    return {trial.id for trial, key in placed if key == reference}
+
+
+def _windows(trial: Trial) -> tuple[object, ...] | None:
+    """What the perplexity and KL divergence of a trial were measured on; None where they were not."""
+    found = trial.measured
+    if "ppl" not in found.figures:
+        return None
+    return tuple(found.conditions.get(name) for name in ("text", "n_ctx", "n_chunks"))
+
+
+def measured_front(trials: Sequence[Trial]) -> set[str]:
+    """The ids of those that no other beats in size and KL divergence, among `measured_alike`."""
+    alike = measured_alike(trials)
+    return {trial.id for trial in front(trial for trial in trials if trial.id in alike)}
+
+
+def signs(trials: Sequence[Trial]) -> dict[str, str]:
+    """Trial id -> ◆ on the front, ≠ measured on another text or other chunks than the newest."""
+    alike, best = measured_alike(trials), measured_front(trials)
+    unlike = {trial.id: "≠" for trial in trials if trial.id not in alike and _windows(trial) is not None}
+    return unlike | dict.fromkeys(best, "◆")
+
+
 def head_line(width: int, sort: str, descending: bool) -> Line:
     """The titles; the column that sorts carries an arrow."""
     columns, name = columns_for(width)
@@ -95,17 +129,18 @@ def head_line(width: int, sort: str, descending: bool) -> Line:
     return line
 
 
-def trial_line(trial: Trial, width: int, *, chosen: bool, on_front: bool) -> Line:
-    """One trial: ● chosen for comparison, * the best, ◆ not beaten in size and KL divergence together."""
+def trial_line(trial: Trial, width: int, *, chosen: bool, sign: str = "") -> Line:
+    """One trial: ● chosen for comparison, * the best, and one of `signs`."""
     columns, name = columns_for(width)
     line: Line = [
         ("● " if chosen else "  ", "marked"),
         ("*" if trial.best else " ", "changed"),
-        ("◆" if on_front else " ", "accent"),
+        (sign or " ", "warning" if sign == "≠" else "accent"),
         (fit(clean(trial.label), name), "strong" if trial.best else "text"),
     ]
     for column in columns:
-        line.append(("  " + fit(column.text(trial), column.width, "right"), "text" if column.rank < 4 else "muted"))
+        role = "faint" if sign == "≠" and column.key in _OF_TEXT else "text" if column.rank < 4 else "muted"
+        line.append(("  " + fit(column.text(trial), column.width, "right"), role))
     return line
 
 
@@ -125,8 +160,8 @@ def sort_value(trial: Trial, sort: str) -> float | None:
     return task_average(trial) if sort == "tasks" else trial.figure(sort)
 
 
-def figure_lines(trial: Trial) -> list[Line]:
-    """All that was measured on a trial, a few lines."""
+def figure_lines(trial: Trial, width: int = 70) -> list[Line]:
+    """All that was measured on a trial, a few lines of at most `width` cells."""
     found = trial.measured
     lines: list[Line] = []
     if "ppl" in found.figures:
@@ -146,15 +181,32 @@ def figure_lines(trial: Trial) -> list[Line]:
             ]
         )
     if found.conditions:
-        lines.append([(_conditions(trial), "faint")])
-    for name, (score, error) in found.tasks.items():
-        lines.append([(f"{clean(name)} ", "muted"), (f"{score:.2f}%" + (f" ±{error:.2f}" if error else ""), "text")])
-    for name, speed in found.speed.items():
-        lines.append([(f"{name} ", "muted"), (f"{speed.mean:.1f} ±{speed.deviation:.1f} t/s", "text")])
+        lines.append([(conditions(trial), "faint")])
+    tasks = [
+        (clean(name), f"{score:.2f}%" + (f" ±{error:.2f}" if error else ""))
+        for name, (score, error) in found.tasks.items()
+    ]
+    speeds = [(name, f"{speed.mean:.1f} ±{speed.deviation:.1f} t/s") for name, speed in found.speed.items()]
+    lines += [*_flow(tasks, width), *_flow(speeds, width)]
     return lines or [[("not measured yet: e measures", "faint")]]
 
 
-def _conditions(trial: Trial) -> str:
+def _flow(pairs: Sequence[tuple[str, str]], width: int) -> list[Line]:
+    """Names and values one after the other, as many to a line as fit."""
+    lines: list[Line] = []
+    used = 0
+    for name, value in pairs:
+        need = len(name) + len(value) + 4
+        if not lines or used + need > width:
+            lines.append([])
+            used = 0
+        lines[-1] += [(f"{name} ", "muted"), (f"{value}   ", "text")]
+        used += need
+    return lines
+
+
+def conditions(trial: Trial) -> str:
+    """`a.txt, 8 chunks of 512`."""
     found = trial.measured.conditions
     words = [clean(str(found.get("text", "")))]
     if "n_chunks" in found:

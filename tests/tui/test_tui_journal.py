@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from surgeon.tui.dialogs.write import WriteDialog
 from surgeon.tui.scatter import Point, scatter
 from surgeon.tui.session import Session
 from surgeon.tui.spans import plain, width_of
-from surgeon.tui.trial_lines import columns_for, compare_lines, head_line, ordered, trial_line
+from surgeon.tui.trial_lines import columns_for, compare_lines, head_line, ordered, signs, trial_line
 
 
 def trial(label: str, size: int, kld: float | None = None, plan: Plan | None = None, **rest: Any) -> Trial:
@@ -33,7 +34,9 @@ def trial(label: str, size: int, kld: float | None = None, plan: Plan | None = N
     conditions = {} if kld is None else {"text": "a.txt", "n_chunks": 8, "n_ctx": 512}
     recipe = "" if plan is None else to_toml(Recipe(plan))
     rest.setdefault("measured", Measured(figures, conditions))
-    return new_trial(label, size, 23_000_000, recipe=recipe, **rest)
+    when = rest.pop("when", None)
+    made = new_trial(label, size, 23_000_000, recipe=recipe, **rest)
+    return made if when is None else replace(made, when=when)
 
 
 TRIALS = [
@@ -243,7 +246,7 @@ def test_lines_are_as_wide_as_the_list(width: int) -> None:
     columns, name = columns_for(width)
     assert name >= 18
     assert columns[0].key == "size"
-    for line in (head_line(width, "size", True), trial_line(TRIALS[0], width, chosen=True, on_front=True)):
+    for line in (head_line(width, "size", True), trial_line(TRIALS[0], width, chosen=True, sign="◆")):
         assert width_of(line) == 4 + name + sum(column.width + 2 for column in columns) == width
     assert all(width_of(line) <= width for line in key_lines(width))
 
@@ -254,7 +257,18 @@ def test_what_was_not_measured_comes_last_in_any_order() -> None:
     assert ordered(TRIALS, "label", False)[0].label == "pruned"
     scored = trial("t", 1, measured=Measured(tasks={"a": (30.0, 1.0), "b": (50.0, 0.0)}))
     assert ordered([*TRIALS, scored], "tasks", True)[0] is scored
-    assert "40.00" in plain(trial_line(scored, 200, chosen=False, on_front=False))
+    assert "40.00" in plain(trial_line(scored, 200, chosen=False))
+
+
+def test_only_what_was_measured_alike_is_ranked() -> None:
+    other = trial("other", 1_000_000, 0.00001, when="2000-01-01")
+    other = replace(other, measured=replace(other.measured, conditions={"text": "b.txt"}))
+    found = signs([*TRIALS, other])
+    assert found == {TRIALS[0].id: "◆", TRIALS[1].id: "◆", TRIALS[2].id: "◆", other.id: "≠"}
+    newest = replace(other, when="2999-01-01")
+    assert signs([*TRIALS, newest])[newest.id] == "◆"
+    assert signs([*TRIALS, newest])[TRIALS[0].id] == "≠"
+    assert signs([TRIALS[4]]) == {}
 
 
 def test_speeds_are_compared_too() -> None:
@@ -265,7 +279,7 @@ def test_speeds_are_compared_too() -> None:
 
 
 def test_labels_cannot_write_on_the_terminal() -> None:
-    assert "\x1b" not in plain(trial_line(trial("a\x1b[2J", 1), 80, chosen=False, on_front=False))
+    assert "\x1b" not in plain(trial_line(trial("a\x1b[2J", 1), 80, chosen=False))
 
 
 # --- the plot
@@ -292,4 +306,4 @@ def test_points_that_are_all_alike_have_a_place_too() -> None:
 
 def test_a_plot_without_figures_says_so() -> None:
     assert "no trial has a KL divergence yet" in plain(plot_lines(TRIALS[4:], 80, 20)[0])
-    assert plain(plot_lines(TRIALS, 80, 20)[-1]) == "1 more without a place here"
+    assert plain(plot_lines(TRIALS, 80, 20)[-1]) == "1 more: not measured, or not on the same text"

@@ -145,7 +145,7 @@ async def test_escape_stops_within_a_blink(session: Session, cache: Path) -> Non
 async def test_a_killed_child_is_one_line_and_the_screen_lives(session: Session) -> None:
     async with opened(session) as (app, pilot):
         await pilot.press("e")
-        await answer(app, pilot, what="ppl", **SMALL)
+        await answer(app, pilot, what="speed", **SMALL)
         job = app.main.measure_job
         assert job is not None
         await until(pilot, lambda: job.engine_run() is not None and job.engine_run().process is not None)  # type: ignore[union-attr]
@@ -219,7 +219,7 @@ async def test_without_the_engine_a_line_says_how_to_get_it(session: Session, mo
 async def test_one_run_at_a_time_and_quitting_asks(session: Session) -> None:
     async with opened(session) as (app, pilot):
         await pilot.press("e")
-        await answer(app, pilot, what="ppl", **SMALL)
+        await answer(app, pilot, what="speed", **SMALL)
         job = app.main.measure_job
         assert job is not None
         await pilot.press("b", "I")
@@ -272,8 +272,8 @@ async def test_the_tree_grows_and_a_stopped_collection_goes_on(
         await pilot.press("I")
         # Chunks longer than a batch go one by one, so that there is a state in between.
         monkeypatch.setattr("surgeon.tui.dialogs.measure_forms.SAVE_EVERY", 1)
-        monkeypatch.setattr("surgeon.tui.dialogs.measure_forms.BATCH", 64)
-        await answer(app, pilot, out=str(out), text=str(TEXT), chunks="12", context="64")
+        monkeypatch.setattr("surgeon.tui.dialogs.measure_forms.BATCH", 32)
+        await answer(app, pilot, out=str(out), text=str(TEXT), chunks="28", context="32")
         job = app.main.measure_job
         assert isinstance(job, CollectJob)
         await until(pilot, lambda: session.measurements.tensors or not job.running)
@@ -290,7 +290,7 @@ async def test_the_tree_grows_and_a_stopped_collection_goes_on(
         assert "it goes on" in form.answer
         await pilot.press("enter")
         await ran(app, pilot)
-        assert load_imatrix(out).chunk_count == 12
+        assert load_imatrix(out).chunk_count == 28
         assert not job.collection.partial.exists()
 
 
@@ -315,8 +315,8 @@ async def test_a_scan_fills_a_column_and_goes_on(session: Session) -> None:
         await pilot.press("S")
         form = app.screen
         assert isinstance(form, Form)
-        await answer(app, pilot, text=str(TEXT), chunks="2", context="64")
-        assert form.answer.startswith("text 3.81 kB\n12 layers, one left out at a time: 26 chunks")
+        await answer(app, pilot, text=str(TEXT), chunks="12", context="64")
+        assert form.answer.startswith("text 3.81 kB\n12 layers, one left out at a time: 156 chunks")
         await until(pilot, lambda: len(session.damages) >= 2)
         await pilot.press("escape")
         job = await ran(app, pilot)

@@ -35,6 +35,15 @@ class Field:
     options: tuple[tuple[str, str], ...] = ()
 
 
+class ListSuggester(PathSuggester):
+    """Completes the last of several paths with commas between them."""
+
+    async def get_suggestion(self, value: str) -> str | None:
+        before, comma, last = value.rpartition(",")
+        found = await super().get_suggestion(last)
+        return None if found is None else before + comma + found
+
+
 class Switches(Static, can_focus=True):
     """Options in one line: ← → go along them, Space switches."""
 
@@ -105,7 +114,8 @@ class Form(Dialog[Answers]):
     def _input(self, field: Field, dark: bool) -> Input | Switches:
         if field.options:
             return Switches(field, dark)
-        suggester = None if field.endings is None else PathSuggester(field.endings)
+        suggest = PathSuggester if field.endings else ListSuggester
+        suggester = None if field.endings is None else suggest(field.endings)
         return Input(field.value, placeholder=field.help, suggester=suggester, id=field.key, select_on_focus=False)
 
     def on_mount(self) -> None:

@@ -15,7 +15,7 @@ from textual.widgets import OptionList, Static
 
 from surgeon.errors import SurgeonError
 from surgeon.trial_records import free_label
-from surgeon.trial_tables import front, markdown
+from surgeon.trial_tables import markdown
 from surgeon.trials import Journal, Trial
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.dialogs.confirm import Confirm
@@ -24,7 +24,7 @@ from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.dialogs.trial_plot import TrialPlot
 from surgeon.tui.spans import Line, clean, elide_start, fit, plain, wrap
-from surgeon.tui.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, trial_line
+from surgeon.tui.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, signs, trial_line
 
 Answer = TypeVar("Answer")
 # What the screen is to do with a trial once the journal is closed.
@@ -92,10 +92,10 @@ class JournalDialog(Dialog[Wish]):
 
     def show_trials(self, at: str | None = None) -> None:
         dark, width = self.app.current_theme.dark, self.room - 2
-        on_front = {trial.id for trial in front(self.trials)}
+        sign = signs(self.trials)
         rows = []
         for trial in ordered(self.trials, self.sort, self.descending):
-            line = trial_line(trial, width, chosen=trial.id in self.chosen, on_front=trial.id in on_front)
+            line = trial_line(trial, width, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""))
             rows.append((trial.id, text_of([line], dark), True))
         empty: Line = [("no trials yet: w writes one, e measures the plan", "muted")]
         choices = self.query_one(Choices)
@@ -295,8 +295,8 @@ def key_lines(width: int) -> list[Line]:
 
 def about_lines(trial: Trial, width: int, height: int) -> list[Line]:
     """Figures, then what it is made of; in two columns where there is room."""
-    left = figure_lines(trial)
     half = width // 2 if width >= 110 else 0
+    left = figure_lines(trial, width - half)
     right = recipe_lines(trial, width - half)
     if not half:
         return [*left, *right][:height]

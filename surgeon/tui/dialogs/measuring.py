@@ -19,6 +19,9 @@ from surgeon.tui.spans import Line, clean, fit, plain, wrap
 _SHOWN = {"ppl": "PPL", "mean_kld": "KLD", "same_top": "same top", "score": "score", "tokens_per_second": "t/s"}
 
 
+RUN_LINES = 6
+
+
 class MeasureDialog(Dialog[None]):
     """Shows `job` below the tree, which may change meanwhile. Escape stops it, b lets it run on, l shows the log."""
 
@@ -49,7 +52,10 @@ class MeasureDialog(Dialog[None]):
     def redraw(self) -> None:
         if not self.query(Canvas):
             return  # it is being opened: what is new will be seen in its first frame
-        self.query_one("#measuring", Canvas).redraw()
+        canvas = self.query_one("#measuring", Canvas)
+        canvas.redraw()
+        # Results may need more lines than the run did.
+        canvas.styles.height = max(RUN_LINES, min(len(canvas.lines), self.app.size.height // 2))
         frame = self.query_one(Vertical)
         if frame.border_subtitle != self._keys():
             frame.border_subtitle = self._keys()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.trial_tables import front
 from surgeon.trials import Trial
 from surgeon.tui import figures
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.scatter import LETTERS, Point, scatter
 from surgeon.tui.spans import Line, clean, fit
+from surgeon.tui.trial_lines import conditions, measured_alike, measured_front
+
+MOST_ROWS = 30  # of the plot; a higher one is not easier to read
 
 
 class TrialPlot(Reader):
@@ -22,18 +24,20 @@ class TrialPlot(Reader):
 
 
 def plot_lines(trials: Sequence[Trial], width: int, height: int) -> list[Line]:
-    """The plot and its legend, smallest first; trials whose KL divergence was not measured are counted below it."""
-    placed = [(trial, kld) for trial in trials if (kld := trial.figure("mean_kld")) is not None]
+    """The plot and its legend, smallest first; trials that cannot be compared with the newest are counted below it."""
+    alike = measured_alike(trials)
+    measured = ((trial, trial.figure("mean_kld")) for trial in trials if trial.id in alike)
+    placed = [(trial, kld) for trial, kld in measured if kld is not None]
     placed.sort(key=lambda pair: pair[0].size)
     if not placed:
         return [[("no trial has a KL divergence yet: e measures", "muted")]]
-    on_front = {trial.id for trial in front(trial for trial, _ in placed)}
+    on_front = measured_front(trials)
     points = [
         Point(trial.size, kld, letter, trial.id in on_front, trial.best)
         for (trial, kld), letter in zip(placed, LETTERS, strict=False)
     ]
-    rows = max(8, height - min(len(points), 6) - 2)
-    lines = scatter(points, width, rows, "mean KLD")
+    rows = min(MOST_ROWS, max(8, height - min(len(points), 6) - 2))
+    lines = scatter(points, width, rows, f"mean KLD, {conditions(placed[0][0])}")
     for (trial, kld), point in zip(placed, points, strict=False):
         lines.append(
             [
@@ -45,4 +49,4 @@ def plot_lines(trials: Sequence[Trial], width: int, height: int) -> list[Line]:
             ]
         )
     left = len(trials) - len(points)
-    return lines if not left else [*lines, [(f"{left} more without a place here", "faint")]]
+    return lines if not left else [*lines, [(f"{left} more: not measured, or not on the same text", "faint")]]
