@@ -6,6 +6,9 @@ soon as it is there, so that a run that is stopped keeps what it has.
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -104,8 +107,13 @@ class Evaluation:
         stages = self._stages(base)
         self._count = len(stages)
         with ExitStack() as stack:
-            for self._index, stage in enumerate(stages):
-                yield from stage(stack)
+            try:
+                for self._index, stage in enumerate(stages):
+                    yield from stage(stack)
+            except SurgeonError as error:
+                if os.strerror(errno.ENOSPC) in str(error):
+                    raise _full(self.cache) from error
+                raise
 
     def _base(self, label: str) -> Base | None:
         wanted = self.wanted
@@ -208,6 +216,15 @@ class Evaluation:
             )  # fmt: skip
         if model == self._model:
             self.trial = trial
+
+
+def _full(cache: Path) -> SurgeonError:
+    """A full disk is the cache's, wherever model and output lie: say so, and how to choose another."""
+    free = shutil.disk_usage(cache).free
+    return SurgeonError(
+        f"{cache}: {os.strerror(errno.ENOSPC)}, {free:,} bytes free; make room, measure fewer chunks, "
+        "or set SURGEON_CACHE_DIR to a folder on another disk"
+    )
 
 
 def _stage(method: Callable[[Argument], Iterator[Standing]], argument: Argument) -> Stage:

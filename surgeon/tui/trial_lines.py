@@ -186,7 +186,10 @@ def figure_lines(trial: Trial, width: int = 70) -> list[Line]:
         (clean(name), f"{score:.2f}%" + (f" ±{error:.2f}" if error else ""))
         for name, (score, error) in found.tasks.items()
     ]
-    speeds = [(name, f"{speed.mean:.1f} ±{speed.deviation:.1f} t/s") for name, speed in found.speed.items()]
+    speeds = [
+        (name, f"{speed.mean:.1f} ±{speed.deviation:.1f} t/s, best {speed.best:.1f}")
+        for name, speed in found.speed.items()
+    ]
     lines += [*_flow(tasks, width), *_flow(speeds, width)]
     return lines or [[("not measured yet: e measures", "faint")]]
 

@@ -153,6 +153,19 @@ def test_a_model_that_does_not_load_is_one_line(journal: Journal, demo_model: Pa
     assert journal.trials() == []
 
 
+def test_a_full_disk_is_told_with_the_way_out(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SurgeonError("plan.gguf: cannot be written: No space left on device: 9 bytes needed")
+
+    monkeypatch.setattr("surgeon.evaluation.write", full)
+    evaluation = Evaluation(subject(demo_model, demo_imatrix, Plan("F16")), KLD, Engine(), journal, tmp_path / "cache")
+    with pytest.raises(SurgeonError, match=r"cache: No space left.*SURGEON_CACHE_DIR"):
+        list(evaluation.steps())
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["bases"]
+
+
 def test_neither_file_nor_plan(journal: Journal, demo_model: Path, tmp_path: Path) -> None:
     evaluation = Evaluation(Subject("lost", demo_model, 1), KLD, Engine(), journal, tmp_path)
     with pytest.raises(SurgeonError, match="lost: neither a file nor a plan"):

@@ -112,7 +112,7 @@ class JournalDialog(Dialog[Wish]):
         trial = self.trial
         lines: list[Line] = [[("─" * self.room, "faint")]]
         if trial is not None:
-            lines += about_lines(trial, self.room, max(3, self.app.size.height // 3 - 3))
+            lines += about_lines(trial, self.room, max(3, self.app.size.height // 3 - 1))
         self.query_one("#about", Static).update(self.text(lines))
 
     @property
