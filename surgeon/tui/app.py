@@ -73,6 +73,7 @@ class SurgeonApp(App[int]):
         if any(said):
             self.main.say(next(filter(None, said)), "warning" if self.config.problems else "text")
         self.main.load_damages()
+        self.main.tidy()
         self._schedule_warm_up()
 
     # --- the plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from surgeon.imatrix import load_imatrix
 from surgeon.operation import Summary
 from surgeon.recipe import read_recipe
 from surgeon.resolve import resolve
+from surgeon.scratch import sweep
 from surgeon.trial_records import recipe_text, record, written_output
 from surgeon.trials import Journal, Trial, model_identity, state_folder
 from surgeon.tui import figures
@@ -344,6 +346,13 @@ class MeasureActions(Workbench):
             self.session.damages[event.damage.layers[0]] = event.damage.mean_kld
             self.session.measurements.forget_scales()
             self.show_rows()
+
+    def tidy(self) -> None:
+        """Remove the temporary files of a run that was killed with its program."""
+        from surgeon.bases import cache_folder
+
+        with suppress(SurgeonError):  # without a cache folder there is nothing in it
+            sweep(cache_folder())
 
     def load_damages(self) -> None:
         """What the last scan of this model found."""
