@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from surgeon.trials import Trial
 
-_GB = 1e9
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _COMPARED = (
     "size", "bpw", "ppl", "ppl_ratio", "correlation", "mean_kld", "median_kld", "kld_99", "rms_delta_p", "same_top",
 )  # fmt: skip
@@ -84,13 +84,16 @@ def _name(trial: Trial) -> str:
 
 
 def _sizes(trials: Sequence[Trial]) -> str:
+    largest = max((max(trial.size, trial.source_size) for trial in trials), default=0)
+    unit, factor = next((pair for pair in _UNITS if largest >= pair[1]), _UNITS[-1])
     rows = []
     for trial in trials:
         source = trial.source_size
         shrinkage = f"{100 * (1 - trial.size / source):.1f}%" if source else ""
         bpw = f"{trial.bpw:.2f}" if trial.bpw is not None else ""
-        rows.append([_name(trial), f"{source / _GB:.2f}" if source else "", f"{trial.size / _GB:.2f}", shrinkage, bpw])
-    return _table("Sizes (in GB)", ["Model", "Source", "Size", "Shrinkage", "BPW"], rows)
+        before = f"{source / factor:.2f}" if source else ""
+        rows.append([_name(trial), before, f"{trial.size / factor:.2f}", shrinkage, bpw])
+    return _table(f"Sizes (in {unit})", ["Model", "Source", "Size", "Shrinkage", "BPW"], rows)
 
 
 def _scores(trials: Sequence[Trial]) -> str:
@@ -117,7 +120,22 @@ def _scores(trials: Sequence[Trial]) -> str:
             ]
         )
     header = ["Model", "μPPL", "𝜌PPL", "μKLD", "RMS Δp", "Same top p"]
-    return _table("Perplexity and KL divergence", header, rows)
+    windows = [measured_on(trial) for trial in trials if "ppl" in trial.measured.figures]
+    alike = len(set(windows)) == 1
+    if not alike:  # figures that cannot be compared must not stand side by side without saying so
+        header.append("Measured on")
+        rows = [[*row, text] for row, text in zip(rows, windows, strict=True)]
+    table = _table("Perplexity and KL divergence", header, rows)
+    return f"{table}\n\nMeasured on {windows[0]}." if table and alike and windows[0] else table
+
+
+def measured_on(trial: Trial) -> str:
+    """`a.txt, 8 chunks of 512 tokens`; empty where it is not known."""
+    found = trial.measured.conditions
+    words = [str(found["text"])] if "text" in found else []
+    if "n_chunks" in found and "n_ctx" in found:
+        words.append(f"{found['n_chunks']} chunks of {found['n_ctx']} tokens")
+    return ", ".join(words)
 
 
 def _tasks(trials: Sequence[Trial]) -> str:

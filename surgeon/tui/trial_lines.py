@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from surgeon.trial_tables import compare, front, unlike_conditions
+from surgeon.trial_tables import compare, front, measured_on, unlike_conditions
 from surgeon.trials import Trial
 from surgeon.tui import figures
 from surgeon.tui.spans import Line, clean, fit, wrap
@@ -181,7 +181,7 @@ def figure_lines(trial: Trial, width: int = 70) -> list[Line]:
             ]
         )
     if found.conditions:
-        lines.append([(conditions(trial), "faint")])
+        lines.append([(clean(measured_on(trial)), "faint")])
     tasks = [
         (clean(name), f"{score:.2f}%" + (f" ±{error:.2f}" if error else ""))
         for name, (score, error) in found.tasks.items()
@@ -206,15 +206,6 @@ def _flow(pairs: Sequence[tuple[str, str]], width: int) -> list[Line]:
         lines[-1] += [(f"{name} ", "muted"), (f"{value}   ", "text")]
         used += need
     return lines
-
-
-def conditions(trial: Trial) -> str:
-    """`a.txt, 8 chunks of 512`."""
-    found = trial.measured.conditions
-    words = [clean(str(found.get("text", "")))]
-    if "n_chunks" in found:
-        words.append(f"{found['n_chunks']} chunks of {found.get('n_ctx', '?')}")
-    return ", ".join(filter(None, words))
 
 
 def compare_lines(first: Trial, second: Trial, width: int) -> list[Line]:

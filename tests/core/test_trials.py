@@ -185,6 +185,16 @@ def test_tables_of_a_model_card() -> None:
     assert "| Q8 | 0.47 GiB | pp512 | 500.00 ±3.00 | 505.00 |" in tables
 
 
+def test_a_card_says_what_was_measured_on_what() -> None:
+    alike, other = [trial("a", 10, 0.5), trial("b", 20, 0.1)], new_trial("c", 30, 40, measured=measured(0.1, "b.txt"))
+    assert markdown(alike).endswith("Measured on a.txt.\n")
+    assert "Measured on |" not in markdown(alike)
+    mixed = markdown([*alike, other])
+    assert "| Same top p | Measured on |" in mixed
+    assert "| 90.000 | b.txt |" in mixed
+    assert "Sizes (in kB)" in mixed
+
+
 # --- what is measured
 
 

@@ -182,6 +182,6 @@ def test_figures_go_into_the_journal(
     assert journal.main([str(demo_model), "--compare", trial["id"], trial["id"]]) == 0
     assert "mean_kld" in output(capsys)
     assert journal.main([str(demo_model), "--markdown"]) == 0
-    assert "| **the whole** | 0.02 | 0.02 | 0.0% |" in output(capsys)
+    assert "| **the whole** | 23.23 | 23.23 | 0.0% |" in output(capsys)
     with pytest.raises(SurgeonError, match="has no trial 42"):
         journal.main([str(demo_model), "--recipe", "42"])

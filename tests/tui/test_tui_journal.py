@@ -170,7 +170,7 @@ async def test_exporting_markdown(session: Session, journal: Journal, model_copy
         await open_journal(app, pilot)
         await pilot.press("m", "enter")
         tables = model_copy.with_name("novels-12M-F16.trials.md").read_text()
-        assert "| q8 | 0.02 | 0.01 | 47.8% |" in tables
+        assert "| q8 | 23.00 | 12.00 | 47.8% |" in tables
         assert "### Perplexity and KL divergence" in tables
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from surgeon.trial_tables import measured_on
 from surgeon.trials import Trial
 from surgeon.tui import figures
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.scatter import LETTERS, Point, scatter
 from surgeon.tui.spans import Line, clean, fit
-from surgeon.tui.trial_lines import conditions, measured_alike, measured_front
+from surgeon.tui.trial_lines import measured_alike, measured_front
 
 MOST_ROWS = 30  # of the plot; a higher one is not easier to read
 
@@ -37,7 +38,7 @@ def plot_lines(trials: Sequence[Trial], width: int, height: int) -> list[Line]:
         for (trial, kld), letter in zip(placed, LETTERS, strict=False)
     ]
     rows = min(MOST_ROWS, max(8, height - min(len(points), 6) - 2))
-    lines = scatter(points, width, rows, f"mean KLD, {conditions(placed[0][0])}")
+    lines = scatter(points, width, rows, f"mean KLD, {clean(measured_on(placed[0][0]))}")
     for (trial, kld), point in zip(placed, points, strict=False):
         lines.append(
             [
