@@ -104,7 +104,7 @@ class SurgeonApp(App[int]):
 
     @on(Warmed)
     def warmed(self, event: Warmed) -> None:
-        if self.job is None or not self.job.running:
+        if not self.running_jobs:
             self._status(event.text)
 
     @on(WarmFailed)

@@ -58,7 +58,7 @@ METRICS: dict[str, Metric] = {
         Metric("std", "σ", "their standard deviation", "std", logarithmic=True),
         Metric("n", "N", "number of channels", "n"),
         _of_layers("kld", "KLD", "KL divergence measured with the layer left out: S measures it", logarithmic=True),
-        _of_layers("bi", "BI", "block influence: 1 − cosine of the stream before and after the layer"),
+        _of_layers("bi", "BI", "block influence: 1 − cosine of the stream before and after", logarithmic=True),
         _of_layers("lim", "LIM", "layer-input modification: −cosine, over all tokens as one vector"),
         _of_layers("wzd", "wZD", "share of the layer's weights with a z-score above 1", percent=True),
     )
