@@ -49,15 +49,15 @@ def put_group(out: Array, at: int, g: int, place: int, chosen: Chosen, lane: int
 def put_block(out: Array, at: int, d: float, chosen: Chosen, lane: int, filled: int, compat: bool) -> None:
     """Write the superblock whose groups are the lanes from `lane` on; bit `lane` of `filled`: the group is not zero."""
     out[at : at + BYTES] = 0
-    if d == F(0):
-        return
     put_half(out, at, d * F(1.033))
     place = 0
     for g in range(8):
         if filled >> lane + g & 1:
             put_group(out, at, g, place if compat else g, chosen, lane + g)
             place += 1
-        out[at + 106 + g // 2] |= chosen.codes[lane + g] << 4 * (g % 2)
+        # Weights so small that their squares vanish leave every scale 0; ggml keeps the points of such a block.
+        if d != F(0):
+            out[at + 106 + g // 2] |= chosen.codes[lane + g] << 4 * (g % 2)
 
 
 @kernel_with_grid("IQ3_S", QUANTIZE)

@@ -79,6 +79,19 @@ def test_ordinary_rows(ggml: Oracle, identical_blocks: Counter[tuple[str, str]],
                  identical_blocks, how)  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "weighted"), _COMBINATIONS, ids=_IDS)
+def test_vanishing_rows(ggml: Oracle, identical_blocks: Counter[tuple[str, str]], name: str, weighted: bool) -> None:
+    """Magnitudes at which squares, products of three or scales underflow, one after the other."""
+    rng = np.random.default_rng(11)
+    columns = _columns(name, 1)
+    exponents = -np.arange(6, 39, 1 if name not in _SLOW else 3, dtype=np.float64)[:, None]
+    rows = (rng.standard_normal((len(exponents), columns)) * 10.0**exponents).astype(np.float32)
+    weights = rng.random(columns).astype(np.float32) if weighted else None
+    how = "imatrix" if weighted else "plain"
+    _assert_same(quantize(rows, name, weights, compat=True), ggml.quantize(rows, name, weights), name,
+                 identical_blocks, how)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", sorted(USES_IMATRIX & quantizable - _SLOW))
 def test_hardly_any_weight(ggml: Oracle, identical_blocks: Counter[tuple[str, str]], name: str) -> None:
     """One to three channels that count: fits of one point, negative scales, values too large to round."""
