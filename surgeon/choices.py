@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 from surgeon.eligibility import OUTPUT, TOKEN_EMBEDDINGS, Category
 from surgeon.errors import SurgeonError
-from surgeon.mixes import COUNTER, Choice, Mix, Subject, choose
+from surgeon.mixes import COUNTER, Mix, Subject, choose
 from surgeon.plan import Plan, TypeRule
 from surgeon.tensor_facts import TensorFacts
 from surgeon_kernels.formats import FORMATS
@@ -26,8 +28,7 @@ class UnfitError(SurgeonError):
     """A row that no replacement fits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """type: None to copy; dedicated: by an option that in llama-quantize has no shape fallback; fell_back: it did."""
 
     type: str | None
@@ -36,11 +37,22 @@ class Wanted:
     fell_back: bool = False
 
 
+_COPIED = Wanted(None, "copied: COPY")
+Asked = tuple[object, ...]
+
+
+@lru_cache(8)
+def chosen_by(mix: Mix) -> dict[Asked, Wanted]:
+    """What `mix` chose so far; what was asked -> its answer."""
+    return {}
+
+
 @dataclass(slots=True)
 class Chooser:
     """Chooses type after type in output order, for tensors that may be quantized; the mixes count those of a kind.
 
-    mix: None when there is nothing to count (COPY, F16 …, `--pure`); rules: winning rule of each name.
+    mix: None when there is nothing to count (COPY, F16 …, `--pure`); rules: winning rule of each name; chosen: what the
+    mix chose so far (`chosen_by`).
     """
 
     plan: Plan
@@ -49,36 +61,35 @@ class Chooser:
     mix: Mix | None
     rules: dict[str, TypeRule]
     types: dict[str, str]
+    chosen: dict[Asked, Wanted]
     counters: dict[str, int] = field(default_factory=dict)
-    chosen: dict[tuple[Category, int, int, int], Wanted] = field(default_factory=dict)
 
     def wanted(self, facts: TensorFacts, name: str, layer: int | None, rule_name: str) -> Wanted:
         """name, layer: in the output; rule_name: the name rules are matched with. Raises SurgeonError."""
         explicit = self._explicit(facts, rule_name)
+        if self.mix is None:
+            return Wanted(self.base, self._base_reason) if explicit is None else explicit
         counter = COUNTER.get(facts.category)
         index = self.counters.get(counter, 0) if counter else 0
         # llama-quantize counts only what the mix decides, so that one override shifts the choice for later tensors.
         if counter and not (explicit is not None and self.plan.compat):
             self.counters[counter] = index + 1
-        if explicit is not None:
-            return explicit
-        assert self.base is not None
-        if self.mix is None:
-            return Wanted(self.base, f"base type of {self.plan.file_type}{', --pure' if self.plan.pure else ''}")
-        return self._mixed(self.mix, facts, name, layer, index)
+        return self._mixed(self.mix, facts, name, layer, index) if explicit is None else explicit
+
+    @property
+    def _base_reason(self) -> str:
+        return f"base type of {self.plan.file_type}{', --pure' if self.plan.pure else ''}"
 
     def _mixed(self, mix: Mix, facts: TensorFacts, name: str, layer: int | None, index: int) -> Wanted:
-        """The mix's choice, looked up when the same was asked before: in a dense model the name does not matter."""
-        key = (facts.category, index, facts.columns, facts.matrices)
-        dense = mix.n_expert <= 1 and mix.architecture != "glm5-next"
-        if dense and key in self.chosen:
-            return self.chosen[key]
-        subject = Subject(name, facts.category, facts.columns, facts.matrices, layer)
-        choice: Choice = choose(mix, subject, index, FORMATS[mix.base].block)
-        wanted = Wanted(choice.type, choice.why)
-        if dense:
-            self.chosen[key] = wanted
-        return wanted
+        """The mix's choice, looked up when the same mix was asked the same before, for this plan or an earlier one."""
+        key: Asked = (facts.category, index, facts.columns, facts.matrices)
+        if mix.reads_names:
+            key += (name, layer)
+        known = self.chosen.get(key)
+        if known is None:
+            subject = Subject(name, facts.category, facts.columns, facts.matrices, layer)
+            known = self.chosen[key] = Wanted(*choose(mix, subject, index, FORMATS[mix.base].block))
+        return known
 
     def _explicit(self, facts: TensorFacts, rule_name: str) -> Wanted | None:
         plan, name = self.plan, facts.name
@@ -86,7 +97,7 @@ class Chooser:
         if by_hand is not None:
             return Wanted(by_hand, "set by hand")
         if self.base is None:
-            return Wanted(None, "copied: COPY")
+            return _COPIED
         if plan.leave_output_tensor and name == OUTPUT:
             return Wanted(None, "copied: --leave-output-tensor")
         rule = self.rules.get(rule_name) if self.base_quantized else None

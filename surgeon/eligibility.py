@@ -13,6 +13,9 @@ from enum import StrEnum
 class Category(StrEnum):
     """What the mixes distinguish, by the word used in reasons."""
 
+    # As equal words do, and without a call of Enum's for each of thousands of look-ups.
+    __hash__ = str.__hash__
+
     OUTPUT = "output"
     TOKEN_EMBD = "token_embd"
     ATTENTION_QKV = "attn_qkv"

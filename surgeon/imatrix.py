@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,11 @@ class Imatrix:
     chunk_count: int = 0
     chunk_size: int = DEFAULT_CHUNK_SIZE
     is_legacy: bool = False
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Number of values of each entry."""
+        return {name: entry.sums.size for name, entry in self.entries.items()}
 
     def weights(self, name: str) -> NDArray[np.float32]:
         """float32[n_mat * n_per_mat]: the mean squares llama-quantize weighs errors by (1.0 for an unseen matrix).

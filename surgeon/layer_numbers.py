@@ -33,13 +33,14 @@ def number_layers(names: Iterable[tuple[str, int | None]], pruned: frozenset[int
     for place, present in enumerate(kept):
         if present in layers:
             layers[present] = place if gone else present
+    moved = {old: None if new is None else f"blk.{new}" for old, new in layers.items() if new != old}
     renamed: dict[str, str | None] = {}
     for name, layer in names:
-        if layer is None or layers[layer] == layer:
+        if layer not in moved:
             renamed[name] = name
         else:
-            number = layers[layer]
-            renamed[name] = None if number is None else f"blk.{number}{name[name.index('.', 4) :]}"
+            block = moved[layer]
+            renamed[name] = None if block is None else block + name[name.index(".", 4) :]
     return Numbering(layers, renamed, len(kept))
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from surgeon.eligibility import ATTENTION_V_LIKE, Category
 from surgeon.errors import SurgeonError
@@ -99,8 +100,7 @@ def parse_file_type(text: str) -> FileType:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """The tensor to be judged: columns: row length; matrices: ne[2]; layer: of a leading `blk.<n>.` in the output."""
 
     name: str
@@ -138,9 +138,13 @@ class Mix:
         assert self.file_type.base is not None, "COPY chooses no types"
         return self.file_type.base
 
+    @cached_property
+    def reads_names(self) -> bool:
+        """Whether a choice may depend on a tensor's name and layer, and not only on its kind, order and shape."""
+        return self.n_expert > 1 or self.architecture == "glm5-next"
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+
+class Choice(NamedTuple):
     type: str
     why: str
 

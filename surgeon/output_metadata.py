@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -41,7 +42,7 @@ _GUESSES = {
 } | {"NVFP4": 39}
 
 
-def base_metadata(model: Model, plan: Plan, types: Iterable[str]) -> Metadata:
+def base_metadata(model: Model, plan: Plan, types: tuple[str, ...]) -> Metadata:
     """Steps up to the user's overrides; types: those of all tensors of the input, in output order."""
     kv = _cut_at_nul(model) if plan.compat else dict(model.file.kv)
     _set(kv, "general.quantization_version", Value.of(ValueType.UINT32, QUANTIZATION_VERSION))
@@ -106,7 +107,7 @@ def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[in
     return sorted(original)
 
 
-def file_type_number(model: Model, plan: Plan, types: Iterable[str]) -> int:
+def file_type_number(model: Model, plan: Plan, types: tuple[str, ...]) -> int:
     """The TYPE's number; for COPY that of the source, else a guess."""
     if plan.file_type != "COPY":
         return FILE_TYPES[plan.file_type].number
@@ -115,7 +116,8 @@ def file_type_number(model: Model, plan: Plan, types: Iterable[str]) -> int:
     return number if isinstance(number, int) and 0 <= number < 1 << 32 else _guess(types) | GUESSED
 
 
-def _guess(types: Iterable[str]) -> int:
+@lru_cache(4)
+def _guess(types: tuple[str, ...]) -> int:
     """By the type that first reached the greatest count."""
     counts: Counter[str] = Counter()
     best, most = "F32", 0

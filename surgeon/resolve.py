@@ -5,15 +5,13 @@ Tree, size estimate, dry run, writer and the exported command all read the `Reso
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from surgeon.anatomy import AnatomyResult, TensorSlice, prune_metadata
 from surgeon.anatomy.roles import MAX_BLOCKS
-from surgeon.choices import Chooser, winning_rules
-from surgeon.eligibility import ATTENTION_V_LIKE, Category
+from surgeon.choices import Chooser, chosen_by, winning_rules
 from surgeon.errors import SurgeonError
 from surgeon.gguf_values import Value, ValueType
 from surgeon.hparams import read_hparams
@@ -51,9 +49,9 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
     if anatomy is not None and (anatomy.slices or anatomy.scales):
         order = _with_surgery(order, anatomy)
     weights = _entries(plan, imatrix)
-    chooser = _chooser(model, order, numbering, plan, bool(weights.sizes), findings)
+    chooser = _chooser(model, facts, numbering, plan, bool(weights.sizes), findings)
     decider = Decider(numbering, chooser, weights, findings)
-    ops = tuple(decider.operation(one) for one in order)
+    ops = tuple([decider.operation(one) for one in order])
     metadata = _metadata(model, facts, plan, imatrix, weights, numbering, anatomy, findings)
     return Resolution(
         model=model,
@@ -114,21 +112,21 @@ def _entries(plan: Plan, imatrix: Imatrix | None) -> Weights:
         return Weights({}, given=False)
     if plan.include_weights or plan.exclude_weights:
         imatrix = imatrix.filtered(plan.include_weights, plan.exclude_weights)
-    return Weights({name: entry.sums.size for name, entry in imatrix.entries.items()}, given=True)
+    return Weights(imatrix.sizes, given=True)
 
 
 def _chooser(
-    model: Model, order: Order, numbering: Numbering, plan: Plan, has_imatrix: bool, findings: Findings
+    model: Model, facts: ModelFacts, numbering: Numbering, plan: Plan, has_imatrix: bool, findings: Findings
 ) -> Chooser:
     base = FILE_TYPES[plan.file_type].base
     base_quantized = base is not None and FORMATS[base].is_quantized
-    mix = _mix(model, order, numbering, plan, has_imatrix) if base_quantized and not plan.pure else None
-    rules = _winning_rules(model, numbering, plan, findings)
-    return Chooser(plan, base, base_quantized, mix, rules, dict(plan.types))
+    mix = _mix(model, facts, numbering, plan, has_imatrix) if base_quantized and not plan.pure else None
+    rules = _winning_rules(facts, numbering, plan, findings)
+    chosen = {} if mix is None else chosen_by(mix)
+    return Chooser(plan, base, base_quantized, mix, rules, dict(plan.types), chosen)
 
 
-def _mix(model: Model, order: Order, numbering: Numbering, plan: Plan, has_imatrix: bool) -> Mix:
-    counts = Counter(one.category for one in order if numbering.names[one.name] is not None)
+def _mix(model: Model, facts: ModelFacts, numbering: Numbering, plan: Plan, has_imatrix: bool) -> Mix:
     hparams = read_hparams(model, plan.override_kv)
     gone = sum(number is None for number in numbering.layers.values())
     return Mix(
@@ -139,16 +137,15 @@ def _mix(model: Model, order: Order, numbering: Numbering, plan: Plan, has_imatr
         n_expert=hparams.n_expert,
         n_gqa=hparams.n_gqa,
         is_70b=hparams.is_70b,
-        n_attention_wv=sum(counts[category] for category in ATTENTION_V_LIKE),
-        tied=not counts[Category.OUTPUT],
+        n_attention_wv=sum(numbering.names[name] is not None for name in facts.attention_v),
+        tied=all(numbering.names[name] is None for name in facts.outputs),
         has_imatrix=has_imatrix,
         output_type=plan.output_tensor_type,
     )
 
 
-def _winning_rules(model: Model, numbering: Numbering, plan: Plan, findings: Findings) -> dict[str, TypeRule]:
+def _winning_rules(facts: ModelFacts, numbering: Numbering, plan: Plan, findings: Findings) -> dict[str, TypeRule]:
     """By the names the user sees, those of the input; llama-quantize matches the renumbered ones."""
-    facts = facts_of(model)
     found = []
     for rule in plan.rules:
         try:
@@ -176,7 +173,7 @@ def _metadata(
     findings: Findings,
 ) -> dict[str, Value]:
     try:
-        kv = base_metadata(model, plan, (one.from_type for one in facts.by_layer))
+        kv = base_metadata(model, plan, facts.types)
     except SurgeonError as error:
         findings.error(str(error))
         kv = dict(model.file.kv)

@@ -7,7 +7,7 @@ Names and keys are those of llama-quantize (`--keep-split`) and llama-gguf-split
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,16 @@ DEFAULT_ALIGNMENT = 32
 
 Metadata = tuple[tuple[str, Value], ...]
 Numbers = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one file to be written holds; numbers: the places of its tensors in `Resolution.kept`."""
+
+    path: Path
+    kv: Metadata
+    numbers: Numbers
+    alignment: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,12 @@ def shard_path(out: Path, number: int, count: int) -> Path:
 
 
 def lay_out(resolution: Resolution, out: Path, split_max_bytes: int = 0) -> tuple[OutputLayout, ...]:
-    """The files that `resolution` becomes when written to `out`.
+    """The files that `resolution` becomes when written to `out`; split_max_bytes: as in `parts`."""
+    return tuple(_layout(resolution, part) for part in parts(resolution, out, split_max_bytes))
+
+
+def parts(resolution: Resolution, out: Path, split_max_bytes: int = 0) -> tuple[Part, ...]:
+    """What each file holds that `resolution` becomes when written to `out`.
 
     split_max_bytes: 0 for no limit, else at most so many bytes of tensor data in a shard (a tensor larger than that has
     a shard to itself); it takes precedence over the plan's `keep_split`.
@@ -56,10 +71,10 @@ def lay_out(resolution: Resolution, out: Path, split_max_bytes: int = 0) -> tupl
         sizes = [-(-op.nbytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT for op in kept]
         return _shards(resolution, out, plain, groups_by_size(sizes, split_max_bytes), _gguf_split_keys)
     if not resolution.plan.keep_split:
-        return (_layout(resolution, out, plain, range(len(kept)), resolution.alignment),)
+        return (Part(out, plain, tuple(range(len(kept))), resolution.alignment),)
     shards = len(resolution.model.file.paths)
     if shards == 1:
-        return (_layout(resolution, shard_path(out, 0, 1), plain, range(len(kept)), resolution.alignment),)
+        return (Part(shard_path(out, 0, 1), plain, tuple(range(len(kept))), resolution.alignment),)
     return _shards(resolution, out, plain, groups_of_input(kept, shards), _keep_split_keys)
 
 
@@ -116,21 +131,20 @@ def _shards(
     plain: Metadata,
     groups: Sequence[Numbers],
     keys: Callable[[int, int, int], Metadata],
-) -> tuple[OutputLayout, ...]:
-    """One layout per group. Only the first carries `general.alignment`, so the others are laid out by the default."""
+) -> tuple[Part, ...]:
+    """One file per group. Only the first carries `general.alignment`, so the others are laid out by the default."""
     tensors = sum(map(len, groups))
-    layouts = []
+    found = []
     for number, group in enumerate(groups):
         kv = (plain if number == 0 else ()) + keys(number, len(groups), tensors)
         alignment = resolution.alignment if number == 0 else DEFAULT_ALIGNMENT
-        layouts.append(_layout(resolution, shard_path(out, number, len(groups)), kv, group, alignment))
-    return tuple(layouts)
+        found.append(Part(shard_path(out, number, len(groups)), kv, group, alignment))
+    return tuple(found)
 
 
-def _layout(resolution: Resolution, path: Path, kv: Metadata, numbers: Iterable[int], alignment: int) -> OutputLayout:
-    numbers = tuple(numbers)
-    entries = tuple(_entry(resolution.kept[number]) for number in numbers)
-    return OutputLayout(path, kv, entries, header(kv, entries, alignment), numbers)
+def _layout(resolution: Resolution, part: Part) -> OutputLayout:
+    entries = tuple(_entry(resolution.kept[number]) for number in part.numbers)
+    return OutputLayout(part.path, part.kv, entries, header(part.kv, entries, part.alignment), part.numbers)
 
 
 def _entry(op: TensorOp) -> Entry:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from surgeon.anatomy import TensorSlice
-from surgeon.eligibility import Category, category, kept_because
+from surgeon.eligibility import ATTENTION_V_LIKE, Category, category, kept_because
 from surgeon.layer_numbers import Numbering, number_layers
 from surgeon.model import Model, Tensor
 from surgeon.regex_ecma import compile_pattern
@@ -38,12 +38,18 @@ class TensorFacts:
 
 @dataclass(slots=True)
 class ModelFacts:
-    """by_layer: in llama-quantize's output order; by_offset: that of `--keep-split`; matches: names a pattern finds."""
+    """by_layer: in llama-quantize's output order; by_offset: that of `--keep-split`; names, types: as by_layer.
+
+    attention_v, outputs: the names a mix counts; matches: names a pattern finds, for each pattern asked for.
+    """
 
     by_layer: tuple[TensorFacts, ...]
     by_offset: tuple[TensorFacts, ...]
     by_name: dict[str, TensorFacts]
     names: tuple[str, ...]
+    types: tuple[str, ...]
+    attention_v: tuple[str, ...]
+    outputs: tuple[str, ...]
     numbered: list[tuple[str, int | None]]
     unpruned: Numbering
     matches: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -73,10 +79,18 @@ def _work_out(model: Model) -> ModelFacts:
     facts = [_facts(tensor, model.architecture) for tensor in model.tensors]
     by_layer = tuple(sorted(facts, key=lambda one: (_layer(one), one.name.encode())))
     by_offset = tuple(sorted(facts, key=lambda one: (one.tensor.info.shard, one.tensor.info.offset)))
-    names = tuple(one.name for one in by_layer)
-    by_name = {one.name: one for one in by_layer}
     numbered = [(one.name, one.tensor.layer) for one in by_layer]
-    return ModelFacts(by_layer, by_offset, by_name, names, numbered, number_layers(numbered, frozenset()))
+    return ModelFacts(
+        by_layer=by_layer,
+        by_offset=by_offset,
+        by_name={one.name: one for one in by_layer},
+        names=tuple(one.name for one in by_layer),
+        types=tuple(one.from_type for one in by_layer),
+        attention_v=tuple(one.name for one in by_layer if one.category in ATTENTION_V_LIKE),
+        outputs=tuple(one.name for one in by_layer if one.category is Category.OUTPUT),
+        numbered=numbered,
+        unpruned=number_layers(numbered, frozenset()),
+    )
 
 
 def _layer(facts: TensorFacts) -> int:

@@ -117,7 +117,7 @@ def test_slices_of_a_tensor_that_holds_all_layers(
     imatrix = Imatrix(tmp_path / "im", {name: ImatrixEntry(rng.random((3, 768), np.float32), np.ones(3, np.int64))})
     whole = resolve(load_model(path), Plan(types=((name, to_type),)), imatrix)
     (number,) = (number for number, op in enumerate(whole.ops) if op.source == name)
-    op = replace(whole.ops[number], slice=TensorSlice(name, dimension, keep))
+    op = whole.ops[number]._replace(slice=TensorSlice(name, dimension, keep))
     axis = 2 - dimension
     kept = np.concatenate([np.arange(start, end) for start, end in keep])
     expected = np.ascontiguousarray(values.take(kept, axis))
@@ -128,7 +128,7 @@ def test_slices_of_a_tensor_that_holds_all_layers(
     if to_type == "Q4_K":
         matrices = zip(expected, weights, strict=True)
         data = b"".join(surgeon_kernels.quantize(rows, "Q4_K", weight).tobytes() for rows, weight in matrices)
-    ops = (*whole.ops[:number], replace(op, nbytes=len(data)), *whole.ops[number + 1 :])
+    ops = (*whole.ops[:number], op._replace(nbytes=len(data)), *whole.ops[number + 1 :])
     list(write(replace(whole, ops=ops), imatrix, tmp_path / "out.gguf", WriteOptions(2, 20_000), threading.Event()))
     assert tensors_of(tmp_path / "out.gguf")[name] == (to_type, data)
     with open_gguf(tmp_path / "out.gguf") as file:

@@ -1,0 +1,93 @@
+"""What `resolve` keeps between plans changes no result, and sizes told are those of the headers laid out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gguf_builder import build_gguf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_prune_families import side_by_side
+from test_resolve import weights_for
+
+from surgeon import output_metadata, tensor_facts
+from surgeon.choices import chosen_by
+from surgeon.imatrix import Imatrix
+from surgeon.mixes import FILE_TYPES
+from surgeon.model import load_model
+from surgeon.plan import Plan, TypeRule
+from surgeon.resolve import Resolution, resolve
+from surgeon.splits import lay_out
+
+MODELS = ("dense.gguf", "moe8.gguf", "gemma3.gguf", "shard-00001-of-00003.gguf")
+TYPES = ("Q4_K", "Q6_K", "IQ2_XXS", "Q8_0", "F16")
+NAMES = ("output.weight", "token_embd.weight", "blk.0.attn_v.weight", "blk.3.ffn_down.weight", "blk.1.attn_norm.weight")
+
+plans = st.builds(
+    Plan,
+    file_type=st.sampled_from([*FILE_TYPES, *["COPY"] * 8]),
+    pruned=st.frozensets(st.integers(0, 4), max_size=3),
+    rules=st.lists(
+        st.builds(TypeRule, st.sampled_from(("attn_v", r"blk\.[0-2]\.", "ffn_.*", "output")), st.sampled_from(TYPES)),
+        max_size=2,
+    ).map(tuple),
+    types=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(TYPES), max_size=2).map(
+        lambda types: tuple(sorted(types.items()))
+    ),
+    include_weights=st.sampled_from(((), ("attn",))),
+    pure=st.booleans(),
+    leave_output_tensor=st.booleans(),
+    keep_split=st.booleans(),
+    compat=st.booleans(),
+)
+
+
+def forget() -> None:
+    tensor_facts._known.clear()
+    chosen_by.cache_clear()
+    output_metadata._guess.cache_clear()
+
+
+def outcome(resolution: Resolution) -> tuple[object, ...]:
+    """Everything but the model itself, which is another object when it was read anew."""
+    ops = [(op.tensor.name, op.ne, *op[1:]) for op in resolution.ops]
+    sizes = resolution.total_bytes, resolution.data_bytes, resolution.n_parameters, resolution.bpw
+    told = resolution.metadata, resolution.problems, resolution.renumbering, resolution.needs_imatrix
+    return ops, sizes, told, resolution.fallbacks
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(plans, st.booleans()), min_size=2, max_size=4))
+def test_earlier_plans_change_nothing(golden_models: Path, name: str, wanted: list[tuple[Plan, bool]]) -> None:
+    model = load_model(golden_models / name)
+    weights = weights_for(model)
+    kept = [outcome(resolve(model, plan, weights if weighed else None)) for plan, weighed in wanted]
+    again = load_model(golden_models / name)
+    for known, (plan, weighed) in zip(kept, wanted, strict=True):
+        forget()
+        fresh = Imatrix(weights.path, dict(weights.entries), weights.datasets, weights.chunk_count)
+        assert known == outcome(resolve(again, plan, fresh if weighed else None))
+
+
+def laid_out(resolution: Resolution) -> int:
+    return sum(layout.header.total_bytes for layout in lay_out(resolution, resolution.model.file.path))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plans)
+def test_sizes_are_those_of_the_headers(golden_models: Path, name: str, plan: Plan) -> None:
+    resolution = resolve(load_model(golden_models / name), plan)
+    assert resolution.total_bytes == laid_out(resolution)
+    assert resolution.n_parameters == sum(op.n_elements for op in resolution.kept)
+
+
+def test_sizes_with_tensors_of_all_layers_cut(tmp_path: Path) -> None:
+    kv = {"general.architecture": "gemma4", "gemma4.block_count": 8, "general.name": "Zwölf"}
+    tensors = side_by_side(8, 4) | {f"blk.{layer}.attn_norm.weight": ("F32", (4, 1)) for layer in range(8)}
+    resolution = resolve(load_model(build_gguf(tmp_path / "toy.gguf", kv, tensors)), Plan(pruned=frozenset({7})))
+    assert sum(op.slice is not None for op in resolution.ops) == 2
+    assert resolution.total_bytes == laid_out(resolution)
+    assert resolution.n_parameters == 28 * 8 + 32 * 28 + 7 * 4
