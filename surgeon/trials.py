@@ -193,7 +193,7 @@ def new_trial(label: str, size: int, source_size: int, **rest: Any) -> Trial:
     """A trial of now, with an identity of its own."""
     now = datetime.now(UTC)
     return Trial(
-        f"{now:%y%m%d%H%M%S}-{secrets.token_hex(2)}",
+        f"{now:%y%m%d%H%M%S}-{secrets.token_hex(4)}",
         now.isoformat(timespec="seconds"),
         label,
         size,
