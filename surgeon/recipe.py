@@ -28,6 +28,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,19 @@ def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Hash of a file in hexadecimal; raises RecipeError when it cannot be read."""
+    """Hash of a file in hexadecimal, worked out anew when the file was; raises RecipeError when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        known = os.stat(path)
+        return _sha256(os.fspath(path), known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@lru_cache(8)
+def _sha256(path: str, *_version: int) -> str:
+    """The screen keeps its plan, with this hash, after every few edits; the file may be hundreds of megabytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
