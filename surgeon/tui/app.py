@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from surgeon.tui.config import Config, load_config
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.main_screen import MainScreen
 from surgeon.tui.measuring import MeasureJob
-from surgeon.tui.messages import Reported, Warmed, WarmFailed, WriteFailed, Written
-from surgeon.tui.session import Session
+from surgeon.tui.messages import Measured, Reported, Warmed, WarmFailed, WriteFailed, Written
+from surgeon.tui.session import Session, statistics_of
 from surgeon.tui.theme import DARK, LIGHT, theme
 from surgeon.tui.warm_up import WarmUp
 from surgeon.tui.writing import WriteJob
@@ -72,9 +73,24 @@ class SurgeonApp(App[int]):
         said = [*self.config.problems, self.greeting]
         if any(said):
             self.main.say(next(filter(None, said)), "warning" if self.config.problems else "text")
+        if self.session.measure_later:
+            self._measure_now()
         self.main.load_damages()
         self.main.tidy()
         self._schedule_warm_up()
+
+    def _measure_now(self) -> None:
+        """The statistics that were left for after the first paint, in a thread."""
+        self.session.measure_later = False
+        imatrix = self.session.imatrix
+        if imatrix is not None:
+            self.run_worker(lambda: self.post_message(Measured(imatrix, *statistics_of(imatrix))), thread=True)
+
+    @on(Measured)
+    def measured(self, event: Measured) -> None:
+        if event.imatrix is self.session.imatrix:
+            self.session.show_statistics(event.rows, event.layers, event.influence)
+            self.main.show_rows()
 
     # --- the plan
 
@@ -185,9 +201,11 @@ class SurgeonApp(App[int]):
             self.keep_plan()
 
 
-def open_session(path: Path, imatrix: Path | None, recipe: Path | None, *, restore: bool = True) -> tuple[Session, str]:
+def open_session(
+    path: Path, imatrix: Path | None, recipe: Path | None, *, restore: bool = True, measure_later: bool = False
+) -> tuple[Session, str]:
     """The session for a model and what to tell at the start; raises SurgeonError for files that cannot be read."""
-    session = Session(load_model(path))
+    session = Session(load_model(path), measure_later=measure_later)
     greeting = ""
     if recipe is not None:
         greeting = session.use_recipe(load_recipe(recipe), f"recipe {recipe.name}")
@@ -221,8 +239,11 @@ def run(
         config = replace(config, theme="light" if light else "dark")
     if ascii_glyphs is not None:
         config = replace(config, ascii=ascii_glyphs)
-    session, greeting = open_session(path, imatrix, recipe)
+    session, greeting = open_session(path, imatrix, recipe, measure_later=True)
     app = SurgeonApp(session, config, greeting=greeting)
+    # What is there by now stays to the end: looking through it for garbage would hold up a key for 30 ms.
+    gc.freeze()
+    gc.enable()
     code = app.run(mouse=config.mouse if mouse is None else mouse)
     if code is None:
         code = app.return_code or 0

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from textual.message import Message
 
 from surgeon.operation import Progress, Summary
+
+if TYPE_CHECKING:
+    from surgeon.imatrix import Imatrix
+    from surgeon.influence import Influence
+    from surgeon.statistics import LayerStatistics, TensorStatistics
 
 
 class Reported(Message):
@@ -47,3 +55,17 @@ class WarmFailed(Message):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.text = text
+
+
+class Measured(Message):
+    """The statistics of an importance matrix."""
+
+    def __init__(
+        self,
+        imatrix: Imatrix,
+        rows: Sequence[TensorStatistics],
+        layers: Sequence[LayerStatistics],
+        influence: Influence | None,
+    ) -> None:
+        super().__init__()
+        self.imatrix, self.rows, self.layers, self.influence = imatrix, rows, layers, influence

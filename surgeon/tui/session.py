@@ -54,6 +54,7 @@ class Session:
     imatrices: dict[str, Imatrix] = field(default_factory=dict)
     measurements: Measurements = field(default_factory=Measurements)
     damages: dict[int, float] = field(default_factory=dict)  # KL divergence with a layer left out, where measured
+    measure_later: bool = False  # the first statistics are left to who shows the session, after its first paint
     resolution: Resolution = field(init=False)
 
     def __post_init__(self) -> None:
@@ -239,9 +240,8 @@ class Session:
     def measure(self) -> None:
         """Show the statistics of the plan's importance matrix."""
         self._measured = self.imatrix
-        rows = tensor_statistics(self.imatrix) if self.imatrix is not None else []
-        influence = None if self.imatrix is None else influence_of(self.imatrix.path)
-        self.show_statistics(rows, layer_statistics(rows), influence)
+        measured = None if self.imatrix is None or self.measure_later else statistics_of(self.imatrix)
+        self.show_statistics(*(measured or ([], [], None)))
 
     def show_statistics(
         self, rows: Sequence[TensorStatistics], layers: Sequence[LayerStatistics], influence: Influence | None
@@ -275,6 +275,12 @@ class Session:
             types=tuple(dict.fromkeys(op.to_type for op in kept if is_matrix(op.tensor))),
             changed=any(op.to_type != op.from_type for op in kept),
         )
+
+
+def statistics_of(imatrix: Imatrix) -> tuple[list[TensorStatistics], list[LayerStatistics], Influence | None]:
+    """What `show_statistics` takes: of the tensors, of the layers, and what lies beside the matrix."""
+    rows = tensor_statistics(imatrix)
+    return rows, layer_statistics(rows), influence_of(imatrix.path)
 
 
 class Summaries(dict[int, LayerSummary]):
