@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from surgeon.tui.canvas import Painter
+from surgeon.tui.canvas import Painter, changed_region
 from surgeon.tui.cells import DEFAULT_COLUMNS, Layout, heads, layout, row_line
 from surgeon.tui.metrics import METRICS
 from surgeon.tui.rows import LayerRow, Row, TensorRow
@@ -44,6 +44,7 @@ class TreeView(ScrollView, can_focus=True):
         self._layout: Layout | None = None
         self._shown: tuple[str, ...] = ()
         self._cached_painters: tuple[Painter, Painter] | None = None
+        self._drawn: dict[int, Line] = {}  # what each row said when it was last drawn
 
     # --- rows and cursor
 
@@ -54,6 +55,7 @@ class TreeView(ScrollView, can_focus=True):
     def set_rows(self, rows: list[Row], follow: Iterable[str] = ()) -> None:
         """Show other rows; the cursor stays on its row, or goes to the first of `follow` that is there."""
         self.rows, before = rows, self.rows
+        self._drawn.clear()
         self.virtual_size = Size(self.size.width, len(rows))
         self.refresh()
         if not follow and self._key_of(rows) == self._key_of(before):
@@ -120,6 +122,14 @@ class TreeView(ScrollView, can_focus=True):
     def redraw_row(self, index: int) -> None:
         self.refresh(Region(0, index - self.scroll_offset.y, self.size.width, 1))
 
+    def redraw(self) -> None:
+        """After what the rows say may have changed: draw again the cells on the screen that differ."""
+        top, width = self.scroll_offset.y, self.size.width
+        for index in range(top, min(top + self.size.height, len(self.rows))):
+            region = changed_region(self._drawn.get(index, []), self._line(index), index - top, width)
+            if region is not None:
+                self.refresh(region)
+
     # --- drawing
 
     @property
@@ -145,16 +155,16 @@ class TreeView(ScrollView, can_focus=True):
         plain, under_cursor = self._painters()
         if index >= len(self.rows):
             return plain.paint(self._empty(index), width)
+        line = self._drawn[index] = self._line(index)
+        return (under_cursor if index == self.cursor else plain).paint(line, width)
+
+    def _line(self, index: int) -> Line:
         row = self.rows[index]
         cursor = index == self.cursor
         marked = row.key in self.session.marks if isinstance(row, LayerRow) else self.session.is_marked(row.tensor)
         line = row_line(row, self.layout_, marked=marked, cursor=cursor)
-        if not cursor:
-            return plain.paint(line, width)
         # Greys chosen for the dark background would sink into the cursor's.
-        return under_cursor.paint(
-            [(text, "text" if role in ("muted", "faint") else role) for text, role in line], width
-        )
+        return [(text, "text" if role in ("muted", "faint") else role) for text, role in line] if cursor else line
 
     def _painters(self) -> tuple[Painter, Painter]:
         if self._cached_painters is None:

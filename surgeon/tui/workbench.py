@@ -89,7 +89,11 @@ class Workbench(Screen[None]):
             self.query_one(f"#{name}", Canvas).redraw()
 
     def plan_changed(self) -> None:
-        self.show_rows()
+        if self.view.filter is None and self.view.sort is None:
+            self.tree_.redraw()  # the rows are the same and look up what they say
+            self.show_rest()
+        else:
+            self.show_rows()
         self.app.plan_changed()
 
     def look(self, **changes: object) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from textual import events
+from textual.geometry import Region
 from tui_helpers import opened, session_of, text_of, tree, typed
 
 from surgeon.errors import Cancelled, SurgeonError
@@ -32,6 +33,7 @@ from surgeon.tui.dialogs.rules import Rules
 from surgeon.tui.dialogs.type_picker import TypePicker
 from surgeon.tui.dialogs.write import WriteDialog
 from surgeon.tui.main_screen import MainScreen
+from surgeon.tui.metrics import METRICS
 from surgeon.tui.session import Session, layer_key
 from surgeon.tui.writing import default_output
 
@@ -466,3 +468,27 @@ async def test_palette_knows_every_action(session: Session) -> None:
             name = action.action.partition("(")[0]
             assert callable(getattr(app.main, f"action_{name}", None)), action.id
         assert isinstance(app.main, MainScreen)
+
+
+async def test_statistics_left_for_later_come_after_the_first_paint(model_copy: Path, demo_imatrix: Path) -> None:
+    session, _ = open_session(model_copy, demo_imatrix, None, measure_later=True)
+    assert session.coverage is not None
+    assert not session.measurements.tensors
+    async with opened(session) as (app, pilot):
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        assert session.measurements.of_tensor(METRICS["sum"], "blk.3.attn_v.weight") is not None
+        assert session.shares_input("blk.3.attn_v.weight") == ("attn_k", "attn_q")
+
+
+async def test_what_is_not_drawn_again_was_right(session: Session) -> None:
+    """After every key the tree is what drawing all of it anew makes."""
+    async with opened(session) as (app, pilot):
+        tree_view = app.main.tree_
+        whole = Region(0, 0, *tree_view.size)
+        for key in "z J p j space u space k p m enter ctrl+f p U z u u".split():
+            await pilot.press(key)
+            await pilot.pause()
+            drawn = tree_view.render_lines(whole)
+            tree_view.refresh()
+            assert tree_view.render_lines(whole) == drawn, key
