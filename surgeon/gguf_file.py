@@ -205,6 +205,6 @@ def _checked_set(shards: list[Shard]) -> list[Shard]:
             "download the shards again"
         )
     return [
-        replace(shard, tensors=tuple(replace(info, shard=index) for info in shard.tensors))
+        replace(shard, tensors=tuple(info._replace(shard=index) for info in shard.tensors))
         for index, shard in enumerate(shards)
     ]

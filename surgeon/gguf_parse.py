@@ -15,8 +15,9 @@ import itertools
 import math
 import mmap
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from surgeon.gguf_values import ARRAY_HEAD, LENGTH, SIZES, GGUFError, Value, ValueType
 from surgeon_kernels.formats import BY_NUMBER, Format
@@ -36,8 +37,7 @@ _U32 = struct.Struct("<I")
 _AGAIN = "download or convert it again"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor of a file.
 
     ne: dimensions, row length first; offset: absolute, in bytes, in its file; nbytes: bytes of its data, for unknown
@@ -264,7 +264,7 @@ class _Parser:
         if known is None:
             return info
         try:
-            return replace(info, nbytes=known.row_bytes(ne[0]) * info.n_rows)
+            return info._replace(nbytes=known.row_bytes(ne[0]) * info.n_rows)
         except ValueError as error:
             raise self.error(f"tensor {name!r}: {error}") from None
 
@@ -286,5 +286,5 @@ def _placed(path: Path, infos: list[TensorInfo], data_start: int, size: int) -> 
             )
         if start + nbytes > limit or nbytes == 0:  # none left for an unknown type
             raise GGUFError(f"{path}: tensor {info.name!r} overlaps the tensor behind it, at byte {limit}; {_AGAIN}")
-        placed.append(replace(info, offset=start, nbytes=nbytes))
+        placed.append(info._replace(offset=start, nbytes=nbytes))
     return tuple(placed)
