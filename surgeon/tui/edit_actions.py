@@ -21,7 +21,10 @@ class EditActions(Workbench):
     def action_mark(self) -> None:
         if self.row is not None:
             self.session.toggle_mark(self.row.key)
-            self.tree_.redraw()
+            if isinstance(self.row, TensorRow):
+                self.tree_.redraw_row(self.tree_.cursor)
+            else:
+                self.tree_.redraw()
             self.tree_.move(self.tree_.cursor + 1)
             self.show_rest()
 
