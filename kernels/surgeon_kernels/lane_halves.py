@@ -11,6 +11,7 @@ from typing import Any
 from llvmlite import ir
 
 from .lane_types import FLOAT, HALF, I16, I32
+from .processor import HALVES
 
 
 def _like(value: Any, element: ir.Type) -> ir.Type:
@@ -22,14 +23,9 @@ def _constant(kind: ir.Type, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
-def _has_instruction(context: Any) -> bool:
-    triple, _, features = context.codegen().magic_tuple()
-    return "+f16c" in features or triple.startswith(("aarch64", "arm64"))
-
-
-def emit_to_half_bits(context: Any, builder: Any, value: Any) -> Any:
+def emit_to_half_bits(builder: Any, value: Any) -> Any:
     """LLVM for the float16 bits (i16) of the float `value`."""
-    if _has_instruction(context):
+    if HALVES:
         return builder.bitcast(builder.fptrunc(value, _like(value, HALF)), _like(value, I16))
     integer = _like(value, I32)
 
@@ -53,9 +49,9 @@ def emit_to_half_bits(context: Any, builder: Any, value: Any) -> Any:
     return builder.trunc(builder.or_(magnitude, sign), _like(value, I16))
 
 
-def emit_from_half_bits(context: Any, builder: Any, value: Any) -> Any:
+def emit_from_half_bits(builder: Any, value: Any) -> Any:
     """LLVM for the float whose float16 bits are `value` (i16)."""
-    if _has_instruction(context):
+    if HALVES:
         return builder.fpext(builder.bitcast(value, _like(value, HALF)), _like(value, FLOAT))
     integer, floating = _like(value, I32), _like(value, FLOAT)
     wide = builder.zext(value, integer)

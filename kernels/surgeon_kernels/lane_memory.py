@@ -16,12 +16,12 @@ from numba.core.typing.templates import Signature
 
 from .lane_halves import emit_from_half_bits, emit_to_half_bits
 from .lane_types import (
-    F32X,
     FLOAT,
     I8,
     I16,
     I32,
     I32X,
+    I64,
     LANES,
     LaneType,
     SlotsType,
@@ -31,6 +31,7 @@ from .lane_types import (
     i32_slots,
     lane_function,
 )
+from .processor import AVX512
 
 _ALIGNED = 64  # bytes of a vector: slots never straddle a cache line
 
@@ -130,14 +131,37 @@ store_bytes_u16 = _storer(I16, (types.uint8,), i32)
 store_bytes_i32 = _storer(I32, (types.uint8,), i32)
 
 
-def _emit_transpose(builder: Any, rows: list[Any]) -> list[Any]:
+def _interleaved(builder: Any, rows: list[Any]) -> list[Any]:
     """LLVM for the transpose of 16 vectors of 16: four rounds that interleave row i with row i + 8."""
-    low = ir.Constant(ir.VectorType(I32, LANES), [k // 2 + LANES * (k % 2) for k in range(LANES)])
-    high = ir.Constant(ir.VectorType(I32, LANES), [8 + k // 2 + LANES * (k % 2) for k in range(LANES)])
+    low = ir.Constant(I32X, [k // 2 + LANES * (k % 2) for k in range(LANES)])
+    high = ir.Constant(I32X, [8 + k // 2 + LANES * (k % 2) for k in range(LANES)])
     for _ in range(4):
         pairs = [(rows[i], rows[i + 8]) for i in range(8)]
         rows = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
     return rows
+
+
+def _transposed_eight(builder: Any, rows: list[Any]) -> list[Any]:
+    """LLVM for the transpose of 8 vectors of 8, by shuffles that have an instruction on AVX2 and on what is narrower.
+
+    Single elements of neighbouring rows are interleaved within each four lanes, then pairs, and fours change places.
+    """
+
+    def shuffled(a: Any, b: Any, order: list[int]) -> Any:
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 8), order))
+
+    singles = [
+        shuffled(rows[i], rows[i + 1], [start + k for start in (0, 4) for k in (at, 8 + at, at + 1, 9 + at)])
+        for i in (0, 2, 4, 6)
+        for at in (0, 2)
+    ]
+    pairs = [
+        shuffled(singles[i], singles[i + 2], [start + k for start in (0, 4) for k in (at, at + 1, 8 + at, 9 + at)])
+        for i in (0, 1, 4, 5)
+        for at in (0, 2)
+    ]
+    ends = (0, 1, 2, 3, 8, 9, 10, 11)
+    return [shuffled(pairs[i], pairs[i + 4], [at + k for k in ends]) for at in (0, 4) for i in range(4)]
 
 
 def _transposed_typing(slots: types.Type, first: types.Type, array: types.Type, index: types.Type,
@@ -149,13 +173,21 @@ def _transposed_typing(slots: types.Type, first: types.Type, array: types.Type, 
 
 def _transposed_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
     slots, first, array, index, stride = args
-    rows = []
-    for row in range(LANES):
-        start = builder.add(index, builder.mul(stride, ir.Constant(stride.type, row)))
-        rows.append(builder.load(address(context, builder, signature.args[2], array, start, F32X), align=4))
-    for column, vector in enumerate(_emit_transpose(builder, rows)):
-        target = builder.gep(slots, [builder.add(first, ir.Constant(first.type, column))])
-        builder.store(vector, target, align=_ALIGNED)
+    size = LANES if AVX512 else 8
+    part = ir.VectorType(FLOAT, size)
+    floats = builder.bitcast(builder.gep(slots, [first]), FLOAT.as_pointer())
+    for top in range(0, LANES, size):
+        starts = [builder.add(index, builder.mul(stride, I64(row))) for row in range(top, top + size)]
+        for left in range(0, LANES, size):
+            places = [builder.add(start, I64(left)) for start in starts]
+            rows = [
+                builder.load(address(context, builder, signature.args[2], array, place, part), align=4)
+                for place in places
+            ]
+            columns = _interleaved(builder, rows) if AVX512 else _transposed_eight(builder, rows)
+            for column, vector in enumerate(columns, left):
+                target = builder.gep(floats, [I64(LANES * column + top)])
+                builder.store(vector, builder.bitcast(target, part.as_pointer()), align=4 * size)
     return context.get_dummy_value()
 
 
@@ -192,7 +224,7 @@ def _half_at_typing(array: types.Type, index: types.Type) -> Signature | None:
 
 def _half_at_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
     pointer = address(context, builder, signature.args[0], args[0], args[1], I16)
-    return emit_from_half_bits(context, builder, builder.load(pointer, align=1))
+    return emit_from_half_bits(builder, builder.load(pointer, align=1))
 
 
 def _put_half_typing(array: types.Type, index: types.Type, value: types.Type) -> Signature | None:
@@ -203,7 +235,7 @@ def _put_half_typing(array: types.Type, index: types.Type, value: types.Type) ->
 
 def _put_half_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
     pointer = address(context, builder, signature.args[0], args[0], args[1], I16)
-    builder.store(emit_to_half_bits(context, builder, args[2]), pointer, align=1)
+    builder.store(emit_to_half_bits(builder, args[2]), pointer, align=1)
     return context.get_dummy_value()
 
 

@@ -19,11 +19,14 @@ from numba.core import types
 from numba.core.typing.templates import Signature
 from numba.extending import intrinsic, models, register_model
 
+from .processor import AVX2
+
 LANES = 16
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
-F32X, I32X, BITX = (ir.VectorType(element, LANES) for element in (FLOAT, I32, I1))
+F32X, I32X = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+MASKX = I32X if AVX2 else ir.VectorType(I1, LANES)  # why: lane_masks.py
 
 Emitter = Callable[[Any, Any, Signature, Any], Any]  # (context, builder, signature, arguments) -> LLVM value
 
@@ -47,7 +50,7 @@ class SlotsType(types.Type):
 
 f32 = LaneType(f"f32x{LANES}", F32X, types.float32)
 i32 = LaneType(f"i32x{LANES}", I32X, types.int32)
-mask = LaneType(f"mask{LANES}", BITX, types.boolean)
+mask = LaneType(f"mask{LANES}", MASKX, types.boolean)
 f32_slots, i32_slots = SlotsType(f32), SlotsType(i32)
 
 

@@ -11,6 +11,7 @@
     minimum, maximum                  C's `a < b ? a : b` and `a > b ? a : b` (f32 or i32)
     absolute, square_root, floor      of f32
     nearest(v)                        round half to even as f32, exact for |v| <= 2**22
+    nearest_within(v, low, high)      the same, cut to low .. high (scalars), exact for |v| <= 2**22
     nearest_int(v)                    ggml's `nearest_int` as i32, its wrapped garbage for larger values included
     to_float, to_int                  int32 <-> float32, towards zero; -2**31 for what does not fit, as on x86
     bits, from_bits                   the float32's bits as i32, and back
@@ -39,6 +40,7 @@ from numba.core.typing.templates import AbstractTemplate, Signature, infer_globa
 from numba.extending import lower_builtin
 
 from .lane_halves import emit_from_half_bits, emit_to_half_bits
+from .lane_masks import all_set, any_set, choose, compare_floats, compare_ints, halves, joined, set_bits
 from .lane_memory import (
     gather,
     half_at,
@@ -63,8 +65,8 @@ from .lane_memory import (
     store_u16,
 )
 from .lane_types import (
-    BITX,
     F32X,
+    FLOAT,
     I1,
     I16,
     I32,
@@ -84,15 +86,16 @@ from .lane_types import (
     mask,
     splat_constant,
 )
+from .processor import AVX2, AVX512
 
 __all__ = [
     "LANES", "absolute", "all_lanes", "any_lane", "bits", "f32", "f32_slots", "first_bit", "floor", "from_bits",
-    "from_half_bits",
-    "gather", "half_at", "half_bits", "i32", "i32_slots", "int_slots", "int_splat", "lane_bits", "lane_numbers",
-    "largest", "load_bytes_f32", "load_bytes_i32", "load_bytes_u16", "load_f32", "load_i8", "load_i32",
+    "from_half_bits", "gather", "half_at", "half_bits", "i32", "i32_slots", "int_slots", "int_splat", "lane_bits",
+    "lane_numbers", "largest", "load_bytes_f32", "load_bytes_i32", "load_bytes_u16", "load_f32", "load_i8", "load_i32",
     "load_transposed", "load_u8", "load_u16", "look_up", "mask", "maximum", "minimum", "nearest", "nearest_int",
-    "put_half", "select", "slots", "smallest", "splat", "square_root", "store_bytes_f32", "store_bytes_i32",
-    "store_bytes_u16", "store_f32", "store_i32", "store_u8", "store_u16", "to_float", "to_int", "total", "with_lane",
+    "nearest_within", "put_half", "select", "slots", "smallest", "splat", "square_root", "store_bytes_f32",
+    "store_bytes_i32", "store_bytes_u16", "store_f32", "store_i32", "store_u8", "store_u16", "to_float", "to_int",
+    "total", "with_lane",
 ]  # fmt: skip
 
 _ROUNDER = 12582912.0  # 1.5 * 2**23: adding it leaves the integer part in the low bits of the mantissa
@@ -152,11 +155,11 @@ _operator(operator.xor, {i32: lambda b, x, y: b.xor(x, y), mask: lambda b, x, y:
 
 
 def _comparison(operation: Any, sign: str) -> None:
-    # As in C, only != holds for a NaN.
-    floats = (
-        (lambda b, x, y: b.fcmp_unordered(sign, x, y)) if sign == "!=" else (lambda b, x, y: b.fcmp_ordered(sign, x, y))
-    )
-    _operator(operation, {f32: floats, i32: lambda b, x, y: b.icmp_signed(sign, x, y)}, mask)
+    emitters = {
+        f32: lambda b, x, y: compare_floats(b, sign, x, y),
+        i32: lambda b, x, y: compare_ints(b, sign, x, y),
+    }
+    _operator(operation, emitters, mask)
 
 
 for _operation, _sign in (
@@ -246,7 +249,7 @@ def _select_typing(condition: types.Type, a: types.Type, b: types.Type) -> Signa
     return a(mask, a, b) if condition == mask and a == b and isinstance(a, LaneType) else None
 
 
-select = lane_function(_select_typing, lambda context, builder, signature, args: builder.select(*args))
+select = lane_function(_select_typing, lambda context, builder, signature, args: choose(builder, *args))
 
 
 def _math(name: str) -> Any:
@@ -274,7 +277,33 @@ def _emit_to_int(builder: Any, value: Any) -> Any:
     return builder.select(fits, builder.fptosi(value, I32X), splat_constant(-(2**31), I32X))
 
 
+def _emit_nearest_within(builder: Any, value: Any, low: Any, high: Any) -> Any:
+    """AVX2 rounds in one instruction; elsewhere floats of one sign are compared as the integers of their bits.
+
+    Measured: the first saves a tenth of a search on Zen 3, the second is faster on Zen 4 with AVX-512, which compares
+    integers beside its arithmetic. SSE2 has no instruction that rounds.
+    """
+    limits = [broadcast(builder, limit) for limit in (low, high)]
+    if AVX2:
+        parts = zip(*(halves(builder, lanes) for lanes in (value, *limits)), strict=True)
+        return joined(builder, *(_rounded_within(builder, *part) for part in parts))
+    rounder = splat_constant(_ROUNDER)
+    lowest, highest = (builder.bitcast(builder.fadd(limit, rounder), I32X) for limit in limits)
+    found = builder.bitcast(builder.fadd(value, rounder), I32X)
+    found = builder.select(builder.icmp_signed(">", found, lowest), found, lowest)
+    found = builder.select(builder.icmp_signed("<", found, highest), found, highest)
+    return builder.fsub(builder.bitcast(found, F32X), rounder)
+
+
+def _rounded_within(builder: Any, value: Any, low: Any, high: Any) -> Any:
+    """Of eight lanes, by AVX's own instructions: LLVM would make two of a maximum with zero."""
+    rounded = call_intrinsic(builder, "llvm.roundeven.v8f32", value.type, [value])
+    raised = call_intrinsic(builder, "llvm.x86.avx.max.ps.256", value.type, [rounded, low])
+    return call_intrinsic(builder, "llvm.x86.avx.min.ps.256", value.type, [raised, high])
+
+
 nearest = fixed(f32(f32), _emit_nearest)
+nearest_within = fixed(f32(f32, types.float32, types.float32), _emit_nearest_within)
 nearest_int = fixed(i32(f32), _emit_nearest_int)
 to_int = fixed(i32(f32), _emit_to_int)
 to_float = fixed(f32(i32), lambda b, x: b.sitofp(x, F32X))
@@ -283,40 +312,31 @@ from_bits = fixed(f32(i32), lambda b, x: b.bitcast(x, F32X))
 
 
 def _half_bits_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
-    return builder.zext(emit_to_half_bits(context, builder, args[0]), I32X)
+    return builder.zext(emit_to_half_bits(builder, args[0]), I32X)
 
 
 def _from_half_bits_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
-    return emit_from_half_bits(context, builder, builder.trunc(args[0], ir.VectorType(I16, LANES)))
+    return emit_from_half_bits(builder, builder.trunc(args[0], ir.VectorType(I16, LANES)))
 
 
 half_bits = lane_function(lambda lanes: i32(lanes) if lanes == f32 else None, _half_bits_emit)
 from_half_bits = lane_function(lambda lanes: f32(lanes) if lanes == i32 else None, _from_half_bits_emit)
 
-_BITS = ir.IntType(LANES)
-first_bit = fixed(types.int64(types.int64), lambda b, x: b.cttz(x, ir.IntType(1)(0)))
-any_lane = fixed(types.boolean(mask), lambda b, m: b.icmp_unsigned("!=", b.bitcast(m, _BITS), _BITS(0)))
-all_lanes = fixed(types.boolean(mask), lambda b, m: b.icmp_unsigned("==", b.bitcast(m, _BITS), _BITS(2**LANES - 1)))
-lane_bits = fixed(types.int64(mask), lambda b, m: b.zext(b.bitcast(m, _BITS), I64))
-
-
-def _emit_first_lane(builder: Any, condition: Any) -> Any:
-    return builder.zext(
-        call_intrinsic(builder, f"llvm.cttz.i{LANES}", _BITS, [builder.bitcast(condition, _BITS), I1(0)]), I64
-    )
-
-
-first_lane = fixed(types.int64(mask), _emit_first_lane)
+first_bit = fixed(types.int64(types.int64), lambda b, x: b.cttz(x, I1(0)))
+any_lane = fixed(types.boolean(mask), any_set)
+all_lanes = fixed(types.boolean(mask), all_set)
+lane_bits = fixed(types.int64(mask), set_bits)
+first_lane = fixed(types.int64(mask), lambda b, m: b.cttz(b.or_(set_bits(b, m), I64(1 << LANES)), I1(0)))
 
 
 def _emit_reduction(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """Fold the upper half of the lanes onto the lower until one is left."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        order = [width + k if k < width else 0 for k in range(LANES)]
-        upper = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, LANES), order))
-        value = combine(value, upper)
+    """Fold the upper half of the lanes onto the lower until one is left; halves are vectors of their own."""
+    for width in (8, 4, 2, 1):
+        parts = [
+            builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, width), list(range(at, at + width))))
+            for at in (0, width)
+        ]
+        value = combine(*parts)
     return builder.extract_element(value, I32(0))
 
 
@@ -352,32 +372,30 @@ def _look_up_typing(table: types.Type, index: types.Type) -> Signature | None:
 
 def _permute_by_halves(builder: Any, table: Any, index: Any) -> Any:
     """AVX2's permutation of eight, for either half of the index in either half of the table."""
-    kind, integers = ir.VectorType(ir.FloatType(), 8), ir.VectorType(I32, 8)
-    numbers = [ir.Constant(integers, list(range(start, start + 8))) for start in (0, 8)]
-    tables = [builder.shuffle_vector(table, table, half) for half in numbers]
+    kind = ir.VectorType(FLOAT, 8)
     found = []
-    for half in numbers:
-        place = builder.shuffle_vector(index, index, half)
-        low, high = (call_intrinsic(builder, "llvm.x86.avx2.permps", kind, [part, place]) for part in tables)
-        found.append(builder.select(builder.icmp_signed(">", place, ir.Constant(integers, [7] * 8)), high, low))
-    return builder.shuffle_vector(*found, ir.Constant(I32X, list(range(LANES))))
+    for place in halves(builder, index):
+        low, high = (
+            call_intrinsic(builder, "llvm.x86.avx2.permps", kind, [part, place]) for part in halves(builder, table)
+        )
+        found.append(builder.select(builder.icmp_signed(">", place, ir.Constant(place.type, [7] * 8)), high, low))
+    return joined(builder, *found)
 
 
 def _look_up_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
     """One permutation instruction on AVX-512, four on AVX2, else a tree of selects over the four bits of the index."""
     table, index = args
-    _, _, features = context.codegen().magic_tuple()
-    if "+avx512f" in features:
+    if AVX512:
         as_float = builder.bitcast(table, F32X)
         permuted = call_intrinsic(builder, "llvm.x86.avx512.permvar.sf.512", F32X, [as_float, index])
         return builder.bitcast(permuted, table.type)
-    if "+avx2" in features:
+    if AVX2:
         return builder.bitcast(_permute_by_halves(builder, builder.bitcast(table, F32X), index), table.type)
     level = [
         builder.shuffle_vector(table, table, ir.Constant(ir.VectorType(I32, LANES), [k] * LANES)) for k in range(LANES)
     ]
     for bit in range(4):
-        chosen = builder.trunc(builder.lshr(index, splat_constant(bit, I32X)), BITX)
+        chosen = builder.trunc(builder.lshr(index, splat_constant(bit, I32X)), ir.VectorType(I1, LANES))
         level = [builder.select(chosen, level[k + 1], level[k]) for k in range(0, len(level), 2)]
     return level[0]
 

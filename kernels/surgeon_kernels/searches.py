@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from .cache import helper
+from .cache import helper, inlined
 from .lanes import (
     absolute,
     any_lane,
-    bits,
-    from_bits,
     int_splat,
     maximum,
     minimum,
     nearest,
     nearest_int,
+    nearest_within,
     select,
     slots,
     splat,
@@ -34,19 +33,7 @@ from .lanes import (
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 TINY = np.float32(1e-15)  # ggml's GROUP_MAX_EPS: a group this small is zero
-_ROUNDER = np.float32(12582912)  # 1.5 * 2**23: adding it leaves no room for a fraction
 _SAFE = np.float32(4.0e6)  # below 2**22 the quick rounding is exact
-
-
-@helper
-def nearest_within(v: Any, low: Any, high: Any) -> Any:
-    """Rounded `v` within low .. high, exact for |v| <= 2**22.
-
-    Floats of one sign are ordered as their bits are, and some processors compare integers beside their arithmetic.
-    """
-    raised = bits(v + _ROUNDER)
-    lowest, highest = bits(splat(low + _ROUNDER)), bits(splat(high + _ROUNDER))
-    return from_bits(minimum(maximum(raised, lowest), highest)) - _ROUNDER
 
 
 @helper
@@ -265,24 +252,19 @@ def signed_code(v: Any, nmax: Any) -> Any:
     return nearest_within(v, -nmax, nmax - _ONE)
 
 
-@helper
-def _symmetric_sums(x: Any, w: Any, wx: Any, n: int, nmax: Any, iscale: Any, iscale2: Any) -> Any:
-    """Sums of w * x * code and w * code**2 for the codes of two inverse scales, which share the loads."""
+@inlined
+def _symmetric_sums(x: Any, w: Any, wx: Any, n: int, nmax: Any, iscale: Any) -> Any:
+    """Sums of w * x * code and w * code**2 for the codes of an inverse scale."""
     sum_lx = splat(_ZERO)
     sum_l2 = splat(_ZERO)
-    sum_lx2 = splat(_ZERO)
-    sum_l22 = splat(_ZERO)
     for i in range(n):
         q = signed_code(iscale * x[i], nmax)
-        q2 = signed_code(iscale2 * x[i], nmax)
         sum_lx = sum_lx + wx[i] * q
         sum_l2 = sum_l2 + w[i] * q * q
-        sum_lx2 = sum_lx2 + wx[i] * q2
-        sum_l22 = sum_l22 + w[i] * q2 * q2
-    return sum_lx, sum_l2, sum_lx2, sum_l22
+    return sum_lx, sum_l2
 
 
-@helper
+@inlined
 def _take_better(sum_lx: Any, sum_l2: Any, iscale: Any, active: Any, kept: Any) -> Any:
     """Replace (scale, best, iscale) in the lanes where the candidate's fit is better."""
     scale, best, best_iscale = kept
@@ -314,17 +296,14 @@ def make_qx(x: Any, w: Any, n: int, nmax: Any) -> tuple[Any, Any]:
     active = ~(size < TINY)
     iscale = select(active, splat(-nmax) / top, splat(_ZERO))
     # The first fit is a candidate of its own (it is kept even where it explains nothing), then -9 .. 9 without 0.
-    iscale2 = _inverse_scale(top, nmax, -9)
-    sum_lx, sum_l2, sum_lx2, sum_l22 = _symmetric_sums(x, w, wx, n, nmax, iscale, iscale2)
+    sum_lx, sum_l2 = _symmetric_sums(x, w, wx, n, nmax, iscale)
     scale = select(sum_l2 != _ZERO, sum_lx / sum_l2, splat(_ZERO))
-    kept = _take_better(sum_lx2, sum_l22, iscale2, active, (scale, scale * sum_lx, iscale))
-    for pair in range(9):
-        step = 2 * pair - 8 if pair < 4 else 2 * pair - 7
-        iscale = _inverse_scale(top, nmax, step)
-        iscale2 = _inverse_scale(top, nmax, min(step + 1, 9))  # the last pair is 9 and 9: nothing changes
-        sum_lx, sum_l2, sum_lx2, sum_l22 = _symmetric_sums(x, w, wx, n, nmax, iscale, iscale2)
-        kept = _take_better(sum_lx, sum_l2, iscale, active, kept)
-        kept = _take_better(sum_lx2, sum_l22, iscale2, active, kept)
+    kept = (scale, scale * sum_lx, iscale)
+    for step in range(-9, 10):
+        if step != 0:
+            iscale = _inverse_scale(top, nmax, step)
+            sum_lx, sum_l2 = _symmetric_sums(x, w, wx, n, nmax, iscale)
+            kept = _take_better(sum_lx, sum_l2, iscale, active, kept)
     return select(active, kept[0], splat(_ZERO)), kept[2]
 
 
