@@ -11,8 +11,7 @@ from .cache import Kernel
 from .grids import Grid, grid
 
 _I32 = types.Array(types.int32, 1, "C", readonly=True)
-_U8 = types.Array(types.uint8, 1, "C", readonly=True)
-_GRID = types.NamedTuple([types.Array(types.uint8, 2, "C", readonly=True), _I32, _I32, _U8, _I32], Grid)
+_GRID = types.NamedTuple([types.Array(types.uint8, 2, "C", readonly=True), _I32, _I32, _I32, _I32], Grid)
 
 
 class GridKernel(Kernel):

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 
 # Neighbours are kept in chunks of this many, one for each SIMD lane.
 CHUNK = 16
-# Level of coordinate 0 where a chunk holds no neighbour: the error tables of the searches have infinity there.
-NO_LEVEL = 15
 
 _IQ2_XXS_POINTS = """
 VRUUVRBEQUEABBREABAAAAAEQAAUAEAAAAAABAAAUBBAQREAARQEQFAEQAAQAAAFEAAAUAAAAQAAQAAAQRQEQBQUAAAEAAAEAAAEAAAAAAAABBAAAAAA
@@ -134,15 +132,14 @@ class Grid(NamedTuple):
     packed: int32[n], the same in one number: 2 * level + 1 in the four bits from 4i up.
     lookup: int32[base**length]; the number of the point with code `u`, or, where `u` is no point, -1 - (32 * first +
         count): its neighbours are the chunks `first ... first + count - 1` of the next two.
-    levels: uint8[chunks * length * CHUNK], levels of neighbours, coordinate by coordinate within a chunk.
-    members: int32[chunks * CHUNK], their point numbers. A list that does not fill its last chunk repeats its first
-        member, but with NO_LEVEL in coordinate 0.
+    neighbours: int32[chunks * CHUNK], neighbours as `packed` has them; 0 where a list does not fill its last chunk.
+    members: int32[chunks * CHUNK], their point numbers; there that of the first.
     """
 
     points: NDArray[np.uint8]
     packed: NDArray[np.int32]
     lookup: NDArray[np.int32]
-    levels: NDArray[np.uint8]
+    neighbours: NDArray[np.int32]
     members: NDArray[np.int32]
 
 
@@ -189,12 +186,11 @@ def _build(codebook: Codebook) -> Grid:
     lookup[off] = -1 - (32 * first_chunk + chunks)
     packed = ((2 * points.astype(np.uint32) + 1) << (4 * np.arange(codebook.length, dtype=np.uint32))).sum(1)
     packed = packed.astype(np.uint32).view(np.int32)
-    by_member = points[members]
-    by_member[np.setdiff1d(np.arange(len(members)), places), 0] = NO_LEVEL
-    levels = np.ascontiguousarray(by_member.reshape(-1, CHUNK, codebook.length).transpose(0, 2, 1)).ravel()
-    for array in (points, packed, lookup, levels, members):
+    neighbours = np.zeros(len(members), np.int32)
+    neighbours[places] = packed[number]
+    for array in (points, packed, lookup, neighbours, members):
         array.setflags(write=False)
-    return Grid(points, packed, lookup, levels, members)
+    return Grid(points, packed, lookup, neighbours, members)
 
 
 _built: dict[str, Grid] = {}

@@ -122,7 +122,7 @@ def _nearest(
     part: int, lane: int, entry: int, scale: Any, delta: Any, groups: Sorted, tables: Lanes, grid: GridViews
 ) -> Any:
     """The neighbour for one part of one lane's group that is off the grid."""
-    position = to_float(lane_numbers() - 1) + delta
+    position = to_float((lane_numbers() & 7) - 1) + delta
     for i in range(LENGTH):
         at = LANES * (part * LENGTH + i) + lane
         difference = scale * position - groups.x[at]

@@ -17,14 +17,14 @@ import numpy as np
 
 from .cache import helper, inlined
 from .iq_tiles import F, Lanes
-from .lane_views import view, view_u8
+from .lane_views import view, view_i32
 from .lanes import (
     LANES,
     first_bit,
     int_splat,
     lane_bits,
     lane_numbers,
-    look_up,
+    look_up_eight,
     maximum,
     minimum,
     select,
@@ -32,6 +32,7 @@ from .lanes import (
     smallest,
     splat,
     to_float,
+    two_smallest,
 )
 
 View = Any  # what views are to the type checker
@@ -48,13 +49,13 @@ class GridViews(NamedTuple):
 
     packed: View
     lookup: View
-    levels: View
+    neighbours: View
     members: View
 
 
 @helper
 def grid_views(grid: Any) -> GridViews:
-    return GridViews(view(grid.packed), view(grid.lookup), view(grid.levels), view(grid.members))
+    return GridViews(view(grid.packed), view(grid.lookup), view(grid.neighbours), view(grid.members))
 
 
 class Memory(NamedTuple):
@@ -96,33 +97,36 @@ def make_nearest(length: int) -> Any:
     """The choice among the neighbours of one code, for points of `length` coordinates."""
 
     @inlined
-    def nearest(entry: int, tables: Lanes, grid: GridViews) -> Any:
-        """The first neighbour with the smallest error (its place in grid.members), that error and the next smallest.
+    def errors_of(chunk: int, tables: Lanes, grid: GridViews) -> Lanes:
+        """The errors of the sixteen neighbours of a chunk; infinite where there are no more."""
+        packed = view_i32(grid.neighbours, LANES * chunk)
+        error = select(packed == 0, splat(F(np.inf)), splat(F(0)))
+        for i in range(length):
+            error = error + look_up_eight(tables[i], packed >> 4 * i + 1)
+        return error
 
-        entry: of grid.lookup, negative; tables[i] lane l: the error of coordinate i at level l.
+    @inlined
+    def nearest(entry: int, tables: Lanes, grid: GridViews) -> Any:
+        """The first neighbour with the smallest error (its place in grid.neighbours), and the two smallest errors.
+
+        entry: of grid.lookup, negative; tables[i] lanes l and l + 8: the error of coordinate i at level l.
         """
         first, count = -1 - entry >> 5, -1 - entry & 31
-        infinite = splat(F(np.inf))
-        # A chunk that is not full is filled up with level 15 in coordinate 0.
-        tables[0] = select(lane_numbers() == 15, infinite, tables[0])
-        least = second = infinite
+        least = errors_of(first, tables, grid)
+        second = splat(F(np.inf))
         order = best = lane_numbers()
-        for chunk in range(first, first + count):
-            error = splat(F(0))
-            for i in range(length):
-                error = error + look_up(tables[i], view_u8(grid.levels, LANES * (chunk * length + i)))
+        for chunk in range(first + 1, first + count):
+            error = errors_of(chunk, tables, grid)
+            order = order + LANES
             best = select(error < least, order, best)
             second = minimum(second, maximum(error, least))
             least = minimum(error, least)
-            order = order + LANES
-        smallest_error = smallest(least)
+        smallest_error, second_error = two_smallest(least, second)
         if count == 1:
             place = first_bit(lane_bits(least == splat(smallest_error)))
         else:
             place = np.int64(smallest(select(least == splat(smallest_error), best, int_splat(LANES * 32))))
-        place = min(place, LANES * count - 1)
-        second = select(lane_numbers() == int_splat(place & 15), second, least)
-        return LANES * first + place, smallest_error, smallest(second)
+        return LANES * first + min(place, LANES * count - 1), smallest_error, second_error
 
     return nearest
 
@@ -135,7 +139,7 @@ def make_settle(length: int) -> Any:
     def evaluate(part: int, count: int, base: int, m: Memory, grid: GridViews) -> None:
         """Look at the trials in m.task, all by themselves: the processor works on several at once."""
         tables = slots(8)
-        position = to_float(lane_numbers() * 2 + 1)
+        position = to_float((lane_numbers() & 7) * 2 + 1)
         for n in range(count):
             at = m.task[n]
             scale = m.scales[at]
@@ -144,7 +148,7 @@ def make_settle(length: int) -> Any:
                 difference = scale * position - splat(m.x[weight])
                 tables[i] = m.root[weight] * difference * difference
             place, least, second = nearest(m.entry[at], tables, grid)
-            m.packed[base + at] = grid.packed[grid.members[place]]
+            m.packed[base + at] = grid.neighbours[place]
             m.lead[at] = second - least
             m.error[at] = second
 

@@ -52,8 +52,13 @@ def compare_floats(builder: Any, sign: str, a: Any, b: Any) -> Any:
 
 def compare_ints(builder: Any, sign: str, a: Any, b: Any) -> Any:
     """The mask of a `sign` b for i32 lanes."""
-    found = builder.icmp_signed(sign, a, b)
-    return builder.sext(found, I32X) if AVX2 else found
+    if not AVX2:
+        return builder.icmp_signed(sign, a, b)
+    found = [
+        builder.sext(builder.icmp_signed(sign, low, high), _HALF_INTS)
+        for low, high in zip(halves(builder, a), halves(builder, b), strict=True)
+    ]
+    return joined(builder, *found)
 
 
 def choose(builder: Any, condition: Any, a: Any, b: Any) -> Any:
@@ -90,5 +95,9 @@ def set_bits(builder: Any, condition: Any) -> Any:
     """i64 with lane i at bit i."""
     if not AVX2:
         return builder.zext(builder.bitcast(condition, _BITS), I64)
-    low, high = (_sign_bits(builder, half) for half in halves(builder, condition))
+    # Of the two intrinsics LLVM would make one comparison of sixteen, and pack it.
+    kind = ir.FunctionType(I32, [_HALF_FLOATS])
+    low, high = (
+        builder.asm(kind, "vmovmskps $1, $0", "=r,x", [half], False) for half in _half_floats(builder, condition)
+    )
     return builder.zext(builder.or_(low, builder.shl(high, I32(8))), I64)

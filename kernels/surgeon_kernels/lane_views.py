@@ -5,7 +5,7 @@ that this is needless. A view has no owner and costs nothing to pass around; the
 
     view(array or slots)       the view; item i of lane l of slots is at 16i + l
     v[i], v[i] = x             one number; indices are not checked
-    view_u8(v, i)              i32 lanes from v[i : i + 16] of a uint8 view
+    view_i32(v, i)             i32 lanes from v[i : i + 16] of an int32 view
     view_gather(v, lanes)      lane l = v[lanes[l]] of an int32 or a float32 view
 """
 
@@ -19,9 +19,9 @@ from numba.core import types
 from numba.core.typing.templates import AbstractTemplate, Signature, infer_global
 from numba.extending import lower_builtin, models, register_model
 
-from .lane_types import FLOAT, I8, I32, I32X, LANES, SlotsType, f32, i32, lane_function
+from .lane_types import FLOAT, I32, I32X, LANES, SlotsType, f32, i32, lane_function
 
-_ITEMS: dict[Any, Any] = {types.float32: FLOAT, types.int32: I32, types.uint8: I8}
+_ITEMS: dict[Any, Any] = {types.float32: FLOAT, types.int32: I32}
 
 
 class ViewType(types.Type):
@@ -84,12 +84,11 @@ for _dtype, _view in VIEWS.items():
     lower_builtin(operator.setitem, _view, types.intp, _dtype)(_set)
 
 
-def _u8_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
-    pointer = builder.bitcast(builder.gep(args[0], [args[1]]), ir.VectorType(I8, LANES).as_pointer())
-    return builder.zext(builder.load(pointer, align=1), I32X)
+def _i32_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
+    return builder.load(builder.bitcast(builder.gep(args[0], [args[1]]), I32X.as_pointer()), align=4)
 
 
-view_u8 = lane_function(lambda v, i: i32(v, types.intp) if v == VIEWS[types.uint8] else None, _u8_emit)
+view_i32 = lane_function(lambda v, i: i32(v, types.intp) if v == VIEWS[types.int32] else None, _i32_emit)
 
 
 def _gather_typing(v: types.Type, at: types.Type) -> Signature | None:

@@ -22,7 +22,9 @@
     largest, smallest, total          reductions to a scalar (total: i32 only, because float sums have an order)
     with_lane(x, i, s)                x with lane i replaced
     lane_numbers()                    i32 lanes 0 .. 15
+    two_smallest(a, b)                the two smallest of pairs a <= b of f32 lanes, as scalars
     look_up(table, index)             lane i = table lane index[i] (f32 or i32 table, index 0 .. 15)
+    look_up_eight(table, index)       lane i = table lane index[i] & 7; lanes 8 .. 15 of the table repeat 0 .. 7
 
 Python's float literals are float64 and are refused: write np.float32(0.5). Loads and stores are in lane_memory.py and
 are re-exported here. Nothing here contracts or reorders: every operation is one IEEE float32 operation.
@@ -35,7 +37,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba import types
 from numba.core.typing.templates import AbstractTemplate, Signature, infer_global
 from numba.extending import lower_builtin
 
@@ -92,10 +94,10 @@ __all__ = [
     "LANES", "absolute", "all_lanes", "any_lane", "bits", "f32", "f32_slots", "first_bit", "floor", "from_bits",
     "from_half_bits", "gather", "half_at", "half_bits", "i32", "i32_slots", "int_slots", "int_splat", "lane_bits",
     "lane_numbers", "largest", "load_bytes_f32", "load_bytes_i32", "load_bytes_u16", "load_f32", "load_i8", "load_i32",
-    "load_transposed", "load_u8", "load_u16", "look_up", "mask", "maximum", "minimum", "nearest", "nearest_int",
-    "nearest_within", "put_half", "select", "slots", "smallest", "splat", "square_root", "store_bytes_f32",
-    "store_bytes_i32", "store_bytes_u16", "store_f32", "store_i32", "store_u8", "store_u16", "to_float", "to_int",
-    "total", "with_lane",
+    "load_transposed", "load_u8", "load_u16", "look_up", "look_up_eight", "mask", "maximum", "minimum", "nearest",
+    "nearest_int", "nearest_within", "put_half", "select", "slots", "smallest", "splat", "square_root",
+    "store_bytes_f32", "store_bytes_i32", "store_bytes_u16", "store_f32", "store_i32", "store_u8", "store_u16",
+    "to_float", "to_int", "total", "two_smallest", "with_lane",
 ]  # fmt: skip
 
 _ROUNDER = 12582912.0  # 1.5 * 2**23: adding it leaves the integer part in the low bits of the mantissa
@@ -329,14 +331,19 @@ lane_bits = fixed(types.int64(mask), set_bits)
 first_lane = fixed(types.int64(mask), lambda b, m: b.cttz(b.or_(set_bits(b, m), I64(1 << LANES)), I1(0)))
 
 
+def _in_two(builder: Any, value: Any) -> list[Any]:
+    """The lower and the upper half of any vector, as vectors of their own."""
+    width = value.type.count // 2
+    return [
+        builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, width), list(range(at, at + width))))
+        for at in (0, width)
+    ]
+
+
 def _emit_reduction(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """Fold the upper half of the lanes onto the lower until one is left; halves are vectors of their own."""
-    for width in (8, 4, 2, 1):
-        parts = [
-            builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, width), list(range(at, at + width))))
-            for at in (0, width)
-        ]
-        value = combine(*parts)
+    """Fold the upper half of the lanes onto the lower until one is left."""
+    while value.type.count > 1:
+        value = combine(*_in_two(builder, value))
     return builder.extract_element(value, I32(0))
 
 
@@ -353,6 +360,26 @@ def _reduction(sign: str) -> Any:
 
 
 largest, smallest = _reduction(">"), _reduction("<")
+
+
+def _two_smallest_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
+    def lower(a: Any, b: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+    def upper(a: Any, b: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+    least, second = args
+    while least.type.count > 1:
+        (a, b), rest = _in_two(builder, least), lower(*_in_two(builder, second))
+        least, second = lower(a, b), lower(upper(a, b), rest)
+    results = [builder.extract_element(value, I32(0)) for value in (least, second)]
+    return context.make_tuple(builder, signature.return_type, results)
+
+
+two_smallest = lane_function(
+    lambda a, b: types.UniTuple(types.float32, 2)(a, b) if a == b == f32 else None, _two_smallest_emit
+)
 total = fixed(types.int32(i32), lambda b, x: _emit_reduction(b, x, b.add))
 
 
@@ -382,6 +409,15 @@ def _permute_by_halves(builder: Any, table: Any, index: Any) -> Any:
     return joined(builder, *found)
 
 
+def _chosen_by_bits(builder: Any, table: Any, index: Any, bits: int) -> Any:
+    """A tree of selects over the lowest bits of the index."""
+    level = [builder.shuffle_vector(table, table, ir.Constant(I32X, [k] * LANES)) for k in range(1 << bits)]
+    for bit in range(bits):
+        chosen = builder.trunc(builder.lshr(index, splat_constant(bit, I32X)), ir.VectorType(I1, LANES))
+        level = [builder.select(chosen, level[k + 1], level[k]) for k in range(0, len(level), 2)]
+    return level[0]
+
+
 def _look_up_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
     """One permutation instruction on AVX-512, four on AVX2, else a tree of selects over the four bits of the index."""
     table, index = args
@@ -391,13 +427,24 @@ def _look_up_emit(context: Any, builder: Any, signature: Signature, args: Any) -
         return builder.bitcast(permuted, table.type)
     if AVX2:
         return builder.bitcast(_permute_by_halves(builder, builder.bitcast(table, F32X), index), table.type)
-    level = [
-        builder.shuffle_vector(table, table, ir.Constant(ir.VectorType(I32, LANES), [k] * LANES)) for k in range(LANES)
-    ]
-    for bit in range(4):
-        chosen = builder.trunc(builder.lshr(index, splat_constant(bit, I32X)), ir.VectorType(I1, LANES))
-        level = [builder.select(chosen, level[k + 1], level[k]) for k in range(0, len(level), 2)]
-    return level[0]
+    return _chosen_by_bits(builder, table, index, 4)
+
+
+def _look_up_eight_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
+    """One permutation instruction for every register of the index, which sees its lowest bits only; else selects."""
+    table, index = args
+    if AVX512:
+        return _look_up_emit(context, builder, signature, args)
+    if AVX2:
+        low = halves(builder, table)[0]
+        found = [
+            call_intrinsic(builder, "llvm.x86.avx2.permps", low.type, [low, part]) for part in halves(builder, index)
+        ]
+        return joined(builder, *found)
+    return _chosen_by_bits(builder, table, index, 3)
 
 
 look_up = lane_function(_look_up_typing, _look_up_emit)
+look_up_eight = lane_function(
+    lambda table, index: _look_up_typing(table, index) if table == f32 else None, _look_up_eight_emit
+)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import binding
 from numba.core.registry import cpu_target
 
 _codegen: Any = cpu_target.target_context.codegen()
@@ -19,3 +20,6 @@ AVX2 = "+avx2" in _HAS and not AVX512
 ARM64 = _triple.startswith(("aarch64", "arm64"))
 HALVES = ARM64 or "+f16c" in _HAS
 """There are instructions that convert float16."""
+
+if AVX2:
+    binding.initialize_native_asmparser()  # numba initialises what it uses itself; lane_masks.py writes an instruction

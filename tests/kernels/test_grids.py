@@ -55,11 +55,9 @@ def test_neighbour_lists(name: str) -> None:
         assert members[: len(expected)].tolist() == expected
         assert (members[len(expected) :] == expected[0]).all()
         assert 0 <= members.size - len(expected) < grids.CHUNK
-        levels = (
-            grid.levels.reshape(-1, book.length, 16)[first : first + count].transpose(0, 2, 1).reshape(-1, book.length)
-        )
-        assert np.array_equal(levels[: len(expected)], grid.points[expected])
-        assert (levels[len(expected) :, 0] == grids.NO_LEVEL).all()
+        neighbours = grid.neighbours[16 * first : 16 * (first + count)]
+        assert np.array_equal(neighbours[: len(expected)], grid.packed[expected])
+        assert not neighbours[len(expected) :].any()
 
 
 def test_threads_share_one_grid() -> None:

@@ -97,6 +97,67 @@ def test_what_does_not_fit_wraps_as_on_x86() -> None:
     assert out[16:24].tolist() == [-(2**31)] * 3 + [-(2**31)] * 2 + [5000000, -5000000, -(2**31)]
 
 
+@njit(error_model="numpy")
+def _choices(a: Any, b: Any, out: Any) -> None:
+    x, y = ln.load_f32(a, 0), ln.load_f32(b, 0)
+    for i, chosen in enumerate((x < y, x <= y, x > y, x >= y, x == y, x != y)):
+        out[i] = ln.lane_bits(chosen)
+    out[6] = ln.lane_bits(ln.select(x < y, x == x, y > _F(0)) ^ ~(x > y))
+
+
+def test_comparisons_choices_and_a_nan() -> None:
+    a = np.resize(np.array([1, 2, 3, np.nan, -0.0, 5, np.inf], _F), 16)
+    b = np.resize(np.array([1, 3, 2, 1, 0.0, np.nan, np.inf, -np.inf, -1], _F), 16)
+    out = np.zeros(7, np.int64)
+    _choices(a, b, out)
+    chosen = np.where(a < b, a == a, b > 0) ^ ~(a > b)
+    for found, lanes in zip(out, (a < b, a <= b, a > b, a >= b, a == b, a != b, chosen), strict=True):
+        assert found == int(sum(1 << int(i) for i in np.flatnonzero(lanes)))
+
+
+@njit(error_model="numpy")
+def _rounded(a: Any, out: Any) -> None:
+    ln.store_f32(out, 0, ln.nearest_within(ln.load_f32(a, 0), _F(-4), _F(3)))
+
+
+def test_nearest_within_rounds_ties_to_even_and_cuts() -> None:
+    a = np.array([-9, -4.5, -4, -3.5, -2.5, -0.5, 0, 0.4, 0.5, 1.5, 2.5, 2.6, 3.4, 3.5, 1e6, -4e6], _F)
+    out = np.zeros(16, _F)
+    _rounded(a, out)
+    assert out.tolist() == np.clip(np.rint(a), -4, 3).tolist()
+
+
+@njit(error_model="numpy")
+def _two_smallest_of(a: Any, b: Any, out: Any) -> None:
+    out[0], out[1] = ln.two_smallest(ln.load_f32(a, 0), ln.load_f32(b, 0))
+
+
+def test_two_smallest() -> None:
+    rng = np.random.default_rng(5)
+    for ties in (False, True):
+        for _ in range(50):
+            pairs = rng.random((16, 2)).astype(_F)
+            if ties:
+                pairs = np.round(pairs * 8).astype(_F)
+            pairs.sort(axis=1)
+            out = np.zeros(2, _F)
+            _two_smallest_of(pairs[:, 0].copy(), pairs[:, 1].copy(), out)
+            assert out.tolist() == sorted(pairs.ravel().tolist())[:2]
+
+
+@njit(error_model="numpy")
+def _eight(table: Any, index: Any, out: Any) -> None:
+    ln.store_f32(out, 0, ln.look_up_eight(ln.load_f32(table, 0), ln.load_i32(index, 0)))
+
+
+def test_look_up_eight_sees_three_bits() -> None:
+    table = np.tile(np.arange(8, dtype=_F) / 3, 2)
+    index = np.array([0, 7, 8, 9, -1, -8, 16, 31, 5, 4, 3, 2, 1, 2**30 + 6, 100, 255], np.int32)
+    out = np.zeros(16, _F)
+    _eight(table, index, out)
+    assert out.tolist() == table[index & 7].tolist()
+
+
 @njit
 def _transposed(a: Any, out: Any) -> None:
     x = ln.slots(16)
