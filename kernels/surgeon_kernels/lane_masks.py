@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .lane_types import FLOAT, I8, I32, I32X, I64, LANES, call_intrinsic
+from .lane_types import FLOAT, I8, I32, I32X, I64, LANES, call_intrinsic, joined, parts
 from .processor import AVX2
 
 _BITS = ir.IntType(LANES)
@@ -20,20 +20,8 @@ _HALF_FLOATS, _HALF_INTS = ir.VectorType(FLOAT, 8), ir.VectorType(I32, 8)
 _PREDICATES = {"==": 0, "<": 1, "<=": 2, "!=": 4}  # of AVX's comparison; only != holds for a NaN, as in C
 
 
-def halves(builder: Any, value: Any) -> list[Any]:
-    """The lower and the upper eight lanes."""
-    return [
-        builder.shuffle_vector(value, value, ir.Constant(_HALF_INTS, list(range(start, start + 8)))) for start in (0, 8)
-    ]
-
-
-def joined(builder: Any, low: Any, high: Any) -> Any:
-    """Sixteen lanes of two eights."""
-    return builder.shuffle_vector(low, high, ir.Constant(I32X, list(range(LANES))))
-
-
 def _half_floats(builder: Any, value: Any) -> list[Any]:
-    return [builder.bitcast(half, _HALF_FLOATS) for half in halves(builder, value)]
+    return [builder.bitcast(half, _HALF_FLOATS) for half in parts(builder, value, 8)]
 
 
 def compare_floats(builder: Any, sign: str, a: Any, b: Any) -> Any:
@@ -45,7 +33,7 @@ def compare_floats(builder: Any, sign: str, a: Any, b: Any) -> Any:
         sign, a, b = sign.replace(">", "<"), b, a
     found = [
         call_intrinsic(builder, "llvm.x86.avx.cmp.ps.256", _HALF_FLOATS, [low, high, I8(_PREDICATES[sign])])
-        for low, high in zip(halves(builder, a), halves(builder, b), strict=True)
+        for low, high in zip(parts(builder, a, 8), parts(builder, b, 8), strict=True)
     ]
     return builder.bitcast(joined(builder, *found), I32X)
 
@@ -56,7 +44,7 @@ def compare_ints(builder: Any, sign: str, a: Any, b: Any) -> Any:
         return builder.icmp_signed(sign, a, b)
     found = [
         builder.sext(builder.icmp_signed(sign, low, high), _HALF_INTS)
-        for low, high in zip(halves(builder, a), halves(builder, b), strict=True)
+        for low, high in zip(parts(builder, a, 8), parts(builder, b, 8), strict=True)
     ]
     return joined(builder, *found)
 
@@ -65,10 +53,10 @@ def choose(builder: Any, condition: Any, a: Any, b: Any) -> Any:
     """Per lane `a` where the mask is set, else `b`; of f32, i32 or masks."""
     if not AVX2:
         return builder.select(condition, a, b)
-    parts = [_half_floats(builder, value) for value in (b, a, condition)]
+    operands = [_half_floats(builder, value) for value in (b, a, condition)]
     chosen = [
         call_intrinsic(builder, "llvm.x86.avx.blendv.ps.256", _HALF_FLOATS, list(half))
-        for half in zip(*parts, strict=True)
+        for half in zip(*operands, strict=True)
     ]
     return builder.bitcast(joined(builder, *chosen), a.type)
 
@@ -81,14 +69,14 @@ def any_set(builder: Any, condition: Any) -> Any:
     """i1: whether any lane is set."""
     if not AVX2:
         return builder.icmp_unsigned("!=", builder.bitcast(condition, _BITS), _BITS(0))
-    return builder.icmp_unsigned("!=", _sign_bits(builder, builder.or_(*halves(builder, condition))), I32(0))
+    return builder.icmp_unsigned("!=", _sign_bits(builder, builder.or_(*parts(builder, condition, 8))), I32(0))
 
 
 def all_set(builder: Any, condition: Any) -> Any:
     """i1: whether all lanes are set."""
     if not AVX2:
         return builder.icmp_unsigned("==", builder.bitcast(condition, _BITS), _BITS(2**LANES - 1))
-    return builder.icmp_unsigned("==", _sign_bits(builder, builder.and_(*halves(builder, condition))), I32(255))
+    return builder.icmp_unsigned("==", _sign_bits(builder, builder.and_(*parts(builder, condition, 8))), I32(255))
 
 
 def set_bits(builder: Any, condition: Any) -> Any:

@@ -103,6 +103,20 @@ def broadcast(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
 
 
+def parts(builder: Any, value: Any, width: int) -> list[Any]:
+    """LLVM for a vector cut into vectors of `width`."""
+    return [
+        builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, width), list(range(at, at + width))))
+        for at in range(0, value.type.count, width)
+    ]
+
+
+def joined(builder: Any, low: Any, high: Any) -> Any:
+    """LLVM for two vectors as one."""
+    order = ir.VectorType(I32, 2 * low.type.count)
+    return builder.shuffle_vector(low, high, ir.Constant(order, list(range(order.count))))
+
+
 def call_intrinsic(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     """LLVM for a call of the LLVM intrinsic `name`."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])

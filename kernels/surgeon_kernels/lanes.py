@@ -42,7 +42,7 @@ from numba.core.typing.templates import AbstractTemplate, Signature, infer_globa
 from numba.extending import lower_builtin
 
 from .lane_halves import emit_from_half_bits, emit_to_half_bits
-from .lane_masks import all_set, any_set, choose, compare_floats, compare_ints, halves, joined, set_bits
+from .lane_masks import all_set, any_set, choose, compare_floats, compare_ints, set_bits
 from .lane_memory import (
     gather,
     half_at,
@@ -66,9 +66,9 @@ from .lane_memory import (
     store_u8,
     store_u16,
 )
+from .lane_tables import look_up, look_up_eight
 from .lane_types import (
     F32X,
-    FLOAT,
     I1,
     I16,
     I32,
@@ -84,11 +84,13 @@ from .lane_types import (
     fixed,
     i32,
     i32_slots,
+    joined,
     lane_function,
     mask,
+    parts,
     splat_constant,
 )
-from .processor import AVX2, AVX512
+from .processor import AVX2
 
 __all__ = [
     "LANES", "absolute", "all_lanes", "any_lane", "bits", "f32", "f32_slots", "first_bit", "floor", "from_bits",
@@ -287,8 +289,8 @@ def _emit_nearest_within(builder: Any, value: Any, low: Any, high: Any) -> Any:
     """
     limits = [broadcast(builder, limit) for limit in (low, high)]
     if AVX2:
-        parts = zip(*(halves(builder, lanes) for lanes in (value, *limits)), strict=True)
-        return joined(builder, *(_rounded_within(builder, *part) for part in parts))
+        halves = zip(*(parts(builder, lanes, 8) for lanes in (value, *limits)), strict=True)
+        return joined(builder, *(_rounded_within(builder, *half) for half in halves))
     rounder = splat_constant(_ROUNDER)
     lowest, highest = (builder.bitcast(builder.fadd(limit, rounder), I32X) for limit in limits)
     found = builder.bitcast(builder.fadd(value, rounder), I32X)
@@ -331,19 +333,10 @@ lane_bits = fixed(types.int64(mask), set_bits)
 first_lane = fixed(types.int64(mask), lambda b, m: b.cttz(b.or_(set_bits(b, m), I64(1 << LANES)), I1(0)))
 
 
-def _in_two(builder: Any, value: Any) -> list[Any]:
-    """The lower and the upper half of any vector, as vectors of their own."""
-    width = value.type.count // 2
-    return [
-        builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, width), list(range(at, at + width))))
-        for at in (0, width)
-    ]
-
-
 def _emit_reduction(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
     """Fold the upper half of the lanes onto the lower until one is left."""
     while value.type.count > 1:
-        value = combine(*_in_two(builder, value))
+        value = combine(*parts(builder, value, value.type.count // 2))
     return builder.extract_element(value, I32(0))
 
 
@@ -371,8 +364,9 @@ def _two_smallest_emit(context: Any, builder: Any, signature: Signature, args: A
 
     least, second = args
     while least.type.count > 1:
-        (a, b), rest = _in_two(builder, least), lower(*_in_two(builder, second))
-        least, second = lower(a, b), lower(upper(a, b), rest)
+        half = least.type.count // 2
+        a, b = parts(builder, least, half)
+        least, second = lower(a, b), lower(upper(a, b), lower(*parts(builder, second, half)))
     results = [builder.extract_element(value, I32(0)) for value in (least, second)]
     return context.make_tuple(builder, signature.return_type, results)
 
@@ -390,61 +384,4 @@ def _with_lane_typing(lanes: types.Type, index: types.Type, value: types.Type) -
 with_lane = lane_function(
     _with_lane_typing,
     lambda context, builder, signature, args: builder.insert_element(args[0], args[2], builder.trunc(args[1], I32)),
-)
-
-
-def _look_up_typing(table: types.Type, index: types.Type) -> Signature | None:
-    return table(table, index) if table in (f32, i32) and index == i32 else None
-
-
-def _permute_by_halves(builder: Any, table: Any, index: Any) -> Any:
-    """AVX2's permutation of eight, for either half of the index in either half of the table."""
-    kind = ir.VectorType(FLOAT, 8)
-    found = []
-    for place in halves(builder, index):
-        low, high = (
-            call_intrinsic(builder, "llvm.x86.avx2.permps", kind, [part, place]) for part in halves(builder, table)
-        )
-        found.append(builder.select(builder.icmp_signed(">", place, ir.Constant(place.type, [7] * 8)), high, low))
-    return joined(builder, *found)
-
-
-def _chosen_by_bits(builder: Any, table: Any, index: Any, bits: int) -> Any:
-    """A tree of selects over the lowest bits of the index."""
-    level = [builder.shuffle_vector(table, table, ir.Constant(I32X, [k] * LANES)) for k in range(1 << bits)]
-    for bit in range(bits):
-        chosen = builder.trunc(builder.lshr(index, splat_constant(bit, I32X)), ir.VectorType(I1, LANES))
-        level = [builder.select(chosen, level[k + 1], level[k]) for k in range(0, len(level), 2)]
-    return level[0]
-
-
-def _look_up_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
-    """One permutation instruction on AVX-512, four on AVX2, else a tree of selects over the four bits of the index."""
-    table, index = args
-    if AVX512:
-        as_float = builder.bitcast(table, F32X)
-        permuted = call_intrinsic(builder, "llvm.x86.avx512.permvar.sf.512", F32X, [as_float, index])
-        return builder.bitcast(permuted, table.type)
-    if AVX2:
-        return builder.bitcast(_permute_by_halves(builder, builder.bitcast(table, F32X), index), table.type)
-    return _chosen_by_bits(builder, table, index, 4)
-
-
-def _look_up_eight_emit(context: Any, builder: Any, signature: Signature, args: Any) -> Any:
-    """One permutation instruction for every register of the index, which sees its lowest bits only; else selects."""
-    table, index = args
-    if AVX512:
-        return _look_up_emit(context, builder, signature, args)
-    if AVX2:
-        low = halves(builder, table)[0]
-        found = [
-            call_intrinsic(builder, "llvm.x86.avx2.permps", low.type, [low, part]) for part in halves(builder, index)
-        ]
-        return joined(builder, *found)
-    return _chosen_by_bits(builder, table, index, 3)
-
-
-look_up = lane_function(_look_up_typing, _look_up_emit)
-look_up_eight = lane_function(
-    lambda table, index: _look_up_typing(table, index) if table == f32 else None, _look_up_eight_emit
 )

@@ -3,14 +3,17 @@
     python tests/benchmarks/bench_kernels.py [TYPE ...] [--rows N] [--columns N] [--rounds N]
 
 Student-t weights (4 degrees of freedom, scale 0.02), one thread, median of the thread's processor time; the two sides
-take turns, so that another program's work falls on both alike. `2 threads` is the speed by the clock of two Python
-threads over halves of the rows against one: it says something on an idle machine only. Mw/s are millions of weights
-per second. ggml's side is `ggml_quantize_chunk` and `to_float` of the xllamacpp package.
+take turns, so that another program's work falls on both alike. Mw/s are millions of weights per second. ggml's side is
+`ggml_quantize_chunk` and `to_float` of the xllamacpp package.
+
+`2 threads` is the speed by the clock of two threads over halves of the rows against one thread over all of them, each
+at work for a fifth of a second; beside it the same of ggml's function, which shows what the machine gives at that time.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import sys
 import time
@@ -32,21 +35,31 @@ import surgeon_kernels as kernels  # noqa: E402
 from surgeon_kernels.formats import FORMATS  # noqa: E402
 
 Floats = NDArray[np.float32]
+_THREAD_SECONDS = 0.2  # long beside the start of a thread and its turns at Python's lock
 
 
 @dataclass
 class Row:
-    """Mweights/s of one type: ours and ggml's; `two` is how much faster two threads are than one."""
+    """Mweights/s of one type: ours and ggml's; how much faster two threads are than one, ours and ggml's."""
 
     name: str
     how: str
     ours: float
     theirs: float
-    two: float
+    our_two: float
+    their_two: float
 
     @property
     def ratio(self) -> float:
         return self.ours / self.theirs
+
+
+@dataclass
+class Side:
+    """One side's work: over all rows, and over either half of them."""
+
+    whole: Callable[[], object]
+    halves: tuple[Callable[[], object], Callable[[], object]]
 
 
 def _seconds(task: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -55,24 +68,33 @@ def _seconds(task: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - started
 
 
-def _measure(ours: Callable[[], object], halves: list[Callable[[], object]], theirs: Callable[[], object],
-             weights: int, rounds: int) -> tuple[float, float, float]:  # fmt: skip
-    """Median Mweights/s of ours and of ggml's, and how much faster two threads are than one; all take turns."""
-    times: list[list[float]] = [[], [], [], []]
-    ours()
+def _measure(name: str, how: str, ours: Side, theirs: Side, weights: int, rounds: int) -> Row:
+    """Median speeds by processor time, and what two threads give by the clock; the sides take turns."""
+    ours.whole()
+    times = [(_seconds(ours.whole, time.thread_time), _seconds(theirs.whole, time.thread_time)) for _ in range(rounds)]
+    our_time, their_time = (median(side) for side in zip(*times, strict=True))
+    return Row(
+        name, how, weights / our_time / 1e6, weights / their_time / 1e6,
+        *_two_threads((ours, our_time), (theirs, their_time), rounds=rounds),
+    )  # fmt: skip
+
+
+def _two_threads(*sides: tuple[Side, float], rounds: int) -> list[float]:
+    """Per side, given with the seconds its work takes, how many times as fast two threads are as one."""
     with ThreadPoolExecutor(2) as pool:
 
-        def both() -> None:
-            for future in [pool.submit(half) for half in halves]:
+        def together(*tasks: Callable[[], object]) -> None:
+            for future in [pool.submit(task) for task in tasks]:
                 future.result()
 
-        both()
+        ratios: list[list[float]] = [[] for _ in sides]
         for _ in range(rounds):
-            times[0].append(_seconds(ours, time.thread_time))
-            times[1].append(_seconds(theirs, time.thread_time))
-            times[2].append(_seconds(ours, time.perf_counter))
-            times[3].append(_seconds(both, time.perf_counter))
-    return weights / median(times[0]) / 1e6, weights / median(times[1]) / 1e6, median(times[2]) / median(times[3])
+            for (side, seconds), found in zip(sides, ratios, strict=True):
+                times = math.ceil(_THREAD_SECONDS / seconds)
+                one, *halves = (_repeat(task, times) for task in (side.whole, *side.halves))
+                alone = _seconds(lambda one=one: together(one), time.perf_counter)
+                found.append(alone / _seconds(lambda halves=halves: together(*halves), time.perf_counter))
+    return [median(found) for found in ratios]
 
 
 def _repeat(task: Callable[[], object], times: int) -> Callable[[], object]:
@@ -83,40 +105,36 @@ def _repeat(task: Callable[[], object], times: int) -> Callable[[], object]:
     return repeated
 
 
+def _side(work: Callable[[slice], object], rows: int, repeat: int) -> Side:
+    parts = (slice(None), slice(rows // 2), slice(rows // 2, None))
+    whole, low, high = (_repeat(lambda part=part: work(part), repeat) for part in parts)
+    return Side(whole, (low, high))
+
+
 def bench_quantize(name: str, rows: Floats, weights: Floats | None, ggml: Oracle, rounds: int) -> Row:
     """Quantize `rows`; the few rows of a slow type keep ggml's part to seconds."""
     out = np.empty((rows.shape[0], FORMATS[name].row_bytes(rows.shape[1])), np.uint8)
-    middle = rows.shape[0] // 2
     ggml.prepare(name)
     repeat = 1 if name in kernels.USES_IMATRIX else 8
-    tasks = [
-        _repeat(lambda part=part: kernels.quantize_into(rows[part], name, out[part], weights), repeat)
-        for part in (slice(None), slice(middle), slice(middle, None))
-    ]
-    theirs = _repeat(lambda: ggml.quantize(rows, name, weights), repeat)
-    speeds = _measure(tasks[0], tasks[1:], theirs, rows.size * repeat, rounds)
-    return Row(name, "plain" if weights is None else "imatrix", *speeds)
+    ours = _side(lambda part: kernels.quantize_into(rows[part], name, out[part], weights), len(rows), repeat)
+    theirs = _side(lambda part: ggml.quantize(rows[part], name, weights), len(rows), repeat)
+    how = "plain" if weights is None else "imatrix"
+    return _measure(name, how, ours, theirs, rows.size * repeat, rounds)
 
 
 def bench_dequantize(name: str, rows: Floats, weights: Floats, ggml: Oracle, rounds: int) -> Row:
     blocks = kernels.quantize(rows, name, weights)
-    out = np.empty_like(rows)
-    middle = rows.shape[0] // 2
-    tasks = [
-        _repeat(lambda part=part: kernels.dequantize_into(blocks[part], name, out[part]), 16)
-        for part in (slice(None), slice(middle), slice(middle, None))
-    ]
-    theirs = out.copy()
-    speeds = _measure(
-        tasks[0], tasks[1:], _repeat(lambda: ggml.dequantize_into(blocks, name, theirs), 16), 16 * rows.size, rounds
-    )
-    return Row(name, "dequantize", *speeds)
+    out, their_out = np.empty_like(rows), np.empty_like(rows)
+    ours = _side(lambda part: kernels.dequantize_into(blocks[part], name, out[part]), len(rows), 16)
+    theirs = _side(lambda part: ggml.dequantize_into(blocks[part], name, their_out[part]), len(rows), 16)
+    return _measure(name, "dequantize", ours, theirs, 16 * rows.size, rounds)
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| type | | Mw/s | ggml Mw/s | ratio | 2 threads |", "|---|---|---:|---:|---:|---:|"]
+    lines = ["| type | | Mw/s | ggml Mw/s | ratio | 2 threads | ggml's |", "|---|---|---:|---:|---:|---:|---:|"]
     lines += [
-        f"| {row.name} | {row.how} | {row.ours:,.0f} | {row.theirs:,.1f} | {row.ratio:.1f} | {row.two:.2f} |"
+        f"| {row.name} | {row.how} | {row.ours:,.0f} | {row.theirs:,.1f} | {row.ratio:.1f} | {row.our_two:.2f} | "
+        f"{row.their_two:.2f} |"
         for row in rows
     ]
     return "\n".join(lines)
@@ -131,7 +149,8 @@ def _summary(rows: list[Row]) -> str:
             lines.append(
                 f"{how}: geometric mean {geometric_mean(row.ratio for row in chosen):.1f} x ggml over {len(chosen)} "
                 f"types, least {worst.ratio:.1f} x ({worst.name}); two threads "
-                f"{median(row.two for row in chosen):.2f} x one (median)"
+                f"{median(row.our_two for row in chosen):.2f} x one (median; ggml's "
+                f"{median(row.their_two for row in chosen):.2f})"
             )
     return "\n".join(lines)
 
