@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +37,18 @@ def test_importing_stays_light() -> None:
         "assert not {'numba', 'numpy', 'llvmlite'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_example_of_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = readme.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    blocks, restored, error = (names[name] for name in ("blocks", "restored", "error"))
+    assert (blocks.dtype, blocks.shape) == (np.uint8, (64, 2304))
+    assert (restored.dtype, restored.shape) == (np.float32, (64, 4096))
+    assert error.squared == pytest.approx(((names["rows"] - restored).astype(float) ** 2).sum(1))
+    assert error.weighted == pytest.approx(0.25 * error.squared)
 
 
 def test_a_type_by_name_or_enum() -> None:
