@@ -1,7 +1,8 @@
 """The quantizers of the 32-blocks and the K-quants said again, one element at a time, with nothing clever.
 
 numpy float32 scalars do the arithmetic, so every operation rounds as in C. A twin takes one row of one superblock (or
-block) and its importance or None, and returns the block's bytes as ggml would write them.
+block) and its importance or None, and returns the block's bytes as ggml would write them. The other formats are in
+twins_small.py, twins_iq4.py, twins_iq.py and twins_iq1.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 F = np.float32
 Vector = Sequence[np.float32]
 TINY = F(1e-15)
+ONE_AND_A_HALF_2_TO_23 = F(12582912)
 
 
 def half(value: np.float32) -> bytes:
@@ -25,7 +27,15 @@ def stored(value: np.float32) -> np.float32:
 
 
 def nearest_int(value: np.float32) -> int:
-    return (int(F(value + F(12582912)).view(np.uint32)) & 0x7FFFFF) - 0x400000
+    return (int((value + ONE_AND_A_HALF_2_TO_23).view(np.uint32)) & 0x7FFFFF) - 0x400000
+
+
+def round_away(value: np.float32) -> int:
+    """C's roundf: halves away from zero."""
+    whole = int(value)
+    if abs(value - F(whole)) < F(0.5):
+        return whole
+    return whole + 1 if value > 0 else whole - 1
 
 
 def clip(value: int, low: int, high: int) -> int:
@@ -37,6 +47,12 @@ def sequential_sum(terms: Sequence[np.float32]) -> np.float32:
     for term in terms:
         total = total + term
     return total
+
+
+def scale_sums(w: Vector, q: Vector, x: Vector) -> tuple[np.float32, np.float32]:
+    """Sums of w * q * x and w * q * q: their quotient is the scale with which q is nearest to x."""
+    sum_qx = sequential_sum([w_ * q_ * v for w_, q_, v in zip(w, q, x, strict=True)])
+    return sum_qx, sequential_sum([w_ * q_ * q_ for w_, q_ in zip(w, q, strict=True)])
 
 
 def largest_signed(x: Vector) -> np.float32:
@@ -196,6 +212,11 @@ def importance(x: Vector, weights: Vector, sigma2: np.float32) -> list[np.float3
     return [qw * np.sqrt(sigma2 + v * v) for qw, v in zip(weights, x, strict=True)]
 
 
+def fields(codes: Sequence[int], bits: int) -> int:
+    """Codes of `bits` bits beside each other, the first lowest."""
+    return sum(code << bits * k for k, code in enumerate(codes))
+
+
 def nibbles(codes: Sequence[int]) -> bytes:
     return bytes(codes[j] & 15 | (codes[j + 16] & 15) << 4 for j in range(16))
 
@@ -246,9 +267,7 @@ def q5_1(x: Vector, weights: Vector | None) -> bytes:
 def q8_0(x: Vector, weights: Vector | None) -> bytes:
     d = max(abs(v) for v in x) / F(127)
     inverse = F(1) / d if d != 0 else F(0)
-    exact = [F(v) * inverse for v in x]
-    codes = [int(v) + (1 if v > 0 else -1) * (abs(v - F(int(v))) >= F(0.5)) for v in exact]
-    return half(d) + bytes(q & 255 for q in codes)
+    return half(d) + bytes(round_away(v * inverse) & 255 for v in x)
 
 
 def two_bits(codes: Sequence[int]) -> bytes:
@@ -379,7 +398,8 @@ def q6_k(x: Vector, weights: Vector | None) -> bytes:
     return bytes(low) + high + bytes(scale & 255 for scale in scales) + half(d)
 
 
-TWINS: dict[str, Callable[[Vector, Vector | None], bytes]] = {
+Twin = Callable[[Vector, Vector | None], bytes]
+TWINS: dict[str, Twin] = {
     "Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q8_0": q8_0,
     "Q2_K": q2_k, "Q3_K": q3_k, "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k,
 }  # fmt: skip
