@@ -86,6 +86,9 @@ USES_IMATRIX = frozenset(
     "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS".split()
 )
 
+# Formats whose quantizer searches a codebook: the slow ones.
+USES_CODEBOOK = frozenset("IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S".split())
+
 # Formats that cannot be quantized at all without one (ggml stops the process; here it is a ValueError).
 REQUIRES_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 

@@ -20,7 +20,10 @@ from .registry import dequantizable, module_of, quantizable
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-_CHUNK = 1 << 17  # weights per kernel call: half a megabyte, so that the check leaves them in the cache for the kernel
+# Weights per kernel call. Threads meet at Python's lock between two calls: with an eighth of it, two of them quantized
+# to BF16 no faster than one. Errors need a restored copy of each chunk, which half a megabyte keeps in the cache.
+_CHUNK = 1 << 20
+_ERROR_CHUNK = 1 << 17
 _NO_WEIGHTS = np.empty(0, np.float32)
 _NO_WEIGHTS.flags.writeable = False
 
@@ -59,7 +62,7 @@ def quantize_into(rows: Floats, qtype: Any, out: Bytes, weights: Floats | None =
     _check_out(out, np.uint8, (rows.shape[0], format_.row_bytes(columns)))
     importance = _check_weights(weights, format_, columns)
     kernel = module_of(format_.name).quantize
-    for part in _chunks(rows):
+    for part in _chunks(rows, _CHUNK):
         values = _frozen(rows[part])
         _check_finite(values, part.start, columns)
         kernel(values, columns, importance, bool(compat), out[part].reshape(-1))
@@ -92,7 +95,7 @@ def quantization_error(
     row_bytes = format_.row_bytes(columns)
     result = QuantizationError(np.zeros(rows.shape[0]), np.zeros(rows.shape[0]))
     importance = _NO_WEIGHTS if weights is None else _check_matrix(weights, columns)
-    for part in _chunks(rows):
+    for part in _chunks(rows, _ERROR_CHUNK):
         blocks = np.empty((part.stop - part.start, row_bytes), np.uint8)
         quantize_into(rows[part], qtype, blocks, weights, compat=compat)
         restored = dequantize(blocks, qtype)
@@ -199,11 +202,11 @@ def _check_finite(values: Floats, first_row: int, columns: int) -> None:
         raise ValueError(f"row {row}, column {column} is {values[at]}: only finite values can be quantized")
 
 
-def _chunks(rows: Floats) -> Iterator[slice]:
-    """Slices of whole rows, each about `_CHUNK` weights."""
+def _chunks(rows: Floats, size: int) -> Iterator[slice]:
+    """Slices of whole rows, each of about `size` weights."""
     count, columns = rows.shape
     if columns:
-        step = max(1, _CHUNK // columns)
+        step = max(1, size // columns)
         for start in range(0, count, step):
             yield slice(start, min(start + step, count))
 

@@ -32,7 +32,7 @@ sys.path[:0] = [str(_ROOT / "tests" / "kernels")]
 from oracle import BYTE_EXACT, Oracle, oracle  # noqa: E402
 
 import surgeon_kernels as kernels  # noqa: E402
-from surgeon_kernels.formats import FORMATS  # noqa: E402
+from surgeon_kernels.formats import FORMATS, USES_CODEBOOK  # noqa: E402
 
 Floats = NDArray[np.float32]
 _THREAD_SECONDS = 0.2  # long beside the start of a thread and its turns at Python's lock
@@ -182,13 +182,13 @@ def main(arguments: list[str]) -> int:
     print(file=sys.stderr)
     results = []
     for name in names:
-        few = rows[: max(2, options.rows // 16)] if name.startswith(("IQ1", "IQ2", "IQ3")) else rows
+        few = rows[: max(2, options.rows // 16)] if name in USES_CODEBOOK else rows
         if name in kernels.USES_IMATRIX:
             results.append(bench_quantize(name, few, weights, oracle(), options.rounds))
         if name not in kernels.REQUIRES_IMATRIX:
             results.append(bench_quantize(name, few, None, oracle(), options.rounds))
         if name in kernels.dequantizable and name != "F32":
-            results.append(bench_dequantize(name, few, weights, oracle(), options.rounds))
+            results.append(bench_dequantize(name, rows, weights, oracle(), options.rounds))
         print(f"{name} measured", file=sys.stderr)
     results.sort(key=lambda row: ("imatrix", "plain", "dequantize").index(row.how))
     print(f"{_processor()}, {options.rows} x {options.columns} weights, medians of {options.rounds}\n")

@@ -21,14 +21,13 @@ from surgeon_kernels import (
     quantizable,
     quantize,
 )
-from surgeon_kernels.formats import FORMATS
+from surgeon_kernels.formats import FORMATS, USES_CODEBOOK
 
 _TYPES = sorted(quantizable - {"F32"})
 _COMBINATIONS = [
     (name, weighted) for name in _TYPES for weighted in (False, True) if weighted or name not in REQUIRES_IMATRIX
 ]
 _IDS = [f"{name}-{'imatrix' if weighted else 'plain'}" for name, weighted in _COMBINATIONS]
-_SLOW = frozenset(name for name in _TYPES if name.startswith(("IQ1", "IQ2", "IQ3")))  # in ggml, not here
 
 
 def _columns(name: str, blocks: int) -> int:
@@ -59,7 +58,7 @@ def test_nasty_rows(
     ggml: Oracle, identical_blocks: Counter[tuple[str, str]], name: str, weighted: bool, data: st.DataObject
 ) -> None:
     columns = _columns(name, data.draw(st.sampled_from([1, 2, 3])))
-    rows = data.draw(nasty_rows(columns, max_rows=2 if name in _SLOW else 18))
+    rows = data.draw(nasty_rows(columns, max_rows=2 if name in USES_CODEBOOK else 18))
     weights = data.draw(nasty_weights(columns)) if weighted else None
     how = "imatrix" if weighted else "plain"
     _assert_same(quantize(rows, name, weights, compat=True), ggml.quantize(rows, name, weights), name,
@@ -70,7 +69,7 @@ def test_nasty_rows(
 def test_ordinary_rows(ggml: Oracle, identical_blocks: Counter[tuple[str, str]], name: str, weighted: bool) -> None:
     """Weights as models have them, at many scales."""
     rng = np.random.default_rng(7)
-    count = 6 if name in _SLOW else 60
+    count = 6 if name in USES_CODEBOOK else 60
     scales = 10.0 ** rng.uniform(-5, 2, (count, 1))
     rows = (rng.standard_t(4, (count, 1536)) * scales).astype(np.float32)
     weights = (rng.random(1536) ** 4 * 100).astype(np.float32) if weighted else None
@@ -84,7 +83,7 @@ def test_vanishing_rows(ggml: Oracle, identical_blocks: Counter[tuple[str, str]]
     """Magnitudes at which squares, products of three or scales underflow, one after the other."""
     rng = np.random.default_rng(11)
     columns = _columns(name, 1)
-    exponents = -np.arange(6, 39, 1 if name not in _SLOW else 3, dtype=np.float64)[:, None]
+    exponents = -np.arange(6, 39, 1 if name not in USES_CODEBOOK else 3, dtype=np.float64)[:, None]
     rows = (rng.standard_normal((len(exponents), columns)) * 10.0**exponents).astype(np.float32)
     weights = rng.random(columns).astype(np.float32) if weighted else None
     how = "imatrix" if weighted else "plain"
@@ -92,7 +91,7 @@ def test_vanishing_rows(ggml: Oracle, identical_blocks: Counter[tuple[str, str]]
                  identical_blocks, how)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(USES_IMATRIX & quantizable - _SLOW))
+@pytest.mark.parametrize("name", sorted(USES_IMATRIX & quantizable - USES_CODEBOOK))
 def test_hardly_any_weight(ggml: Oracle, identical_blocks: Counter[tuple[str, str]], name: str) -> None:
     """One to three channels that count: fits of one point, negative scales, values too large to round."""
     columns = _columns(name, 1)

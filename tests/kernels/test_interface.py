@@ -13,6 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 import surgeon_kernels as kernels
+from surgeon_kernels import interface
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX
 
 _NAMES = sorted(kernels.quantizable)
@@ -86,14 +87,16 @@ def test_many_threads_at_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _NAMES)
-def test_more_rows_than_a_chunk(name: str) -> None:
+def test_more_rows_than_a_chunk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are handed to the kernels in chunks; their seams do not show."""
     block = max(FORMATS[name].block, 32)
     rows = (np.random.default_rng(6).standard_normal((300, block)) * 0.1).astype(np.float32)
     weights = _weights(name, block) if name in REQUIRES_IMATRIX else None
-    many = np.tile(rows, (max(1, 140_000 // rows.size), 1))
-    expected = np.tile(kernels.quantize(rows, name, weights), (many.shape[0] // 300, 1))
-    assert (kernels.quantize(many, name, weights) == expected).all()
+    expected = kernels.quantize(rows, name, weights)
+    assert rows.size < interface._CHUNK
+    for rows_at_once in (1, 7, 128):
+        monkeypatch.setattr(interface, "_CHUNK", rows_at_once * block + 1)
+        assert (kernels.quantize(rows, name, weights) == expected).all()
 
 
 def test_inputs_may_be_read_only_or_strided() -> None:
