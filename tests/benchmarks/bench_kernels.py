@@ -1,13 +1,14 @@
 """Speed of every kernel beside ggml's own, in one run, as a Markdown table.
 
-    python tests/benchmarks/bench_kernels.py [TYPE ...] [--rows N] [--columns N] [--rounds N]
+    python tests/benchmarks/bench_kernels.py [TYPE ...] [--threads] [--rows N] [--columns N] [--rounds N]
 
 Student-t weights (4 degrees of freedom, scale 0.02), one thread, median of the thread's processor time; the two sides
 take turns, so that another program's work falls on both alike. Mw/s are millions of weights per second. ggml's side is
 `ggml_quantize_chunk` and `to_float` of the xllamacpp package.
 
-`2 threads` is the speed by the clock of two threads over halves of the rows against one thread over all of them, each
-at work for a fifth of a second; beside it the same of ggml's function, which shows what the machine gives at that time.
+With --threads also how many times as fast as one thread two are by the clock, each over half of the rows, ours and
+ggml's. Before and after each round the same is asked of arithmetic that touches no memory; a round counts only if that
+got nearly two processors both times, because on a shared machine the second one is often busy.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 _ROOT = Path(__file__).parents[2]
@@ -33,21 +35,25 @@ from oracle import BYTE_EXACT, Oracle, oracle  # noqa: E402
 
 import surgeon_kernels as kernels  # noqa: E402
 from surgeon_kernels.formats import FORMATS, USES_CODEBOOK  # noqa: E402
+from surgeon_kernels.lanes import load_f32, store_f32  # noqa: E402
 
 Floats = NDArray[np.float32]
-_THREAD_SECONDS = 0.2  # long beside the start of a thread and its turns at Python's lock
+_ROUND_SECONDS = 0.02  # of our side at least: long beside filling the caches anew after ggml's turn
+_THREAD_SECONDS = 0.1  # long beside the start of a thread and its turns at Python's lock
+_ARITHMETIC = 16_000_000  # steps of the arithmetic that shows what the machine gives
+_TWO_PROCESSORS = 1.9
+_HALF = np.float32(0.5)
 
 
 @dataclass
 class Row:
-    """Mweights/s of one type: ours and ggml's; how much faster two threads are than one, ours and ggml's."""
+    """Mweights/s of one type, ours and ggml's; `threads` as `_two_threads` gives it."""
 
     name: str
     how: str
     ours: float
     theirs: float
-    our_two: float
-    their_two: float
+    threads: tuple[float, float, int] | None
 
     @property
     def ratio(self) -> float:
@@ -61,6 +67,10 @@ class Side:
     whole: Callable[[], object]
     halves: tuple[Callable[[], object], Callable[[], object]]
 
+    def repeated(self, times: int) -> Side:
+        low, high = self.halves
+        return Side(_repeat(self.whole, times), (_repeat(low, times), _repeat(high, times)))
+
 
 def _seconds(task: Callable[[], object], clock: Callable[[], float]) -> float:
     started = clock()
@@ -68,33 +78,64 @@ def _seconds(task: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - started
 
 
-def _measure(name: str, how: str, ours: Side, theirs: Side, weights: int, rounds: int) -> Row:
-    """Median speeds by processor time, and what two threads give by the clock; the sides take turns."""
+def _measure(name: str, how: str, sides: tuple[Side, Side], weights: int, options: argparse.Namespace) -> Row:
+    """Median speeds by processor time, ours and ggml's in turns, and what two threads give by the clock."""
+    ours, theirs = sides
     ours.whole()
-    times = [(_seconds(ours.whole, time.thread_time), _seconds(theirs.whole, time.thread_time)) for _ in range(rounds)]
-    our_time, their_time = (median(side) for side in zip(*times, strict=True))
-    return Row(
-        name, how, weights / our_time / 1e6, weights / their_time / 1e6,
-        *_two_threads((ours, our_time), (theirs, their_time), rounds=rounds),
-    )  # fmt: skip
+    times = math.ceil(_ROUND_SECONDS / _seconds(ours.whole, time.thread_time))
+    tasks = [_repeat(side.whole, times) for side in (ours, theirs)]
+    taken = [[_seconds(task, time.thread_time) / times for task in tasks] for _ in range(options.rounds)]
+    our_time, their_time = (median(side) for side in zip(*taken, strict=True))
+    threads = _two_threads(sides, (our_time, their_time), options.rounds) if options.threads else None
+    return Row(name, how, weights / our_time / 1e6, weights / their_time / 1e6, threads)
 
 
-def _two_threads(*sides: tuple[Side, float], rounds: int) -> list[float]:
-    """Per side, given with the seconds its work takes, how many times as fast two threads are as one."""
+def _two_threads(sides: tuple[Side, Side], seconds: tuple[float, float], rounds: int) -> tuple[float, float, int]:
+    """How many times as fast as one thread two are, ours and ggml's: medians of the rounds that count, and how many.
+
+    `seconds`: what either side's work takes. Tries four times `rounds` at most.
+    """
+    found: list[list[float]] = []
     with ThreadPoolExecutor(2) as pool:
+        for _ in range(4 * rounds):
+            before = _speed_up(pool, _arithmetic())
+            ratios = [
+                _speed_up(pool, side.repeated(math.ceil(_THREAD_SECONDS / one)))
+                for side, one in zip(sides, seconds, strict=True)
+            ]
+            if min(before, _speed_up(pool, _arithmetic())) > _TWO_PROCESSORS:
+                found.append(ratios)
+            if len(found) == rounds:
+                break
+    ours, theirs = ([ratios[side] for ratios in found] or [math.nan] for side in range(2))
+    return median(ours), median(theirs), len(found)
 
-        def together(*tasks: Callable[[], object]) -> None:
-            for future in [pool.submit(task) for task in tasks]:
-                future.result()
 
-        ratios: list[list[float]] = [[] for _ in sides]
-        for _ in range(rounds):
-            for (side, seconds), found in zip(sides, ratios, strict=True):
-                times = math.ceil(_THREAD_SECONDS / seconds)
-                one, *halves = (_repeat(task, times) for task in (side.whole, *side.halves))
-                alone = _seconds(lambda one=one: together(one), time.perf_counter)
-                found.append(alone / _seconds(lambda halves=halves: together(*halves), time.perf_counter))
-    return [median(found) for found in ratios]
+def _speed_up(pool: ThreadPoolExecutor, side: Side) -> float:
+    """Seconds of one thread over all of the work, by those of two threads with half of it each."""
+
+    def together(*tasks: Callable[[], object]) -> None:
+        for future in [pool.submit(task) for task in tasks]:
+            future.result()
+
+    alone = _seconds(lambda: together(side.whole), time.perf_counter)
+    return alone / _seconds(lambda: together(*side.halves), time.perf_counter)
+
+
+@njit(nogil=True)
+def _multiply_and_add(times: int, numbers: Floats) -> None:
+    a = b = load_f32(numbers, 0)
+    c = d = -a
+    for _ in range(times):
+        a, b, c, d = a * _HALF + _HALF, b * _HALF + _HALF, c * _HALF + _HALF, d * _HALF + _HALF
+    store_f32(numbers, 0, a + b + c + d)
+
+
+def _arithmetic() -> Side:
+    """Lanes in registers."""
+    numbers = np.ones(16, np.float32), np.ones(16, np.float32)
+    low, high = (lambda lanes=lanes: _multiply_and_add(_ARITHMETIC // 2, lanes) for lanes in numbers)
+    return Side(lambda: _multiply_and_add(_ARITHMETIC, numbers[0]), (low, high))
 
 
 def _repeat(task: Callable[[], object], times: int) -> Callable[[], object]:
@@ -105,38 +146,38 @@ def _repeat(task: Callable[[], object], times: int) -> Callable[[], object]:
     return repeated
 
 
-def _side(work: Callable[[slice], object], rows: int, repeat: int) -> Side:
-    parts = (slice(None), slice(rows // 2), slice(rows // 2, None))
-    whole, low, high = (_repeat(lambda part=part: work(part), repeat) for part in parts)
-    return Side(whole, (low, high))
+def _side(work: Callable[[slice], object], rows: int) -> Side:
+    low, high = slice(rows // 2), slice(rows // 2, None)
+    return Side(lambda: work(slice(None)), (lambda: work(low), lambda: work(high)))
 
 
-def bench_quantize(name: str, rows: Floats, weights: Floats | None, ggml: Oracle, rounds: int) -> Row:
+def bench_quantize(name: str, rows: Floats, weights: Floats | None, ggml: Oracle, options: argparse.Namespace) -> Row:
     """Quantize `rows`; the few rows of a slow type keep ggml's part to seconds."""
     out = np.empty((rows.shape[0], FORMATS[name].row_bytes(rows.shape[1])), np.uint8)
     ggml.prepare(name)
-    repeat = 1 if name in kernels.USES_IMATRIX else 8
-    ours = _side(lambda part: kernels.quantize_into(rows[part], name, out[part], weights), len(rows), repeat)
-    theirs = _side(lambda part: ggml.quantize(rows[part], name, weights), len(rows), repeat)
-    how = "plain" if weights is None else "imatrix"
-    return _measure(name, how, ours, theirs, rows.size * repeat, rounds)
+    ours = _side(lambda part: kernels.quantize_into(rows[part], name, out[part], weights), len(rows))
+    theirs = _side(lambda part: ggml.quantize(rows[part], name, weights), len(rows))
+    return _measure(name, "plain" if weights is None else "imatrix", (ours, theirs), rows.size, options)
 
 
-def bench_dequantize(name: str, rows: Floats, weights: Floats, ggml: Oracle, rounds: int) -> Row:
+def bench_dequantize(name: str, rows: Floats, weights: Floats, ggml: Oracle, options: argparse.Namespace) -> Row:
     blocks = kernels.quantize(rows, name, weights)
     out, their_out = np.empty_like(rows), np.empty_like(rows)
-    ours = _side(lambda part: kernels.dequantize_into(blocks[part], name, out[part]), len(rows), 16)
-    theirs = _side(lambda part: ggml.dequantize_into(blocks[part], name, their_out[part]), len(rows), 16)
-    return _measure(name, "dequantize", ours, theirs, 16 * rows.size, rounds)
+    ours = _side(lambda part: kernels.dequantize_into(blocks[part], name, out[part]), len(rows))
+    theirs = _side(lambda part: ggml.dequantize_into(blocks[part], name, their_out[part]), len(rows))
+    return _measure(name, "dequantize", (ours, theirs), rows.size, options)
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| type | | Mw/s | ggml Mw/s | ratio | 2 threads | ggml's |", "|---|---|---:|---:|---:|---:|---:|"]
-    lines += [
-        f"| {row.name} | {row.how} | {row.ours:,.0f} | {row.theirs:,.1f} | {row.ratio:.1f} | {row.our_two:.2f} | "
-        f"{row.their_two:.2f} |"
-        for row in rows
-    ]
+    lines = ["| type | | Mw/s | ggml Mw/s | ratio |", "|---|---|---:|---:|---:|"]
+    lines += [f"| {row.name} | {row.how} | {row.ours:,.0f} | {row.theirs:,.1f} | {row.ratio:.1f} |" for row in rows]
+    if rows[0].threads is not None:
+        lines[:2] = [f"{lines[0]} 2 threads | ggml's | rounds |", f"{lines[1]}---:|---:|---:|"]
+        lines[2:] = [
+            f"{line} {row.threads[0]:.2f} | {row.threads[1]:.2f} | {row.threads[2]} |"
+            for line, row in zip(lines[2:], rows, strict=True)
+            if row.threads is not None
+        ]
     return "\n".join(lines)
 
 
@@ -148,10 +189,12 @@ def _summary(rows: list[Row]) -> str:
             worst = min(chosen, key=lambda row: row.ratio)
             lines.append(
                 f"{how}: geometric mean {geometric_mean(row.ratio for row in chosen):.1f} x ggml over {len(chosen)} "
-                f"types, least {worst.ratio:.1f} x ({worst.name}); two threads "
-                f"{median(row.our_two for row in chosen):.2f} x one (median; ggml's "
-                f"{median(row.their_two for row in chosen):.2f})"
+                f"types, least {worst.ratio:.1f} x ({worst.name})"
             )
+            measured = [row.threads for row in chosen if row.threads is not None and row.threads[2]]
+            if measured:
+                ours, theirs = (median(threads[side] for threads in measured) for side in range(2))
+                lines[-1] += f"; two threads {ours:.2f} x one (median), ggml's {theirs:.2f} x"
     return "\n".join(lines)
 
 
@@ -167,9 +210,10 @@ def _processor() -> str:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", metavar="TYPE", help="types to measure (all)")
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=256, help="a sixteenth for types with a codebook")
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", action="store_true", help="measure two threads too")
     options = parser.parse_args(arguments)
     if not BYTE_EXACT:
         parser.error("the reference is ggml's x86-64 Linux build")
@@ -184,11 +228,11 @@ def main(arguments: list[str]) -> int:
     for name in names:
         few = rows[: max(2, options.rows // 16)] if name in USES_CODEBOOK else rows
         if name in kernels.USES_IMATRIX:
-            results.append(bench_quantize(name, few, weights, oracle(), options.rounds))
+            results.append(bench_quantize(name, few, weights, oracle(), options))
         if name not in kernels.REQUIRES_IMATRIX:
-            results.append(bench_quantize(name, few, None, oracle(), options.rounds))
+            results.append(bench_quantize(name, few, None, oracle(), options))
         if name in kernels.dequantizable and name != "F32":
-            results.append(bench_dequantize(name, rows, weights, oracle(), options.rounds))
+            results.append(bench_dequantize(name, rows, weights, oracle(), options))
         print(f"{name} measured", file=sys.stderr)
     results.sort(key=lambda row: ("imatrix", "plain", "dequantize").index(row.how))
     print(f"{_processor()}, {options.rows} x {options.columns} weights, medians of {options.rounds}\n")
