@@ -6,9 +6,9 @@ Student-t weights (4 degrees of freedom, scale 0.02), one thread, median of the 
 take turns, so that another program's work falls on both alike. Mw/s are millions of weights per second. ggml's side is
 `ggml_quantize_chunk` and `to_float` of the xllamacpp package.
 
-With --threads also how many times as fast as one thread two are by the clock, each over half of the rows, ours and
-ggml's. Before and after each round the same is asked of arithmetic that touches no memory; a round counts only if that
-got nearly two processors both times, because on a shared machine the second one is often busy.
+With --threads also how many times the work of one thread two do, each over half of the rows: by their processor time,
+which is what two processors of one's own would give, and by the clock, where waiting for Python's lock or for a
+processor that another program holds counts too; and ggml's by the clock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from pathlib import Path
 from statistics import geometric_mean, median
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 _ROOT = Path(__file__).parents[2]
@@ -35,14 +34,10 @@ from oracle import BYTE_EXACT, Oracle, oracle  # noqa: E402
 
 import surgeon_kernels as kernels  # noqa: E402
 from surgeon_kernels.formats import FORMATS, USES_CODEBOOK  # noqa: E402
-from surgeon_kernels.lanes import load_f32, store_f32  # noqa: E402
 
 Floats = NDArray[np.float32]
 _ROUND_SECONDS = 0.02  # of our side at least: long beside filling the caches anew after ggml's turn
-_THREAD_SECONDS = 0.1  # long beside the start of a thread and its turns at Python's lock
-_ARITHMETIC = 16_000_000  # steps of the arithmetic that shows what the machine gives
-_TWO_PROCESSORS = 1.9
-_HALF = np.float32(0.5)
+_THREAD_SECONDS = 0.15  # long beside the start of a thread and its turns at Python's lock
 
 
 @dataclass
@@ -53,7 +48,7 @@ class Row:
     how: str
     ours: float
     theirs: float
-    threads: tuple[float, float, int] | None
+    threads: tuple[float, float, float] | None
 
     @property
     def ratio(self) -> float:
@@ -79,7 +74,7 @@ def _seconds(task: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def _measure(name: str, how: str, sides: tuple[Side, Side], weights: int, options: argparse.Namespace) -> Row:
-    """Median speeds by processor time, ours and ggml's in turns, and what two threads give by the clock."""
+    """Median speeds by processor time, ours and ggml's in turns, and what two threads give."""
     ours, theirs = sides
     ours.whole()
     times = math.ceil(_ROUND_SECONDS / _seconds(ours.whole, time.thread_time))
@@ -90,52 +85,29 @@ def _measure(name: str, how: str, sides: tuple[Side, Side], weights: int, option
     return Row(name, how, weights / our_time / 1e6, weights / their_time / 1e6, threads)
 
 
-def _two_threads(sides: tuple[Side, Side], seconds: tuple[float, float], rounds: int) -> tuple[float, float, int]:
-    """How many times as fast as one thread two are, ours and ggml's: medians of the rounds that count, and how many.
+def _two_threads(sides: tuple[Side, Side], seconds: tuple[float, float], rounds: int) -> tuple[float, float, float]:
+    """How many times the work of one thread two do: ours by processor time and by the clock, ggml's by the clock.
 
-    `seconds`: what either side's work takes. Tries four times `rounds` at most.
+    Medians. `seconds`: what either side's work takes.
     """
-    found: list[list[float]] = []
+    ours, theirs = (side.repeated(math.ceil(_THREAD_SECONDS / one)) for side, one in zip(sides, seconds, strict=True))
     with ThreadPoolExecutor(2) as pool:
-        for _ in range(4 * rounds):
-            before = _speed_up(pool, _arithmetic())
-            ratios = [
-                _speed_up(pool, side.repeated(math.ceil(_THREAD_SECONDS / one)))
-                for side, one in zip(sides, seconds, strict=True)
-            ]
-            if min(before, _speed_up(pool, _arithmetic())) > _TWO_PROCESSORS:
-                found.append(ratios)
-            if len(found) == rounds:
-                break
-    ours, theirs = ([ratios[side] for ratios in found] or [math.nan] for side in range(2))
-    return median(ours), median(theirs), len(found)
+        found = [(*_speed_up(pool, ours), _speed_up(pool, theirs)[1]) for _ in range(rounds)]
+    by_processor, by_clock, theirs_by_clock = (median(figures) for figures in zip(*found, strict=True))
+    return by_processor, by_clock, theirs_by_clock
 
 
-def _speed_up(pool: ThreadPoolExecutor, side: Side) -> float:
-    """Seconds of one thread over all of the work, by those of two threads with half of it each."""
+def _speed_up(pool: ThreadPoolExecutor, side: Side) -> tuple[float, float]:
+    """All of the work in one thread, then half of it in each of two: twice the first's time by theirs, two clocks."""
 
-    def together(*tasks: Callable[[], object]) -> None:
-        for future in [pool.submit(task) for task in tasks]:
-            future.result()
+    def together(*tasks: Callable[[], object]) -> tuple[float, float]:
+        started = time.perf_counter()
+        futures = [pool.submit(_seconds, task, time.thread_time) for task in tasks]
+        processor = sum(future.result() for future in futures)
+        return processor, time.perf_counter() - started
 
-    alone = _seconds(lambda: together(side.whole), time.perf_counter)
-    return alone / _seconds(lambda: together(*side.halves), time.perf_counter)
-
-
-@njit(nogil=True)
-def _multiply_and_add(times: int, numbers: Floats) -> None:
-    a = b = load_f32(numbers, 0)
-    c = d = -a
-    for _ in range(times):
-        a, b, c, d = a * _HALF + _HALF, b * _HALF + _HALF, c * _HALF + _HALF, d * _HALF + _HALF
-    store_f32(numbers, 0, a + b + c + d)
-
-
-def _arithmetic() -> Side:
-    """Lanes in registers."""
-    numbers = np.ones(16, np.float32), np.ones(16, np.float32)
-    low, high = (lambda lanes=lanes: _multiply_and_add(_ARITHMETIC // 2, lanes) for lanes in numbers)
-    return Side(lambda: _multiply_and_add(_ARITHMETIC, numbers[0]), (low, high))
+    (one, alone), (two, both) = together(side.whole), together(*side.halves)
+    return 2 * one / two, alone / both
 
 
 def _repeat(task: Callable[[], object], times: int) -> Callable[[], object]:
@@ -172,9 +144,9 @@ def table(rows: list[Row]) -> str:
     lines = ["| type | | Mw/s | ggml Mw/s | ratio |", "|---|---|---:|---:|---:|"]
     lines += [f"| {row.name} | {row.how} | {row.ours:,.0f} | {row.theirs:,.1f} | {row.ratio:.1f} |" for row in rows]
     if rows[0].threads is not None:
-        lines[:2] = [f"{lines[0]} 2 threads | ggml's | rounds |", f"{lines[1]}---:|---:|---:|"]
+        lines[:2] = [f"{lines[0]} 2 threads | by the clock | ggml's |", f"{lines[1]}---:|---:|---:|"]
         lines[2:] = [
-            f"{line} {row.threads[0]:.2f} | {row.threads[1]:.2f} | {row.threads[2]} |"
+            f"{line} {row.threads[0]:.2f} | {row.threads[1]:.2f} | {row.threads[2]:.2f} |"
             for line, row in zip(lines[2:], rows, strict=True)
             if row.threads is not None
         ]
@@ -191,10 +163,12 @@ def _summary(rows: list[Row]) -> str:
                 f"{how}: geometric mean {geometric_mean(row.ratio for row in chosen):.1f} x ggml over {len(chosen)} "
                 f"types, least {worst.ratio:.1f} x ({worst.name})"
             )
-            measured = [row.threads for row in chosen if row.threads is not None and row.threads[2]]
+            measured = [row.threads for row in chosen if row.threads is not None]
             if measured:
-                ours, theirs = (median(threads[side] for threads in measured) for side in range(2))
-                lines[-1] += f"; two threads {ours:.2f} x one (median), ggml's {theirs:.2f} x"
+                ours, clock, theirs = (median(figures) for figures in zip(*measured, strict=True))
+                lines[-1] += (
+                    f"; two threads {ours:.2f} x one (median), by the clock {clock:.2f} x, ggml's {theirs:.2f} x"
+                )
     return "\n".join(lines)
 
 
