@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 from oracle import BYTE_EXACT, Oracle, oracle
 
+from surgeon_kernels.formats import FORMATS
+
 _identical: Counter[tuple[str, str]] = Counter()
 
 
@@ -26,7 +28,8 @@ def identical_blocks() -> Counter[tuple[str, str]]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _identical:
+        values = sum(count for (name, _), count in _identical.items() if FORMATS[name].block == 1)
         terminalreporter.write_line(
             f"identical to ggml: {len(_identical)} combinations of type and importance matrix, "
-            f"{sum(_identical.values()):,} blocks"
+            f"{sum(_identical.values()) - values:,} blocks and {values:,} single values of F16 and BF16"
         )
