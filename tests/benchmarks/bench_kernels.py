@@ -6,9 +6,9 @@ Student-t weights (4 degrees of freedom, scale 0.02), one thread, median of the 
 take turns, so that another program's work falls on both alike. Mw/s are millions of weights per second. ggml's side is
 `ggml_quantize_chunk` and `to_float` of the xllamacpp package.
 
-With --threads also how many times the work of one thread two do, each over half of the rows: by their processor time,
-which is what two processors of one's own would give, and by the clock, where waiting for Python's lock or for a
-processor that another program holds counts too; and ggml's by the clock.
+With --threads also how many times the work of one thread two do, which draw slabs of it from a queue as the writer's
+threads do: by their processor time, which is what two processors of one's own would give, and by the clock, where
+waiting for Python's lock or for a processor that another program holds counts too; and ggml's by the clock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,8 @@ from surgeon_kernels.formats import FORMATS, USES_CODEBOOK  # noqa: E402
 
 Floats = NDArray[np.float32]
 _ROUND_SECONDS = 0.02  # of our side at least: long beside filling the caches anew after ggml's turn
-_THREAD_SECONDS = 0.15  # long beside the start of a thread and its turns at Python's lock
+_THREAD_SECONDS = 0.3  # long beside the start of a thread and its turns at Python's lock
+_LEAST_SLABS = 16  # at the end one thread may wait for the other's last
 
 
 @dataclass
@@ -61,10 +62,6 @@ class Side:
 
     whole: Callable[[], object]
     halves: tuple[Callable[[], object], Callable[[], object]]
-
-    def repeated(self, times: int) -> Side:
-        low, high = self.halves
-        return Side(_repeat(self.whole, times), (_repeat(low, times), _repeat(high, times)))
 
 
 def _seconds(task: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -90,23 +87,32 @@ def _two_threads(sides: tuple[Side, Side], seconds: tuple[float, float], rounds:
 
     Medians. `seconds`: what either side's work takes.
     """
-    ours, theirs = (side.repeated(math.ceil(_THREAD_SECONDS / one)) for side, one in zip(sides, seconds, strict=True))
+    slabs = [
+        side.halves * max(_LEAST_SLABS // 2, math.ceil(_THREAD_SECONDS / one))
+        for side, one in zip(sides, seconds, strict=True)
+    ]
     with ThreadPoolExecutor(2) as pool:
-        found = [(*_speed_up(pool, ours), _speed_up(pool, theirs)[1]) for _ in range(rounds)]
+        found = [(*_speed_up(pool, slabs[0]), _speed_up(pool, slabs[1])[1]) for _ in range(rounds)]
     by_processor, by_clock, theirs_by_clock = (median(figures) for figures in zip(*found, strict=True))
     return by_processor, by_clock, theirs_by_clock
 
 
-def _speed_up(pool: ThreadPoolExecutor, side: Side) -> tuple[float, float]:
-    """All of the work in one thread, then half of it in each of two: twice the first's time by theirs, two clocks."""
+def _speed_up(pool: ThreadPoolExecutor, slabs: Sequence[Callable[[], object]]) -> tuple[float, float]:
+    """The slabs in one thread, then drawn by two: twice the first's processor time by theirs, clock by clock."""
 
-    def together(*tasks: Callable[[], object]) -> tuple[float, float]:
+    def drawn_by(threads: int) -> tuple[float, float]:
+        queue = iter(slabs)
+
+        def draw() -> None:
+            for slab in queue:
+                slab()
+
         started = time.perf_counter()
-        futures = [pool.submit(_seconds, task, time.thread_time) for task in tasks]
+        futures = [pool.submit(_seconds, draw, time.thread_time) for _ in range(threads)]
         processor = sum(future.result() for future in futures)
         return processor, time.perf_counter() - started
 
-    (one, alone), (two, both) = together(side.whole), together(*side.halves)
+    (one, alone), (two, both) = drawn_by(1), drawn_by(2)
     return 2 * one / two, alone / both
 
 
