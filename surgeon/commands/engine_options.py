@@ -23,14 +23,22 @@ _SECONDS_BETWEEN_LINES = 10.0  # and elsewhere
 def add_engine_options(parser: argparse.ArgumentParser, *, model_required: bool = True) -> None:
     """`-m -t -ngl --llama-lib --show-log --json`, named as llama.cpp's tools name them."""
     parser.add_argument("-m", "--model", required=model_required, metavar="MODEL", help="the GGUF to run")
-    parser.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="threads (default: all there are)")
+    add_llama_options(parser, default=0)
+    parser.add_argument("--show-log", action="store_true", help="llama.cpp's own log on stderr at the end")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def add_llama_options(parser: argparse._ActionsContainer, *, default: int | None) -> None:
+    """`-t -ngl --llama-lib`; `default` stands where a number was not given."""
     parser.add_argument(
-        "-ngl", "--gpu-layers", "--n-gpu-layers", type=int, default=0, metavar="N",
+        "-t", "--threads", type=int, default=default, metavar="N",
+        help="threads of llama.cpp (default: all there are)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-ngl", "--gpu-layers", "--n-gpu-layers", type=int, default=default, metavar="N",
         help="layers to offload, where this llama.cpp has a GPU back end (default 0)",
     )  # fmt: skip
     parser.add_argument("--llama-lib", metavar="DIR", help="a llama.cpp build to use (or $LLAMA_CPP_LIB_DIR)")
-    parser.add_argument("--show-log", action="store_true", help="llama.cpp's own log on stderr at the end")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def add_window_options(parser: argparse.ArgumentParser) -> None:

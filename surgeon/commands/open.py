@@ -6,6 +6,8 @@ import argparse
 import gc
 from pathlib import Path
 
+from surgeon.commands.engine_options import add_llama_options
+
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
@@ -21,16 +23,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--no-mouse", dest="mouse", action="store_false", default=None, help="leave the mouse to the terminal"
     )
+    add_llama_options(parser.add_argument_group("for measuring on the screen"), default=None)
     options = parser.parse_args(arguments)
 
     gc.disable()  # nothing of what is loaded now is garbage: a tenth of the start goes into looking; `run` enables it
     from surgeon.tui.app import run
 
+    theme = None if options.light is None else "light" if options.light else "dark"
     return run(
         options.model,
         options.imatrix,
         options.recipe,
         mouse=options.mouse,
-        ascii_glyphs=options.ascii,
-        light=options.light,
+        ascii=options.ascii,
+        theme=theme,
+        threads=options.threads,
+        gpu_layers=options.gpu_layers,
+        llama_lib=options.llama_lib,
     )

@@ -74,7 +74,7 @@ def _run(engine: Engine, job: Job) -> Iterator[Message]:
     binding = Binding(find_libraries(engine.library))
     toy.check(binding, engine.n_gpu_layers)
     model = Model(binding, job.model, engine.n_gpu_layers)
-    threads = engine.threads or _available_cpus()
+    threads = engine.threads if engine.threads > 0 else _available_cpus()
     yield Loaded(
         binding.label, binding.devices(), model.description, model.n_params, model.nbytes, model.n_vocab,
         model.n_layer, model.n_ctx_train, threads,

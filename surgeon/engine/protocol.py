@@ -29,7 +29,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Engine(Message):
-    """How llama.cpp is to be run. threads 0: all this process may use; n_gpu_layers: layers to offload."""
+    """How llama.cpp is to be run. threads below 1: all this process may use; n_gpu_layers: layers to offload."""
 
     library: str | None = None
     threads: int = 0

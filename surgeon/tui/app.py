@@ -6,7 +6,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import on
 from textual.app import App
@@ -221,30 +221,18 @@ def open_session(
     return session, greeting
 
 
-def run(
-    path: Path,
-    imatrix: Path | None = None,
-    recipe: Path | None = None,
-    *,
-    mouse: bool | None = None,
-    ascii_glyphs: bool | None = None,
-    light: bool | None = None,
-) -> int:
-    """Open the screen on a model; the exit code. What is given goes before the config file.
+def run(path: Path, imatrix: Path | None = None, recipe: Path | None = None, **settings: Any) -> int:
+    """Open the screen on a model; the exit code. `settings`, fields of Config, go before the config file unless None.
 
     Raises SurgeonError before the screen starts when a file cannot be read.
     """
-    config = load_config()
-    if light is not None:
-        config = replace(config, theme="light" if light else "dark")
-    if ascii_glyphs is not None:
-        config = replace(config, ascii=ascii_glyphs)
+    config = replace(load_config(), **{name: value for name, value in settings.items() if value is not None})
     session, greeting = open_session(path, imatrix, recipe, measure_later=True)
     app = SurgeonApp(session, config, greeting=greeting)
     # What is there by now stays to the end: looking through it for garbage would hold up a key for 30 ms.
     gc.freeze()
     gc.enable()
-    code = app.run(mouse=config.mouse if mouse is None else mouse)
+    code = app.run(mouse=config.mouse)
     if code is None:
         code = app.return_code or 0
     # Threads that compile kernels are daemons; the interpreter need not wait for them.

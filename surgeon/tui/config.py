@@ -1,4 +1,4 @@
-"""The config file: keys, colours, columns. A mistake in it costs one notification, never the start."""
+"""The config file: keys, colours, columns, llama.cpp. A mistake in it costs one notification, never the start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from surgeon.tui.metrics import METRICS
 
 @dataclass(frozen=True)
 class Config:
-    """keys: action id -> keys; problems: what in the file was not understood, a line each."""
+    """keys: action id -> keys; threads, gpu_layers, llama_lib: how llama.cpp is run (0: all processors, none);
+    problems: what in the file was not understood, a line each."""
 
     keys: dict[str, str] = field(default_factory=dict)
     theme: str = "dark"
@@ -25,6 +26,9 @@ class Config:
     mouse: bool = True
     columns: tuple[str, ...] = DEFAULT_COLUMNS
     metric: str = "sum"
+    threads: int = 0
+    gpu_layers: int = 0
+    llama_lib: str | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -49,6 +53,10 @@ def load_config(path: Path | None = None) -> Config:
     return _checked(table, path)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _checked(table: dict[str, Any], path: Path) -> Config:
     config, problems = Config(), []
     for name, value in table.pop("keys", {}).items() if isinstance(table.get("keys", {}), dict) else ():
@@ -71,4 +79,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "mouse": lambda value: isinstance(value, bool),
     "columns": lambda value: isinstance(value, list) and bool(value) and all(key in COLUMNS for key in value),
     "metric": lambda value: value in METRICS,
+    "threads": _is_count,
+    "gpu_layers": lambda value: _is_count(value) or value == -1,
+    "llama_lib": lambda value: isinstance(value, str),
 }

@@ -38,6 +38,7 @@ from surgeon.tui.workbench import Workbench
 from surgeon.tui.writing import WriteJob, default_output
 
 if TYPE_CHECKING:
+    from surgeon.engine.protocol import Engine
     from surgeon.evaluation import Subject
 
 END_SECONDS = 3.0  # to wait at the end of the program for a child's end and its temporary files
@@ -51,6 +52,14 @@ class MeasureActions(Workbench):
         """Raises SurgeonError where the state directory cannot be written."""
         return Journal.of_model(self.session.model.file.path)
 
+    @property
+    def engine(self) -> Engine:
+        """How llama.cpp is run, from the command line and the config file."""
+        from surgeon.engine.protocol import Engine
+
+        config = self.app.config
+        return Engine(config.llama_lib, config.threads, config.gpu_layers)
+
     # --- one run at a time
 
     async def _ready(self) -> bool:
@@ -58,7 +67,7 @@ class MeasureActions(Workbench):
         if self.measure_job is not None and self.measure_job.running:
             await self.ask(MeasureDialog(self.measure_job))
             return False
-        missing = engine_missing()
+        missing = engine_missing(self.app.config.llama_lib)
         if missing:
             self.say(missing, "warning")
         return not missing
@@ -153,11 +162,10 @@ class MeasureActions(Workbench):
 
     def _evaluate(self, subject: Subject, answers: Answers) -> None:
         from surgeon.bases import cache_folder
-        from surgeon.engine.protocol import Engine
         from surgeon.evaluation import Evaluation
         from surgeon.tui.dialogs.measure_forms import wanted_of
 
-        evaluation = Evaluation(subject, wanted_of(answers), Engine(), self.journal, cache_folder())
+        evaluation = Evaluation(subject, wanted_of(answers), self.engine, self.journal, cache_folder())
         self._begin(EvaluateJob(evaluation))
 
     def _plan_subject(self) -> Subject:
@@ -271,14 +279,13 @@ class MeasureActions(Workbench):
 
     def _collect(self, answers: Answers) -> None:
         from surgeon.engine.imatrix_run import Collection
-        from surgeon.engine.protocol import Engine
         from surgeon.tui.dialogs.measure_forms import collect_job, path_of
 
         out = path_of(answers["out"])
         job = collect_job(answers, self.session.model.file.path)
         resume = "resume" in answers["how"].split()
         wanted = Collection(job, out, dat=out.suffix == ".dat", resume=resume, overwrite=True)
-        self._begin(CollectJob(Engine(), wanted))
+        self._begin(CollectJob(self.engine, wanted))
 
     @on(Grew)
     def grew(self, event: Grew) -> None:
@@ -324,7 +331,7 @@ class MeasureActions(Workbench):
         await self.ask(scan_form(model, remembered(source, "scan", ("text", "chunks", "context"))), answered)
 
     def _scan(self, answers: Answers) -> None:
-        from surgeon.engine.protocol import Engine, PruneScanJob
+        from surgeon.engine.protocol import PruneScanJob
         from surgeon.engine.runs import PruneScan
         from surgeon.tui.dialogs.measure_forms import number_of, path_of
 
@@ -335,7 +342,7 @@ class MeasureActions(Workbench):
         digest = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
         # As `surgeon prune-scan` calls it, so that either goes on with what the other measured.
         identity = f"{model_identity(model.file.path)}-{digest}-c{n_ctx}-n{n_chunks}"
-        scan = PruneScan(Engine(), job, state_folder() / "prune-scan" / f"{identity}.json", identity)
+        scan = PruneScan(self.engine, job, state_folder() / "prune-scan" / f"{identity}.json", identity)
         scan.load()
         self.session.damages.clear()
         self._begin(ScanJob(scan))

@@ -246,12 +246,12 @@ class ScanJob(MeasureJob):
         return lines
 
 
-def engine_missing() -> str:
-    """Why the engine cannot run here, in one line; '' where it can."""
+def engine_missing(library: str | None = None) -> str:
+    """Why the engine cannot run here, in one line; '' where it can. library: a folder that was named for it."""
     from surgeon.engine.libraries import find_libraries
 
     try:
-        find_libraries()
+        find_libraries(library)
     except SurgeonError as error:
         return str(error)
     return ""

@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
-from surgeon.tui.actions import GROUPS, keys_of
+from surgeon.tui.actions import BY_ID, GROUPS, keys_of
+from surgeon.tui.cells import COLUMNS
 from surgeon.tui.config import config_path
 from surgeon.tui.dialogs.reader import Reader
+from surgeon.tui.metrics import METRICS
 from surgeon.tui.spans import Line, fit, wrap
 
 PAGES = ("statistics", "measure", "types", "filters", "terminal")
@@ -44,6 +46,16 @@ def page_lines(name: str, width: int) -> list[Line]:
     return lines
 
 
+def config_lines(width: int) -> list[Line]:
+    """Where the config file is, and the words it may hold."""
+    lines: list[Line] = [[("It is ", "muted"), (str(config_path()), "text")], []]
+    for title, known in (("keys", tuple(BY_ID)), ("columns", tuple(COLUMNS)), ("metric", tuple(METRICS))):
+        lines.append([(title, "text")])
+        lines += [[("  ", ""), *line] for line in wrap(" ".join(known), width - 4, "muted")]
+        lines.append([])
+    return lines
+
+
 class Help(Reader):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark", "leave", show=False)]
 
@@ -55,4 +67,4 @@ class Help(Reader):
         lines = key_lines(self.keymap, width)
         for page in PAGES:
             lines += page_lines(page, width)
-        return [*lines, [("Keys, colours and columns can be set in", "muted")], [(str(config_path()), "text")]]
+        return [*lines, *config_lines(width)]

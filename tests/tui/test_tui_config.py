@@ -1,0 +1,97 @@
+"""The config file, and what the command line puts before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tui_helpers import opened, session_of
+
+from surgeon.commands import open as open_command
+from surgeon.engine.protocol import Engine
+from surgeon.tui.config import Config, config_path, load_config
+from surgeon.tui.session import Session
+
+_WHOLE = """
+theme = "light"
+ascii = true
+mouse = false
+columns = ["type", "size", "h"]
+metric = "h"
+threads = 6
+gpu_layers = 99
+llama_lib = "/opt/llama.cpp/build/bin"
+
+[keys]
+prune = "x,f5"
+"""
+
+
+def _written(text: str) -> Config:
+    config_path().parent.mkdir(parents=True)
+    config_path().write_text(text, encoding="utf-8")
+    return load_config()
+
+
+def test_without_a_file_the_defaults() -> None:
+    assert load_config() == Config()
+
+
+def test_everything_that_can_be_set() -> None:
+    assert _written(_WHOLE) == Config(
+        keys={"prune": "x,f5"}, theme="light", ascii=True, mouse=False, columns=("type", "size", "h"), metric="h",
+        threads=6, gpu_layers=99, llama_lib="/opt/llama.cpp/build/bin",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['theme = "blue"', "ascii = 1", "columns = []", 'columns = ["none"]', 'metric = "x"', "threads = -1",
+     "threads = true", "gpu_layers = -2", 'gpu_layers = "all"', "llama_lib = 3", "colour = 3", "keys.prune = 3"],
+)  # fmt: skip
+def test_a_mistake_is_named_and_the_rest_holds(line: str) -> None:
+    config = _written(f'{line}\nkeys.write = "f2"\n')
+    assert len(config.problems) == 1
+    assert str(config_path()) in config.problems[0]
+    assert line.split(" = ")[0] in config.problems[0]
+    assert config == Config(keys={"write": "f2"}, problems=config.problems)
+
+
+def test_what_is_no_toml_costs_one_line() -> None:
+    (problem,) = _written("theme = \n").problems
+    assert str(config_path()) in problem
+    assert problem.endswith("; the defaults are used")
+
+
+def test_the_command_line_goes_before_the_file(monkeypatch: pytest.MonkeyPatch, demo_model: Path) -> None:
+    _written(_WHOLE)
+    seen: list[Config] = []
+
+    class App:
+        return_code = 0
+
+        def __init__(self, session: Session, config: Config, **rest: Any) -> None:
+            seen.append(config)
+
+        def run(self, **rest: Any) -> int:
+            return 0
+
+    monkeypatch.setattr("surgeon.tui.app.SurgeonApp", App)
+    assert open_command.main([str(demo_model), "--dark", "-t", "2", "-ngl", "0", "--llama-lib", "build"]) == 0
+    assert open_command.main([str(demo_model)]) == 0
+    given, plain = seen
+    assert plain == load_config()
+    assert (given.theme, given.threads, given.gpu_layers, given.llama_lib) == ("dark", 2, 0, "build")
+    assert (given.ascii, given.columns) == (plain.ascii, plain.columns)
+
+
+async def test_llama_cpp_is_run_as_it_is_set(demo_model: Path) -> None:
+    config = Config(threads=3, gpu_layers=99, llama_lib="/no/such/build")
+    async with opened(session_of(demo_model), (130, 30), config=config) as (app, pilot):
+        assert app.main.engine == Engine("/no/such/build", 3, 99)
+        for key in "eIS":
+            app.main.unsay()
+            await pilot.press(key)
+            assert app.screen is app.main
+            assert "/no/such/build: no such directory" in app.main.message
