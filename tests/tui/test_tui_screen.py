@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from surgeon.tui import writing
 from surgeon.tui.actions import ACTIONS
 from surgeon.tui.app import SurgeonApp, open_session
 from surgeon.tui.config import Config
+from surgeon.tui.dialogs.base import Choices
+from surgeon.tui.dialogs.base_picker import BasePicker
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.help import Help
 from surgeon.tui.dialogs.progress import ProgressDialog
@@ -228,6 +231,40 @@ async def test_base_picker(session: Session) -> None:
         picker.dismiss("Q8_0")
         await pilot.pause()
         assert session.plan.file_type == "Q8_0"
+
+
+def _at(app: SurgeonApp) -> str | None:
+    return app.screen.query_one(Choices).highlighted_id
+
+
+async def test_typing_a_name_goes_to_it(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = "surgeon.tui.dialogs.candidate_list.TYPING_SECONDS"
+    monkeypatch.setattr(pause, math.inf)  # however slow this machine is
+    async with opened(session, (100, 30)) as (app, pilot):
+        await pilot.press("l", "j", "j", "t")
+        await pilot.press("q", "4", "underscore", "k")
+        assert _at(app) == "Q4_K"
+        await pilot.press("x")
+        assert _at(app) == "Q4_K", "no name goes on so, and none begins so"
+        await pilot.press("i", "q", "4", "underscore", "n", "l", "enter")
+        assert dict(session.plan.types) == {"blk.0.ffn_down.weight": "IQ4_NL"}
+        await pilot.press("t", "Q", "6")
+        monkeypatch.setattr(pause, 0.0)
+        assert _at(app) == "Q6_K"
+        await pilot.press("k")
+        assert _at(app) == TypePicker.names[TypePicker.names.index("Q6_K") - 1], "it goes up where no name was begun"
+        await pilot.press("l")
+        assert app.screen.scope == "layer"  # type: ignore[attr-defined]
+        await pilot.press("escape", "m", "q", "8")
+        assert _at(app) == "Q8_0"
+        await pilot.press("enter")
+        assert session.plan.file_type == "Q8_0"
+
+
+@pytest.mark.parametrize("names", [TypePicker.names, BasePicker.names])
+def test_no_name_has_a_letter_that_only_moves(names: tuple[str, ...]) -> None:
+    assert not set("jgh") & set("".join(names).lower())
+    assert not {name[0].lower() for name in names} & set("kl")
 
 
 async def test_types_without_a_kernel_cannot_be_chosen(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,11 @@ class TypePicker(CandidateDialog):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "scope(1)", "scope", show=False, priority=True),
         Binding("shift+tab", "scope(-1)", "scope", show=False, priority=True),
-        Binding("right,l", "scope(1)", "scope", show=False),
+        Binding("right", "scope(1)", "scope", show=False),
         Binding("left,h", "scope(-1)", "scope", show=False),
     ]
     names = (BY_MIX, *TYPES)
+    letter_keys: ClassVar[dict[str, str]] = {**CandidateDialog.letter_keys, "l": "scope(1)"}
 
     def __init__(self, session: Session, row: Row, errors: dict[str, float]) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class TypePicker(CandidateDialog):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog medium") as frame:
             frame.border_title = "type"
-            frame.border_subtitle = "Tab whom · Enter takes it · Esc leaves it"
+            frame.border_subtitle = "typing q6_k goes to it · Tab whom · Enter takes it · Esc leaves it"
             yield Static(id="scope")
             yield Static(self.text([_HEAD]), id="heads")
             yield Choices()
