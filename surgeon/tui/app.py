@@ -189,7 +189,7 @@ class SurgeonApp(App[int]):
             return
         self.leaving = True
         for job in running:
-            job.cancelled.set()
+            job.stop()
 
     @property
     def running_jobs(self) -> list[WriteJob | MeasureJob]:

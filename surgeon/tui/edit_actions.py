@@ -49,14 +49,13 @@ class EditActions(Workbench):
         if not layers:
             self.say("only layers can be pruned: blk.N", "warning")
             return
-        try:
+
+        def change() -> str:
             label = self.session.toggle_prune(layers)
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        self.session.marks = frozenset(key for key in self.session.marks if layer_number(key) is None)
-        self.plan_changed()
-        self.say(f"{label}: {self._sizes()}")
+            self.session.marks = frozenset(key for key in self.session.marks if layer_number(key) is None)
+            return f"{label}: {self._sizes()}"
+
+        self.change_plan(change)
 
     async def action_type(self) -> None:
         row = self.row
@@ -85,20 +84,12 @@ class EditActions(Workbench):
                 self.say("no type is set by hand here")
 
     def _set_types(self, names: list[str], type_name: str | None) -> None:
-        try:
-            label = self.session.set_types(names, type_name)
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        self.plan_changed()
-        self.say(f"{label}: {self._sizes()}")
+        self.change_plan(lambda: f"{self.session.set_types(names, type_name)}: {self._sizes()}")
 
     async def action_base(self) -> None:
         def taken(name: str | None) -> None:
             if name is not None:
-                label = self.session.set_file_type(name)
-                self.plan_changed()
-                self.say(f"{label}: {self._sizes()}")
+                self.change_plan(lambda: f"{self.session.set_file_type(name)}: {self._sizes()}")
 
         await self.ask(BasePicker(self.session), taken)
 

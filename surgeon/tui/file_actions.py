@@ -40,16 +40,8 @@ class FileActions(Workbench):
         await self.ask(prompt, self.apply_imatrix)
 
     def apply_imatrix(self, text: str | None) -> None:
-        if text is None:
-            return
-        try:
-            said = self.session.use_imatrix(Path(text).expanduser())
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        self.errors.clear()
-        self.plan_changed()
-        self.say(said)
+        if text is not None:
+            self.change_plan(lambda: self.session.use_imatrix(Path(text).expanduser()))
 
     async def action_save(self) -> None:
         default = self.session.model.file.path.absolute().with_suffix(".recipe.toml")
@@ -91,14 +83,12 @@ class FileActions(Workbench):
         if text is None:
             return
         path = Path(text).expanduser()
-        try:
+
+        def change() -> str:
             recipe = from_model(load_model(path)) if path.suffix == ".gguf" else load_recipe(path)
-            said = self.session.use_recipe(recipe, f"recipe {path.name}")
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        self.plan_changed()
-        self.say(said)
+            return self.session.use_recipe(recipe, f"recipe {path.name}")
+
+        self.change_plan(change)
 
     async def action_copy_command(self) -> None:
         source = self.session.model.file.path

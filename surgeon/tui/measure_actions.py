@@ -222,15 +222,13 @@ class MeasureActions(Workbench):
 
     def restore(self, trial: Trial) -> None:
         """The trial's plan, as one step that undo takes back."""
-        try:
+
+        def change() -> str:
             recipe = read_recipe(trial.recipe, Path("/"), trial.label)
             said = self.session.use_recipe(recipe, f"trial {trial.label}")
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        self.errors.clear()
-        self.plan_changed()
-        self.say(f"{said}: {figures.size(self.session.resolution.total_bytes)}; u takes it back")
+            return f"{said}: {figures.size(self.session.resolution.total_bytes)}; u takes it back"
+
+        self.change_plan(change)
 
     async def _measure_trial(self, trial: Trial) -> None:
         if not await self._ready():
@@ -299,15 +297,8 @@ class MeasureActions(Workbench):
         if job.failure:
             self.session.measure()
             self.show_rows()
-            return
-        try:
-            said = self.session.use_imatrix(job.collection.out)
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        self.errors.clear()
-        self.plan_changed()
-        self.say(said)
+        else:
+            self.change_plan(lambda: self.session.use_imatrix(job.collection.out))
 
     # --- prune-scan
 

@@ -26,6 +26,7 @@ from surgeon.tui.spans import Line, clean, plain
 from surgeon.tui.tree_view import TreeView
 
 if TYPE_CHECKING:
+    from surgeon.imatrix import Imatrix
     from surgeon.tui.app import SurgeonApp
 
 Answer = TypeVar("Answer")
@@ -46,8 +47,8 @@ class Workbench(Screen[None]):
         self.view = View()
         self.metric = METRICS[config.metric]
         self.status = ""
-        # Relative errors measured so far: tensor name -> type name -> error.
-        self.errors: dict[str, dict[str, float]] = {}
+        self._errors: dict[str, dict[str, float]] = {}
+        self._errors_with: Imatrix | None = None
         self._detail_timer: Timer | None = None
         self._said: Timer | None = None
         self._message: Line = []
@@ -77,6 +78,13 @@ class Workbench(Screen[None]):
     def row(self) -> Row | None:
         return self.tree_.row
 
+    @property
+    def errors(self) -> dict[str, dict[str, float]]:
+        """Relative errors measured with the present importance matrix: tensor name -> type name -> error."""
+        if self._errors_with is not self.session.imatrix:
+            self._errors, self._errors_with = {}, self.session.imatrix
+        return self._errors
+
     # --- keeping the screen true
 
     def show_rows(self, follow: tuple[str, ...] = ()) -> None:
@@ -95,6 +103,16 @@ class Workbench(Screen[None]):
         else:
             self.show_rows()
         self.app.plan_changed()
+
+    def change_plan(self, change: Callable[[], str]) -> None:
+        """Run an edit that returns what to say of it; one that is refused is told, and nothing has changed."""
+        try:
+            said = change()
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        self.plan_changed()
+        self.say(said)
 
     def look(self, **changes: object) -> None:
         """Another view of the same plan."""

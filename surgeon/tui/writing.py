@@ -36,6 +36,9 @@ class WriteJob:
     def running(self) -> bool:
         return self.summary is None and not self.failure
 
+    def stop(self) -> None:
+        self.cancelled.set()
+
     def run(self, tell: Callable[[Message], object]) -> None:
         """In a thread. The generator reports about ten times a second; errors become a line, never a traceback."""
         try:

@@ -185,6 +185,19 @@ async def test_measured_errors_come_in(session: Session, monkeypatch: pytest.Mon
         assert "Q4_0 0.0" in text_of(app, "detail") or "Q4_0 0.1" in text_of(app, "detail")
 
 
+async def test_measured_errors_belong_to_their_imatrix(demo_model: Path, demo_imatrix: Path) -> None:
+    async with opened(session_of(demo_model)) as (app, pilot):
+        without = app.main.errors
+        without["blk.0.ffn_down.weight"] = {"Q4_0": 0.1}
+        app.main.plan_changed()
+        assert app.main.errors is without
+        app.main.apply_imatrix(str(demo_imatrix))
+        assert app.main.errors == {}
+        app.main.errors["blk.0.ffn_down.weight"] = {"Q4_0": 0.2}
+        await pilot.press("u")
+        assert app.main.errors == {}
+
+
 async def test_commands_rules_and_undo(session: Session) -> None:
     async with opened(session) as (app, pilot):
         await pilot.press("colon")

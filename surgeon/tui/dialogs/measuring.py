@@ -4,63 +4,39 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 
 from surgeon.standing import Standing
 from surgeon.tui import figures
 from surgeon.tui.canvas import Canvas
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.measuring import MeasureJob
-from surgeon.tui.spans import Line, clean, fit, plain, wrap
+from surgeon.tui.spans import Line, clean, fit, wrap
 
 _SHOWN = {"ppl": "PPL", "mean_kld": "KLD", "same_top": "same top", "score": "score", "tokens_per_second": "t/s"}
+_RUN_LINES = 6
 
 
-RUN_LINES = 6
+class MeasureDialog(JobDialog):
+    """Stands below the tree, which may change meanwhile. l shows llama.cpp's log."""
 
-
-class MeasureDialog(Dialog[None]):
-    """Shows `job` below the tree, which may change meanwhile. Escape stops it, b lets it run on, l shows the log."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", show=False, priority=True),
-        Binding("b", "background", show=False),
-        Binding("l", "log", show=False),
-        Binding("enter,space,q", "close", show=False, priority=True),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("l", "log", show=False)]
+    place = "prompt measure"
+    keys_running = "Esc stops it · b behind · l log"
+    keys_ended = "Enter closes · l log"
 
     def __init__(self, job: MeasureJob) -> None:
-        super().__init__()
+        super().__init__(job, job.title)
         self.job = job
 
-    def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog prompt") as frame:
-            frame.border_title = self.job.title
-            frame.border_subtitle = self._keys()
-            yield Canvas(self._lines, name="measuring")
-
-    @property
-    def shown(self) -> str:
-        return "\n".join(plain(line) for line in self.query_one("#measuring", Canvas).lines)
-
-    def _keys(self) -> str:
-        return "Esc stops it · b behind · l log" if self.job.running else "Enter closes · l log"
-
     def redraw(self) -> None:
-        if not self.query(Canvas):
-            return  # it is being opened: what is new will be seen in its first frame
-        canvas = self.query_one("#measuring", Canvas)
-        canvas.redraw()
-        # Results may need more lines than the run did.
-        canvas.styles.height = max(RUN_LINES, min(len(canvas.lines), self.app.size.height // 2))
-        frame = self.query_one(Vertical)
-        if frame.border_subtitle != self._keys():
-            frame.border_subtitle = self._keys()
+        super().redraw()
+        if self.query(Canvas):  # results may need more lines than the run did
+            canvas = self.query_one(Canvas)
+            canvas.styles.height = max(_RUN_LINES, min(len(canvas.lines), self.app.size.height // 2))
 
-    def _lines(self, width: int, height: int) -> list[Line]:
+    def job_lines(self, width: int) -> list[Line]:
         job = self.job
         if not job.running:
             if job.failure:
@@ -72,20 +48,6 @@ class MeasureDialog(Dialog[None]):
         if job.standing is None:
             return [[("starting …", "muted")]]
         return standing_lines(job.standing, width)
-
-    def action_stop(self) -> None:
-        if not self.job.running:
-            self.dismiss(None)
-            return
-        self.job.stop()
-        self.redraw()
-
-    def action_background(self) -> None:
-        self.dismiss(None)
-
-    def action_close(self) -> None:
-        if not self.job.running:
-            self.dismiss(None)
 
     def action_log(self) -> None:
         self.app.push_screen(Log(self.job.log()))

@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import Vertical
-
 from surgeon.operation import Progress, Summary
 from surgeon.tui import figures
-from surgeon.tui.canvas import Canvas
-from surgeon.tui.dialogs.base import Dialog
-from surgeon.tui.spans import Line, clean, elide_start, fit, plain, wrap
+from surgeon.tui.dialogs.job import JobDialog
+from surgeon.tui.spans import Line, clean, elide_start, fit, wrap
 from surgeon.tui.writing import WriteJob
 
 
-class ProgressDialog(Dialog[None]):
-    """Shows `job`; Escape stops it, b lets it run on while the tree can be looked at."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", show=False, priority=True),
-        Binding("b", "background", show=False, priority=True),
-        Binding("enter,space,q", "close", show=False, priority=True),
-    ]
+class ProgressDialog(JobDialog):
+    place = "narrow write"
+    keys_running = "Esc stops it · b lets it run behind"
+    keys_ended = "Enter closes"
 
     def __init__(self, job: WriteJob) -> None:
-        super().__init__()
+        super().__init__(job, "write")
         self.job = job
 
-    def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog narrow") as frame:
-            frame.border_title = "write"
-            frame.border_subtitle = self._keys()
-            yield Canvas(self._lines, name="progress")
-
-    @property
-    def shown(self) -> str:
-        return "\n".join(plain(line) for line in self.query_one("#progress", Canvas).lines)
-
-    def _keys(self) -> str:
-        return "Esc stops it · b lets it run behind" if self.job.running else "Enter closes"
-
-    def redraw(self) -> None:
-        if not self.query(Canvas):
-            return  # it is being opened: what is new will be seen in its first frame
-        self.query_one("#progress", Canvas).redraw()
-        frame = self.query_one(Vertical)
-        if frame.border_subtitle != self._keys():
-            frame.border_subtitle = self._keys()
-
-    def _lines(self, width: int, height: int) -> list[Line]:
+    def job_lines(self, width: int) -> list[Line]:
         job = self.job
         path: Line = [(elide_start(clean(str(job.out)), width), "strong")]
         if job.summary is not None:
@@ -63,20 +31,6 @@ class ProgressDialog(Dialog[None]):
         if job.progress is None:
             return [path, [], [("opening …", "muted")]]
         return [path, [], *progress_lines(job.progress, width)]
-
-    def action_stop(self) -> None:
-        if not self.job.running:
-            self.dismiss(None)
-            return
-        self.job.cancelled.set()
-        self.redraw()
-
-    def action_background(self) -> None:
-        self.dismiss(None)
-
-    def action_close(self) -> None:
-        if not self.job.running:
-            self.dismiss(None)
 
 
 def progress_lines(progress: Progress, width: int) -> list[Line]:
