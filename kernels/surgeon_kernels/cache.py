@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numba
 from llvmlite import __version__ as llvmlite_version
@@ -111,33 +111,46 @@ def clear_cache() -> int:
 def _remove_unused(root: Path) -> None:
     """Remove the folders of versions that no process has used for a month."""
     for folder in root.iterdir():
-        lock = folder / "lock"
         with contextlib.suppress(OSError):  # another process may be removing it too
-            if lock.exists() and time.time() - lock.stat().st_mtime > _UNUSED_SECONDS:
+            used = max((lock.stat().st_mtime for lock in folder.glob("*lock")), default=time.time())
+            if time.time() - used > _UNUSED_SECONDS:
                 shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: of two processes that start at once, the second waits and then loads."""
+def _locked(folder: Path, name: str, wait: bool) -> Iterator[bool]:
+    """Hold the lock of one kernel: of two processes that need it at once, the second waits and then loads.
+
+    Not `wait`: gives False, and holds nothing, where another process has the lock.
+    """
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _remove_unused(folder.parent)
-    with open(folder / "lock", "a+b") as file:
-        os.utime(folder / "lock")
-        if sys.platform == "win32":
-            import msvcrt
+    path = folder / f"{name}.lock"
+    with open(path, "a+b") as file:
+        os.utime(path)
+        yield _lock(file, wait)  # closing the file releases the lock
 
+
+def _lock(file: IO[bytes], wait: bool) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
             file.seek(0)
-            while True:
-                with contextlib.suppress(OSError):  # LK_LOCK gives up after ten seconds
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-        else:
-            import fcntl
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+                return True
+            except OSError:  # LK_LOCK gives up after ten seconds
+                if not wait:
+                    return False
+    import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file releases the lock
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Locator(_CacheLocator):
@@ -194,21 +207,32 @@ class Kernel:
     def name(self) -> str:
         return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
 
-    def compile(self) -> Any:
-        """Make the kernel callable now; returns the compiled function. Safe from several threads and processes."""
+    @property
+    def is_kept(self) -> bool:
+        """Whether the cache has this kernel, of whatever processor."""
+        folder = cache_directory()
+        return folder is not None and any(folder.glob(f"{self.name}-*.nbi"))
+
+    def compile(self, *, wait: bool = True) -> Any:
+        """Make the kernel callable now; returns the compiled function. Safe from several threads and processes.
+
+        Not `wait`: returns None, and nothing is done, while another process compiles it.
+        """
         with Kernel._compiling:
             if self._compiled is None:
-                self._compiled = self._compile()
+                self._compiled = self._compile(wait)
         return self._compiled
 
-    def _compile(self) -> Any:
+    def _compile(self, wait: bool) -> Any:
         dispatcher = numba.njit(**OPTIONS)(self.function)
         folder = cache_directory()
         try:
             if folder is None:
                 dispatcher.compile(self.signature)
             else:
-                with _locked(folder):
+                with _locked(folder, self.name, wait) as locked:
+                    if not locked:
+                        return None
                     dispatcher._cache = _KernelCache(self.function)
                     dispatcher.compile(self.signature)
         except OSError:  # the folder vanished or filled up meanwhile: the kernel does not depend on it

@@ -1,19 +1,35 @@
-"""Compiling kernels, or loading them from the cache, before they are needed."""
+"""Compiling kernels, or loading them from the cache, before they are needed.
+
+Numba compiles one kernel at a time in a process. Where several are not in the cache, other processes compile some of
+them and leave them there: whichever comes first to a kernel holds its lock, the others pass it over, and in the end
+this process loads what it did not compile. A process that fails costs nothing but its help.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import validation
-from .cache import Kernel
+from .cache import Kernel, cache_directory
 from .formats import by_name
 from .registry import dequantizable, module_of, quantizable
+
+Job = tuple[str, str]
+"""A type and what is done with it: `quantize`, `dequantize`; or `validation` and `validate`."""
+
+_MOST_HELPERS = 3  # each takes about 300 MB
+_START = "from surgeon_kernels.warming import help_out; help_out()"
 
 
 @dataclass(frozen=True, slots=True)
 class WarmProgress:
-    """`name` is about to be made ready, as number `index` (from 0) of `total`; at the end index == total, no name."""
+    """`index` of `total` are ready and `name` is next; at the end index == total, no name."""
 
     name: str
     index: int
@@ -23,10 +39,10 @@ class WarmProgress:
 def warm(names: Iterable[str], *, weights: bool = True, sources: Iterable[str] | None = None) -> Iterator[WarmProgress]:
     """Make ready what quantizing to `names` and reading `sources` takes; yields before each kernel and at the end.
 
-    Kernels compile once per user and processor and load from the cache afterwards. With `sources` (types to
-    dequantize from), `names` get their quantizers only; without, quantizers and dequantizers both. Types without
-    kernels are passed over. One kernel serves with and without an importance matrix, so `weights` changes nothing
-    but documents the call. Raises ValueError for an unknown type.
+    Kernels compile once per user and processor and load from the cache afterwards; up to three more processes of this
+    Python help to compile. With `sources` (types to dequantize from), `names` get their quantizers only; without,
+    quantizers and dequantizers both. Types without kernels are passed over. One kernel serves with and without an
+    importance matrix, so `weights` changes nothing but documents the call. Raises ValueError for an unknown type.
     """
     del weights
     targets = {by_name(name).name for name in names}
@@ -34,10 +50,15 @@ def warm(names: Iterable[str], *, weights: bool = True, sources: Iterable[str] |
     jobs = [("validation", "validate")]
     jobs += [(name, "dequantize") for name in sorted(origins & dequantizable)]
     jobs += [(name, "quantize") for name in sorted(targets & quantizable)]
-    for index, (name, job) in enumerate(jobs):
-        yield WarmProgress(name, index, len(jobs))
-        for kernel in _kernels(name, job):
-            kernel.compile()
+    left = jobs
+    with _helped(jobs):
+        for wait in (False, True):
+            passed_over: list[Job] = []
+            for place, (name, job) in enumerate(left):
+                yield WarmProgress(name, len(jobs) - len(left) + place - len(passed_over), len(jobs))
+                if not _is_ready(name, job, wait=wait):
+                    passed_over.append((name, job))
+            left = passed_over
     yield WarmProgress("", len(jobs), len(jobs))
 
 
@@ -45,3 +66,55 @@ def _kernels(name: str, job: str) -> list[Kernel]:
     if job == "validate":
         return [validation.first_block, validation.first_word]
     return [getattr(module_of(name), job)]
+
+
+def _is_ready(name: str, job: str, *, wait: bool) -> bool:
+    """Compile or load the kernels of a job; not `wait`: False if another process is compiling one of them."""
+    return all(kernel.compile(wait=wait) is not None for kernel in _kernels(name, job))
+
+
+def _is_kept(name: str, job: str) -> bool:
+    return all(kernel.is_kept for kernel in _kernels(name, job))
+
+
+@contextlib.contextmanager
+def _helped(jobs: Sequence[Job]) -> Iterator[None]:
+    """Other processes compile with this one: each begins at another place of what is not in the cache."""
+    cold = [job for job in jobs if not _is_kept(*job)]
+    count = min(len(cold), _processors(), 1 + _MOST_HELPERS) - 1
+    helpers: list[subprocess.Popen[bytes]] = []
+    if cache_directory() is not None and Path(sys.executable).name.startswith("python"):  # not a program around Python
+        starts = [len(cold) * number // (count + 1) for number in range(1, count + 1)]
+        with contextlib.suppress(OSError):  # no process can be started: there is no help
+            helpers = [_helper([*cold[start:], *cold[:start]]) for start in starts]
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()  # nothing is left for it to do, or nobody wants it any more
+            helper.wait()
+
+
+def _helper(jobs: Sequence[Job]) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-c", _START, *(f"{name}:{job}" for name, job in jobs)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def help_out() -> None:
+    """The helping process: compile what the arguments name (`Q4_K:quantize`), unless another has it or had it."""
+    if hasattr(os, "nice"):
+        os.nice(5)  # the screen, and the process that waits, come first
+    for argument in sys.argv[1:]:
+        name, _, job = argument.partition(":")
+        if not _is_kept(name, job):
+            _is_ready(name, job, wait=False)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
