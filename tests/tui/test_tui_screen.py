@@ -259,13 +259,15 @@ async def test_typing_a_name_goes_to_it(session: Session, monkeypatch: pytest.Mo
         assert _at(app) == "Q4_K"
         await pilot.press("x")
         assert _at(app) == "Q4_K", "no name goes on so, and none begins so"
+        await pilot.press("q", "8", "k")
+        assert _at(app) == "BF16", "k goes up where no name goes on with it"
         await pilot.press("i", "q", "4", "underscore", "n", "l", "enter")
         assert dict(session.plan.types) == {"blk.0.ffn_down.weight": "IQ4_NL"}
         await pilot.press("t", "Q", "6")
         monkeypatch.setattr(pause, 0.0)
         assert _at(app) == "Q6_K"
         await pilot.press("k")
-        assert _at(app) == TypePicker.names[TypePicker.names.index("Q6_K") - 1], "it goes up where no name was begun"
+        assert _at(app) == TypePicker.names[TypePicker.names.index("Q6_K") - 1], "and where none was begun"
         await pilot.press("l")
         assert app.screen.scope == "layer"  # type: ignore[attr-defined]
         await pilot.press("escape", "m", "q", "8")

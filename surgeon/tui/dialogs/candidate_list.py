@@ -59,16 +59,16 @@ class CandidateDialog(ChoiceDialog):
         """To the first name that begins with what was typed without a pause, or with this letter."""
         now = time.monotonic()
         begun = self._typed if now - self._typed_at < TYPING_SECONDS else ""
-        if not begun and letter in self.letter_keys:
-            await self.run_action(self.letter_keys[letter])
-            return
-        for typed in (begun + letter, letter):
+        for typed in dict.fromkeys((begun + letter, letter)):
             name = next((name for name in self.names if name.lower().startswith(typed) and self.enabled(name)), None)
             if name is not None:
                 self._typed, self._typed_at = typed, now
                 choices = self.query_one(Choices)
                 choices.highlighted = choices.get_option_index(name)
                 return
+        self._typed = ""
+        if letter in self.letter_keys:
+            await self.run_action(self.letter_keys[letter])
 
     def begin(self, source: Callable[[threading.Event], Iterator[object]]) -> None:
         """Run `source` in a thread of its own generation; what an earlier one still sends is ignored."""
