@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numba
+import numpy as np
 from llvmlite import __version__ as llvmlite_version
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
@@ -252,11 +253,33 @@ def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: a function that kernels call; compiled into each of them, never on its own."""
-    compiled: Callable[..., Any] = numba.njit(**OPTIONS)(function)
+    compiled: Callable[..., Any] = numba.njit(**OPTIONS)(_named_by_content(function))
     return compiled
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: a `helper` whose code goes into the caller; for inner loops with many arguments and one caller."""
-    compiled: Callable[..., Any] = numba.njit(forceinline=True, **OPTIONS)(function)
+    compiled: Callable[..., Any] = numba.njit(forceinline=True, **OPTIONS)(_named_by_content(function))
     return compiled
+
+
+def _named_by_content(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function made inside another gets a hash of the variables it closes over into its name.
+
+    Numba tells functions of one name apart by a number that counts in each process, and LLVM takes two functions of
+    one name, in the machine code of two kernels, for the same. So kernels compiled by different processes would call
+    each other's `make_search.<locals>.search`.
+    """
+    if function.__closure__:
+        content = "|".join(_content(cell.cell_contents) for cell in function.__closure__)
+        function.__qualname__ += f"_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    return function
+
+
+def _content(value: Any) -> str:
+    """A closed-over variable in words that are the same in every process. Raises TypeError where there are none."""
+    if hasattr(value, "py_func"):
+        return f"{value.py_func.__module__}.{value.py_func.__qualname__}"
+    if isinstance(value, (bool, int, float, str, np.generic)):
+        return repr(value)
+    raise TypeError(f"{type(value).__name__}: a helper may close over numbers, strings and helpers only")

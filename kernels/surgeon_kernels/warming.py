@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ Job = tuple[str, str]
 """A type and what is done with it: `quantize`, `dequantize`; or `validation` and `validate`."""
 
 _MOST_HELPERS = 3  # each takes about 300 MB
+_helping = threading.Lock()
 _START = "from surgeon_kernels.warming import help_out; help_out()"
 
 
@@ -79,20 +81,31 @@ def _is_kept(name: str, job: str) -> bool:
 
 @contextlib.contextmanager
 def _helped(jobs: Sequence[Job]) -> Iterator[None]:
-    """Other processes compile with this one: each begins at another place of what is not in the cache."""
-    cold = [job for job in jobs if not _is_kept(*job)]
-    count = min(len(cold), _processors(), 1 + _MOST_HELPERS) - 1
+    """Other processes compile with this one, unless they do so for another thread already."""
+    if not _helping.acquire(blocking=False):
+        yield
+        return
     helpers: list[subprocess.Popen[bytes]] = []
-    if cache_directory() is not None and Path(sys.executable).name.startswith("python"):  # not a program around Python
-        starts = [len(cold) * number // (count + 1) for number in range(1, count + 1)]
-        with contextlib.suppress(OSError):  # no process can be started: there is no help
-            helpers = [_helper([*cold[start:], *cold[:start]]) for start in starts]
     try:
+        helpers = _helpers([job for job in jobs if not _is_kept(*job)])
         yield
     finally:
         for helper in helpers:
             helper.terminate()  # nothing is left for it to do, or nobody wants it any more
             helper.wait()
+        _helping.release()
+
+
+def _helpers(cold: Sequence[Job]) -> list[subprocess.Popen[bytes]]:
+    """Processes that each begin at another place of what is not in the cache."""
+    count = min(len(cold), _processors(), 1 + _MOST_HELPERS) - 1
+    if cache_directory() is None or not Path(sys.executable).name.startswith("python"):  # a program around Python
+        return []
+    starts = [len(cold) * number // (count + 1) for number in range(1, count + 1)]
+    try:
+        return [_helper([*cold[start:], *cold[:start]]) for start in starts]
+    except OSError:  # no process can be started: it goes without help
+        return []
 
 
 def _helper(jobs: Sequence[Job]) -> subprocess.Popen[bytes]:

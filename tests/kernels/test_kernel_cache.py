@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from golden_blocks import RECORD, key
 
 import surgeon_kernels
 
@@ -146,6 +148,36 @@ print(module_of("Q4_0").quantize._compiled is not None)
     assert _run(code, SURGEON_CACHE_DIR=str(tmp_path)) == [
         "[('validation', 0), ('Q4_0', 1), ('Q8_0', 1), ('Q4_0', 2)]", "None", "[('', 3)]", "True",
     ]  # fmt: skip
+
+
+def test_kernels_of_different_processes_go_together(tmp_path: Path) -> None:
+    """Their inner functions have the same names and numbers in either process, and must not be taken for each other."""
+    environment = {**os.environ, "SURGEON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(_PACKAGE.parent)}
+    names = ("IQ2_S", "IQ3_S")
+    compiling = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                f"from surgeon_kernels.registry import module_of; module_of('{name}').quantize.compile()",
+            ],
+            env=environment,
+        )
+        for name in names
+    ]
+    assert [process.wait() for process in compiling] == [0, 0]
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from golden_blocks import rows, weights
+from surgeon_kernels import quantize, warm
+list(warm({names}, sources=[]))
+for name in {names}:
+    for block in quantize(rows(), name, weights(), compat=True):
+        print(block.tobytes().hex())
+"""
+    record = json.loads(RECORD.read_text())
+    assert _run(code, SURGEON_CACHE_DIR=str(tmp_path)) == [block for name in names for block in record[key(name, True)]]
 
 
 def test_other_processes_help(tmp_path: Path) -> None:
