@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import signal
@@ -217,7 +218,8 @@ def test_interrupt_saves_what_there_is(demo_model: Path, tmp_path: Path) -> None
         "1",
     ]
     command = [sys.executable, "-m", "surgeon", "imatrix", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
     partial = tmp_path / "imatrix.gguf.partial"
     deadline = time.monotonic() + 120
     while not partial.exists() and time.monotonic() < deadline and process.poll() is None:
