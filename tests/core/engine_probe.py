@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 
-from surgeon.engine.binding import Binding
+from surgeon.engine.child.binding import Binding
+from surgeon.engine.child.llama import ContextSize, Model, opened
 from surgeon.engine.libraries import find_libraries
-from surgeon.engine.session import ContextSize, Model, opened
 
 TOKENS = np.array([1, 5, 9, 30, 17, 3, 22, 8, 8, 14, 29, 4, 11, 26, 7, 19], np.int32)
 

@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 
-from surgeon.engine.binding import Binding
-from surgeon.engine.imatrix_collection import Collector
+from surgeon.engine.child.binding import Binding
+from surgeon.engine.child.imatrix_collection import Collector
+from surgeon.engine.child.llama import ContextSize, Model, opened
 from surgeon.engine.libraries import find_libraries
-from surgeon.engine.session import ContextSize, Model, opened
 
 TOKENS = np.random.default_rng(11).integers(3, 30, 48, dtype=np.int32)
 

@@ -17,7 +17,7 @@ import pytest
 from engine_helpers import ONE_THREAD, TEXT, Base, at_each, run
 
 from surgeon.engine import client, libraries
-from surgeon.engine.binding import Binding
+from surgeon.engine.child.binding import Binding
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import DivergenceJob, Engine, ImatrixJob, PerplexityJob, Step, TaskJob

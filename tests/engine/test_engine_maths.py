@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surgeon.engine import mt19937
-from surgeon.engine.base_file import BaseFile, BaseWriter, Decoded, encode, record_length
+from surgeon.engine.child import mt19937
+from surgeon.engine.child.base_file import BaseFile, BaseWriter, Decoded, encode, record_length
+from surgeon.engine.child.kl_divergence import Comparison, compare, statistics
+from surgeon.engine.child.layouts import LAYOUTS, layout_for, wrong_default
+from surgeon.engine.child.log_probabilities import by_slabs, negative_log_likelihood
+from surgeon.engine.child.perplexity import PerplexitySum
+from surgeon.engine.child.tasks import wilson_interval
+from surgeon.engine.child.windows import Rows
 from surgeon.engine.errors import EngineError
-from surgeon.engine.kl_divergence import Comparison, compare, statistics
-from surgeon.engine.layouts import LAYOUTS, layout_for, wrong_default
-from surgeon.engine.log_probabilities import by_slabs, negative_log_likelihood
-from surgeon.engine.perplexity import PerplexitySum
 from surgeon.engine.protocol import (
     Engine,
     ImatrixJob,
@@ -25,8 +27,6 @@ from surgeon.engine.protocol import (
     read_message,
     write_message,
 )
-from surgeon.engine.tasks import wilson_interval
-from surgeon.engine.windows import Rows
 
 
 def logits_and_targets(rows: int, n_vocab: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:

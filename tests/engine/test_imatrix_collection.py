@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from engine_helpers import ONE_THREAD, TEXT, Base, at_each
 
-from surgeon.engine.base_file import BaseFile
+from surgeon.engine.child.base_file import BaseFile
 from surgeon.engine.errors import EngineError
 from surgeon.engine.imatrix_run import Collection, ImatrixRun
 from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Step

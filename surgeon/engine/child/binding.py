@@ -7,8 +7,7 @@ import os
 import sys
 from typing import Any
 
-from surgeon.engine.errors import INSTALL, EngineMissing
-from surgeon.engine.layouts import (
+from surgeon.engine.child.layouts import (
     LOG_CALLBACK,
     SUPPORTED,
     Batch,
@@ -18,6 +17,7 @@ from surgeon.engine.layouts import (
     layout_for,
     wrong_default,
 )
+from surgeon.engine.errors import INSTALL, EngineMissing
 from surgeon.engine.libraries import Libraries
 
 _P, _I32, _BOOL = c.c_void_p, c.c_int32, c.c_bool

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from surgeon.engine.child.llama import Context, ContextSize, Logits, Model, Tokens
 from surgeon.engine.errors import EngineError
-from surgeon.engine.session import Context, ContextSize, Logits, Model, Tokens
 
 _LOGITS_BYTES = 512 << 20  # of one decode; large vocabularies run fewer sequences at once
 

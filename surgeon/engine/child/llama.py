@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.binding import Binding
+from surgeon.engine.child.binding import Binding
+from surgeon.engine.child.layouts import EVAL_CALLBACK, Batch
 from surgeon.engine.errors import EngineError
-from surgeon.engine.layouts import EVAL_CALLBACK, Batch
 
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]

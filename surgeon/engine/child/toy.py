@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.binding import Binding
+from surgeon.engine.child.binding import Binding
+from surgeon.engine.child.graph import Node
+from surgeon.engine.child.llama import ContextSize, EvalCallback, Model, opened
 from surgeon.engine.errors import INSTALL, EngineError, EngineMissing
-from surgeon.engine.graph import Node
-from surgeon.engine.session import ContextSize, EvalCallback, Model, opened
 
 _WIDTH, _VOCAB, _EPSILON = 32, 64, 1e-5
 _TOKENS = np.array([1, 5, 9, 63], np.int32)

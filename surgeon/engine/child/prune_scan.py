@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.base_file import BaseFile, BaseWriter
+from surgeon.engine.child.base_file import BaseFile, BaseWriter
+from surgeon.engine.child.graph import Node, rows
+from surgeon.engine.child.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
+from surgeon.engine.child.kl_divergence import Comparison, compare, statistics
+from surgeon.engine.child.llama import Context, ContextSize, Model, Tokens, opened
+from surgeon.engine.child.windows import Rows, chunk_count, evaluate, read_tokens
 from surgeon.engine.errors import EngineError
-from surgeon.engine.graph import Node, rows
-from surgeon.engine.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
-from surgeon.engine.kl_divergence import Comparison, compare, statistics
 from surgeon.engine.protocol import Finished, LayerDamage, Message, PruneScanJob, Started, Step
-from surgeon.engine.session import Context, ContextSize, Model, Tokens, opened
-from surgeon.engine.windows import Rows, chunk_count, evaluate, read_tokens
 
 
 class Bypass:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.base_file import BaseFile, Decoded
+from surgeon.engine.child.base_file import BaseFile, Decoded
+from surgeon.engine.child.llama import Context, Model, opened
+from surgeon.engine.child.log_probabilities import Float64, by_slabs, normaliser
+from surgeon.engine.child.windows import Rows, evaluate, read_tokens, window_size
 from surgeon.engine.errors import EngineError
-from surgeon.engine.log_probabilities import Float64, by_slabs, normaliser
 from surgeon.engine.protocol import DivergenceJob, Finished, Message, Started, Step
-from surgeon.engine.session import Context, Model, opened
-from surgeon.engine.windows import Rows, evaluate, read_tokens, window_size
 
 _DEPTH = np.float32(-16.0)  # base log-probabilities at or below it do not count
 KLD_QUANTILES = (0.999, 0.99, 0.95, 0.90, 0.50, 0.10, 0.05, 0.01, 0.001)

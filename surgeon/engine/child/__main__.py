@@ -1,4 +1,4 @@
-"""The engine's child process, `python -m surgeon.engine.child`: one job, answers on stdout, its log on stderr."""
+"""What the child process runs: reads one job from stdin, answers on stdout, logs on stderr."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from surgeon.engine.protocol import (
 )
 
 if TYPE_CHECKING:
-    from surgeon.engine.session import Model
+    from surgeon.engine.child.llama import Model
 
 
 def main() -> int:
@@ -66,10 +66,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _run(engine: Engine, job: Job) -> Iterator[Message]:
-    from surgeon.engine import toy
-    from surgeon.engine.binding import Binding
+    from surgeon.engine.child import toy
+    from surgeon.engine.child.binding import Binding
+    from surgeon.engine.child.llama import Model
     from surgeon.engine.libraries import find_libraries
-    from surgeon.engine.session import Model
 
     binding = Binding(find_libraries(engine.library))
     toy.check(binding, engine.n_gpu_layers)
@@ -87,27 +87,27 @@ def _answers(model: Model, job: Job, threads: int) -> Iterator[Message]:
     """Each job's module is imported only when it is asked for."""
     match job:
         case ImatrixJob():
-            from surgeon.engine import imatrix_collection
+            from surgeon.engine.child import imatrix_collection
 
             return imatrix_collection.collect(model, job, threads)
         case PerplexityJob():
-            from surgeon.engine import perplexity
+            from surgeon.engine.child import perplexity
 
             return perplexity.measure(model, job, threads)
         case DivergenceJob():
-            from surgeon.engine import kl_divergence
+            from surgeon.engine.child import kl_divergence
 
             return kl_divergence.measure(model, job, threads)
         case TaskJob():
-            from surgeon.engine import tasks
+            from surgeon.engine.child import tasks
 
             return tasks.measure(model, job, threads)
         case BenchJob():
-            from surgeon.engine import bench
+            from surgeon.engine.child import bench
 
             return bench.measure(model, job, threads)
         case PruneScanJob():
-            from surgeon.engine import prune_scan
+            from surgeon.engine.child import prune_scan
 
             return prune_scan.measure(model, job, threads)
 

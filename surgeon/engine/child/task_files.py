@@ -6,8 +6,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgeon.engine.child.mt19937 import sampled, shuffled
 from surgeon.engine.errors import EngineError
-from surgeon.engine.mt19937 import sampled, shuffled
 
 _MOST_ANSWERS = 100
 

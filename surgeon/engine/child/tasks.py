@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from surgeon.engine import task_files
+from surgeon.engine.child import task_files
+from surgeon.engine.child.llama import Context, ContextSize, Logits, Model, Tokens, opened
+from surgeon.engine.child.log_probabilities import negative_log_likelihood
 from surgeon.engine.errors import EngineError
-from surgeon.engine.log_probabilities import negative_log_likelihood
 from surgeon.engine.protocol import Finished, Message, Started, Step, TaskJob
-from surgeon.engine.session import Context, ContextSize, Logits, Model, Tokens, opened
 
 _LOGITS_BYTES = 512 << 20  # of one decode
 _SEQUENCES = 64  # of one decode, unless a task has more answers

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.engine.child.graph import GGML_TYPE_F32, Node, rows
+from surgeon.engine.child.llama import Model, opened
+from surgeon.engine.child.log_probabilities import Float64, negative_log_likelihood
+from surgeon.engine.child.perplexity import PerplexitySum
+from surgeon.engine.child.windows import Rows, chunk_count, evaluate, read_tokens, window_size
 from surgeon.engine.errors import EngineError
-from surgeon.engine.graph import GGML_TYPE_F32, Node, rows
-from surgeon.engine.log_probabilities import Float64, negative_log_likelihood
-from surgeon.engine.perplexity import PerplexitySum
 from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Started, Step
-from surgeon.engine.session import Model, opened
-from surgeon.engine.windows import Rows, chunk_count, evaluate, read_tokens, window_size
 
 _FEWEST_ROWS = 16  # smaller batches are left out, as llama-imatrix does
 LAYER_OUTPUT = re.compile(r"l_out-(\d+)")

@@ -17,10 +17,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.engine.child.llama import Logits, Tokens
+from surgeon.engine.child.log_probabilities import Float64, by_slabs, normaliser
+from surgeon.engine.child.windows import Rows
 from surgeon.engine.errors import EngineError
-from surgeon.engine.log_probabilities import Float64, by_slabs, normaliser
-from surgeon.engine.session import Logits, Tokens
-from surgeon.engine.windows import Rows
 
 _MAGIC = b"_logits_"
 _DEPTH = 16.0  # natural logarithms below the maximum that are kept

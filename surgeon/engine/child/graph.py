@@ -7,9 +7,9 @@ import ctypes as c
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.binding import Binding
+from surgeon.engine.child.binding import Binding
+from surgeon.engine.child.layouts import GgmlTensor
 from surgeon.engine.errors import EngineError
-from surgeon.engine.layouts import GgmlTensor
 
 GGML_TYPE_F32, GGML_TYPE_I32 = 0, 26
 _DTYPES: dict[int, type[np.generic]] = {GGML_TYPE_F32: np.float32, GGML_TYPE_I32: np.int32}

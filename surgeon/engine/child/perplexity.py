@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from surgeon.engine.base_file import BaseWriter
+from surgeon.engine.child.base_file import BaseWriter
+from surgeon.engine.child.llama import Context, ContextSize, Model, Tokens, opened
+from surgeon.engine.child.log_probabilities import Float64, negative_log_likelihood
+from surgeon.engine.child.windows import chunk_count, evaluate, read_tokens, window_size
 from surgeon.engine.errors import EngineError
-from surgeon.engine.log_probabilities import Float64, negative_log_likelihood
 from surgeon.engine.protocol import Finished, Message, PerplexityJob, Started, Step
-from surgeon.engine.session import Context, ContextSize, Model, Tokens, opened
-from surgeon.engine.windows import chunk_count, evaluate, read_tokens, window_size
 
 
 @dataclass

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from surgeon.engine.child.llama import Context, ContextSize, Model, Tokens, opened
 from surgeon.engine.protocol import BenchJob, Finished, Message, Started, Step
-from surgeon.engine.session import Context, ContextSize, Model, Tokens, opened
 
 
 def label(prompt: int, generated: int, depth: int = 0) -> str:
