@@ -13,10 +13,10 @@ from textual.pilot import Pilot
 
 from surgeon.commands.demo import DEMO, IMATRIX, MODEL
 from surgeon.model import load_model
+from surgeon.session.candidates import TYPES
+from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
-from surgeon.tui.candidates import TYPES
 from surgeon.tui.config import Config
-from surgeon.tui.session import Session
 
 HERE = Path(__file__).parent
 Scene = Callable[["Pilot[int]", Session], Awaitable[None]]

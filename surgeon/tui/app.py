@@ -9,31 +9,31 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import on
-from textual.app import App
 from textual.filter import LineFilter
 from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
 from surgeon.model import load_model
 from surgeon.recipe import load_recipe
+from surgeon.session.session import Session, statistics_of
 from surgeon.tui import autosave
-from surgeon.tui.ascii_filter import AsciiFilter
 from surgeon.tui.command_palette import SurgeonCommands
 from surgeon.tui.config import Config, load_config
 from surgeon.tui.dialogs.progress import ProgressDialog
+from surgeon.tui.drawing.ascii_filter import AsciiFilter
+from surgeon.tui.drawing.theme import DARK, LIGHT, theme
+from surgeon.tui.host import Host
+from surgeon.tui.jobs.measuring import MeasureJob
+from surgeon.tui.jobs.messages import Measured, Reported, Warmed, WarmFailed, WriteFailed, Written
+from surgeon.tui.jobs.warm_up import WarmUp
+from surgeon.tui.jobs.writing import WriteJob
 from surgeon.tui.main_screen import MainScreen
-from surgeon.tui.measuring import MeasureJob
-from surgeon.tui.messages import Measured, Reported, Warmed, WarmFailed, WriteFailed, Written
-from surgeon.tui.session import Session, statistics_of
-from surgeon.tui.theme import DARK, LIGHT, theme
-from surgeon.tui.warm_up import WarmUp
-from surgeon.tui.writing import WriteJob
 
 AUTOSAVE_DELAY = 0.5  # seconds without a change before the plan is kept
 WARM_DELAY = 0.4  # seconds after the first paint, or a change of types, before kernels are compiled
 
 
-class SurgeonApp(App[int]):
+class SurgeonApp(Host):
     CSS_PATH = "surgeon.tcss"
     TITLE = "surgeon"
     ENABLE_COMMAND_PALETTE = True

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from surgeon.tui.actions import GROUPS, Action, keys_of
+from surgeon.tui.keys import GROUPS, Action, keys_of
 
 if TYPE_CHECKING:
-    from surgeon.tui.app import SurgeonApp
+    from surgeon.tui.host import Host
 
 
 class SurgeonCommands(Provider):
     def _entries(self) -> list[tuple[str, Action]]:
-        keymap = cast("SurgeonApp", self.app).config.keys
+        keymap = cast("Host", self.app).config.keys
         return [
             (f"{group.lower()}: {action.word}  ({' '.join(keys_of(action, keymap))})", action)
             for group, actions in GROUPS.items()

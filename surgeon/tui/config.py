@@ -10,9 +10,9 @@ from typing import Any
 
 from platformdirs import user_config_path, user_state_path
 
-from surgeon.tui.actions import BY_ID
-from surgeon.tui.cells import COLUMNS, DEFAULT_COLUMNS
-from surgeon.tui.metrics import METRICS
+from surgeon.session.metrics import METRICS
+from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
+from surgeon.tui.keys import BY_ID
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import ClassVar
 from textual import events, on
 from textual.binding import BindingType
 
-from surgeon.tui.actions import bindings
-from surgeon.tui.bars import hint_at
-from surgeon.tui.edit_actions import EditActions
-from surgeon.tui.file_actions import FileActions
-from surgeon.tui.measure_actions import MeasureActions
-from surgeon.tui.tree_view import TreeView
-from surgeon.tui.view_actions import ViewActions
+from surgeon.tui.actions.edit import EditActions
+from surgeon.tui.actions.file import FileActions
+from surgeon.tui.actions.measure import MeasureActions
+from surgeon.tui.actions.view import ViewActions
+from surgeon.tui.drawing.bars import hint_at
+from surgeon.tui.drawing.tree_view import TreeView
+from surgeon.tui.keys import bindings
 
 
 class MainScreen(ViewActions, EditActions, FileActions, MeasureActions):

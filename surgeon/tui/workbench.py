@@ -13,21 +13,21 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
-from surgeon.tui import bars
-from surgeon.tui.actions import hints
-from surgeon.tui.canvas import Canvas
+from surgeon.session.metrics import METRICS
+from surgeon.session.rows import Row, View, visible_rows
+from surgeon.session.session import Session, layer_key
 from surgeon.tui.config import Config
-from surgeon.tui.describe import describe
 from surgeon.tui.dialogs.base import Dialog
-from surgeon.tui.metrics import METRICS
-from surgeon.tui.rows import Row, View, visible_rows
-from surgeon.tui.session import Session, layer_key
-from surgeon.tui.spans import Line, clean, plain
-from surgeon.tui.tree_view import TreeView
+from surgeon.tui.drawing import bars
+from surgeon.tui.drawing.canvas import Canvas
+from surgeon.tui.drawing.describe import describe
+from surgeon.tui.drawing.spans import Line, clean, plain
+from surgeon.tui.drawing.tree_view import TreeView
+from surgeon.tui.host import Host
+from surgeon.tui.keys import hints
 
 if TYPE_CHECKING:
     from surgeon.imatrix import Imatrix
-    from surgeon.tui.app import SurgeonApp
 
 Answer = TypeVar("Answer")
 
@@ -38,7 +38,7 @@ DETAIL_DELAY = 0.08  # seconds the cursor must rest before the detail pane follo
 class Workbench(Screen[None]):
     """Header, strip, tree, detail pane, key bar. State is in `session` (the plan) and `view` (how it is looked at)."""
 
-    app: SurgeonApp
+    app: Host
 
     def __init__(self, session: Session, config: Config) -> None:
         super().__init__()

@@ -10,8 +10,8 @@ from tui_helpers import opened, session_of
 
 from surgeon.commands import open as open_command
 from surgeon.engine.protocol import Engine
+from surgeon.session.session import Session
 from surgeon.tui.config import Config, config_path, load_config
-from surgeon.tui.session import Session
 
 _WHOLE = """
 theme = "light"

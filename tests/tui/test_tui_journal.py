@@ -12,6 +12,7 @@ from tui_helpers import opened, session_of, typed
 
 from surgeon.plan import Plan
 from surgeon.recipe import Recipe, to_toml
+from surgeon.session.session import Session
 from surgeon.trials import Journal, Measured, Speed, Trial, new_trial
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.confirm import Confirm
@@ -20,10 +21,9 @@ from surgeon.tui.dialogs.journal import Comparison, JournalDialog, key_lines
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.trial_plot import TrialPlot, plot_lines
 from surgeon.tui.dialogs.write import WriteDialog
-from surgeon.tui.scatter import Point, scatter
-from surgeon.tui.session import Session
-from surgeon.tui.spans import plain, width_of
-from surgeon.tui.trial_lines import columns_for, compare_lines, head_line, ordered, signs, trial_line
+from surgeon.tui.drawing.scatter import Point, scatter
+from surgeon.tui.drawing.spans import plain, width_of
+from surgeon.tui.drawing.trial_lines import columns_for, compare_lines, head_line, ordered, signs, trial_line
 
 
 def trial(label: str, size: int, kld: float | None = None, plan: Plan | None = None, **rest: Any) -> Trial:

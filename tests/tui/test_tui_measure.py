@@ -13,22 +13,22 @@ import pytest
 from textual.pilot import Pilot
 from tui_helpers import opened, session_of, text_of, typed
 
+from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.imatrix import load_imatrix
+from surgeon.session.layer_figures import last_damages
+from surgeon.session.metrics import METRICS
+from surgeon.session.session import Session
 from surgeon.standing import Standing
 from surgeon.trials import Journal
 from surgeon.tui import answers as kept_answers
-from surgeon.tui import figures
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.form import Form, Switches
 from surgeon.tui.dialogs.measure_forms import number_of, task_files, wanted_of
 from surgeon.tui.dialogs.measuring import Log, MeasureDialog, standing_lines
-from surgeon.tui.layer_figures import last_damages
-from surgeon.tui.measuring import CollectJob, EvaluateJob, MeasureJob
-from surgeon.tui.metrics import METRICS
-from surgeon.tui.session import Session
-from surgeon.tui.spans import plain
+from surgeon.tui.drawing.spans import plain
+from surgeon.tui.jobs.measuring import CollectJob, EvaluateJob, MeasureJob
 
 TEXT = Path(__file__).parents[1] / "data" / "lighthouse.txt"
 SMALL = {"text": str(TEXT), "chunks": "2", "context": "64"}
@@ -265,7 +265,7 @@ async def test_collecting_loads_what_was_collected(model_copy: Path) -> None:
 async def test_the_tree_grows_and_a_stopped_collection_goes_on(
     model_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("surgeon.tui.measuring.GROWTH_SECONDS", 0.0)
+    monkeypatch.setattr("surgeon.tui.jobs.measuring.GROWTH_SECONDS", 0.0)
     session = session_of(model_copy)
     out = model_copy.with_name("mine.gguf")
     async with opened(session) as (app, pilot):

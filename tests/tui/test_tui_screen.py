@@ -22,8 +22,8 @@ from surgeon.model import load_model
 from surgeon.operation import Progress, Summary
 from surgeon.problems import Problem
 from surgeon.recipe import load_recipe
-from surgeon.tui import writing
-from surgeon.tui.actions import ACTIONS
+from surgeon.session.metrics import METRICS
+from surgeon.session.session import Session, layer_key
 from surgeon.tui.app import SurgeonApp, open_session
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.base import Choices
@@ -35,10 +35,10 @@ from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
 from surgeon.tui.dialogs.type_picker import TypePicker
 from surgeon.tui.dialogs.write import WriteDialog
+from surgeon.tui.jobs import writing
+from surgeon.tui.jobs.writing import default_output
+from surgeon.tui.keys import ACTIONS
 from surgeon.tui.main_screen import MainScreen
-from surgeon.tui.metrics import METRICS
-from surgeon.tui.session import Session, layer_key
-from surgeon.tui.writing import default_output
 
 LAYERS = [layer_key(number) for number in range(12)]
 TOP = ["token_embd.weight", *LAYERS, "output.weight", "output_norm.weight"]

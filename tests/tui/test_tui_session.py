@@ -10,11 +10,11 @@ from tui_helpers import session_of
 
 from surgeon.errors import SurgeonError
 from surgeon.recipe import load_recipe, save_recipe
-from surgeon.tui.commands import option_words, parse_command, without_option
-from surgeon.tui.filters import parse_filter
-from surgeon.tui.metrics import METRICS
-from surgeon.tui.rows import View, as_dict, unfold_matches, visible_rows
-from surgeon.tui.session import Session, layer_key, layer_number, numbers
+from surgeon.session.filters import parse_filter
+from surgeon.session.metrics import METRICS
+from surgeon.session.rows import View, as_dict, unfold_matches, visible_rows
+from surgeon.session.session import Session, layer_key, layer_number, numbers
+from surgeon.session.typed_edits import option_words, parse_command, without_option
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from rich.color import Color, ColorSystem
 from rich.segment import Segment
 from textual.color import Color as TextualColor
 
-from surgeon.tui import figures
-from surgeon.tui.ascii_filter import TABLE, AsciiFilter, to_ascii
-from surgeon.tui.canvas import changed_region, merged
-from surgeon.tui.spans import clean, cut, elide_start, fit, plain, spread, width_of, wrap
-from surgeon.tui.theme import DARK, LIGHT, Palette, xterm
+from surgeon import figures
+from surgeon.tui.drawing.ascii_filter import TABLE, AsciiFilter, to_ascii
+from surgeon.tui.drawing.canvas import changed_region, merged
+from surgeon.tui.drawing.spans import clean, cut, elide_start, fit, plain, spread, width_of, wrap
+from surgeon.tui.drawing.theme import DARK, LIGHT, Palette, xterm
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from surgeon.model import load_model
+from surgeon.session.rows import as_dict
+from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.config import Config
+from surgeon.tui.drawing.spans import plain
 from surgeon.tui.main_screen import MainScreen
-from surgeon.tui.rows import as_dict
-from surgeon.tui.session import Session
-from surgeon.tui.spans import plain
 
 
 def session_of(model: Path, imatrix: Path | None = None) -> Session:

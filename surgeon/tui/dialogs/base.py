@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from rich.text import Text
 from textual import on
@@ -15,11 +15,9 @@ from textual.widget import Widget
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from surgeon.tui.canvas import role_styles
-from surgeon.tui.spans import Line
-
-if TYPE_CHECKING:
-    from surgeon.tui.app import SurgeonApp
+from surgeon.tui.drawing.canvas import role_styles
+from surgeon.tui.drawing.spans import Line
+from surgeon.tui.host import Host
 
 Result = TypeVar("Result")
 
@@ -27,7 +25,7 @@ Result = TypeVar("Result")
 class Dialog(ModalScreen[Result | None]):
     """Dismissed with its answer, or with None on Escape."""
 
-    app: SurgeonApp
+    app: Host
     # Keys that end a dialog have priority, and the answer is given at once: a key typed right after Enter must find
     # the tree, with the edit done.
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", show=False, priority=True)]

@@ -10,13 +10,13 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
+from surgeon import figures
 from surgeon.mixes import FILE_TYPES
-from surgeon.tui import figures
-from surgeon.tui.candidates import Candidate, base_candidates
+from surgeon.session.candidates import Candidate, base_candidates
+from surgeon.session.session import Session
 from surgeon.tui.dialogs.base import Choices
 from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
-from surgeon.tui.session import Session
-from surgeon.tui.spans import Line, fit
+from surgeon.tui.drawing.spans import Line, fit
 from surgeon_kernels.formats import FORMATS
 
 _HEAD: Line = [("  base             size    bpw", "head")]

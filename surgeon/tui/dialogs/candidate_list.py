@@ -13,9 +13,9 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 
 from surgeon.errors import SurgeonError
-from surgeon.tui.candidates import Candidate
+from surgeon.session.candidates import Candidate
 from surgeon.tui.dialogs.base import ChoiceDialog, Choices, text_of
-from surgeon.tui.spans import Line
+from surgeon.tui.drawing.spans import Line
 
 TYPING_SECONDS = 1.5  # between two letters of one name
 

@@ -8,9 +8,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
-from surgeon.tui.cells import COLUMNS, DEFAULT_COLUMNS
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
-from surgeon.tui.spans import Line, fit
+from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
+from surgeon.tui.drawing.spans import Line, fit
 
 
 class ColumnChooser(Dialog[tuple[str, ...]]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from surgeon.exchange import Exported
 from surgeon.tui.dialogs.reader import Reader
-from surgeon.tui.spans import Line, clean, wrap
+from surgeon.tui.drawing.spans import Line, clean, wrap
 
 
 class CommandReader(Reader):

@@ -10,7 +10,7 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from surgeon.tui.dialogs.base import Dialog
-from surgeon.tui.spans import clean, wrap
+from surgeon.tui.drawing.spans import clean, wrap
 
 
 class Confirm(Dialog[bool]):

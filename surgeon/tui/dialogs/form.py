@@ -17,7 +17,7 @@ from textual.widgets import Input, Static
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.base import Dialog, drained, text_of
 from surgeon.tui.dialogs.prompt import PathSuggester
-from surgeon.tui.spans import Line, cut, plain
+from surgeon.tui.drawing.spans import Line, cut, plain
 
 FormCheck = Callable[[Answers], tuple[bool, list[Line]]]
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
-from surgeon.tui.actions import BY_ID, GROUPS, keys_of
-from surgeon.tui.cells import COLUMNS
+from surgeon.session.metrics import METRICS
 from surgeon.tui.config import config_path
 from surgeon.tui.dialogs.reader import Reader
-from surgeon.tui.metrics import METRICS
-from surgeon.tui.spans import Line, fit, wrap
+from surgeon.tui.drawing.cells import COLUMNS
+from surgeon.tui.drawing.spans import Line, fit, wrap
+from surgeon.tui.keys import BY_ID, GROUPS, keys_of
 
 PAGES = ("statistics", "measure", "types", "filters", "terminal")
 

@@ -8,9 +8,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
-from surgeon.tui.canvas import Canvas
 from surgeon.tui.dialogs.base import Dialog
-from surgeon.tui.spans import Line, plain
+from surgeon.tui.drawing.canvas import Canvas
+from surgeon.tui.drawing.spans import Line, plain
 
 
 class Job(Protocol):

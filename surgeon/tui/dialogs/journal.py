@@ -23,8 +23,8 @@ from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.dialogs.trial_plot import TrialPlot
-from surgeon.tui.spans import Line, clean, elide_start, fit, plain, wrap
-from surgeon.tui.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, signs, trial_line
+from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, plain, wrap
+from surgeon.tui.drawing.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, signs, trial_line
 
 Answer = TypeVar("Answer")
 # What the screen is to do with a trial once the journal is closed.

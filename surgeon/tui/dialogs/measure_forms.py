@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from surgeon import figures
 from surgeon.bases import estimated_bytes
 from surgeon.engine.protocol import ImatrixJob
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.evaluation import Subject, Wanted, task_kind
 from surgeon.model import Model
 from surgeon.trial_records import is_unchanged
-from surgeon.tui import figures
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.form import Field, Form
-from surgeon.tui.measuring import partial_of
-from surgeon.tui.spans import Line, clean, elide_start
+from surgeon.tui.drawing.spans import Line, clean, elide_start
+from surgeon.tui.jobs.measuring import partial_of
 
 TEXTS = (".txt", ".md", ".raw", ".text")
 SAVE_EVERY = 5  # chunks between two states of the sums that are kept and shown

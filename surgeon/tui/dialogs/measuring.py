@@ -6,13 +6,13 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
+from surgeon import figures
 from surgeon.standing import Standing
-from surgeon.tui import figures
-from surgeon.tui.canvas import Canvas
 from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.dialogs.reader import Reader
-from surgeon.tui.measuring import MeasureJob
-from surgeon.tui.spans import Line, clean, fit, wrap
+from surgeon.tui.drawing.canvas import Canvas
+from surgeon.tui.drawing.spans import Line, clean, fit, wrap
+from surgeon.tui.jobs.measuring import MeasureJob
 
 _SHOWN = {"ppl": "PPL", "mean_kld": "KLD", "same_top": "same top", "score": "score", "tokens_per_second": "t/s"}
 _RUN_LINES = 6

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from surgeon.tui.dialogs.base import ChoiceDialog, Choices, text_of
-from surgeon.tui.spans import Line
+from surgeon.tui.drawing.spans import Line
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from surgeon.problems import Problem
 from surgeon.tui.dialogs.reader import Reader
-from surgeon.tui.spans import Line, clean, wrap
+from surgeon.tui.drawing.spans import Line, clean, wrap
 
 _ROLES = {"error": "pruned", "warning": "warning", "note": "muted"}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from surgeon import figures
 from surgeon.operation import Progress, Summary
-from surgeon.tui import figures
 from surgeon.tui.dialogs.job import JobDialog
-from surgeon.tui.spans import Line, clean, elide_start, fit, wrap
-from surgeon.tui.writing import WriteJob
+from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, wrap
+from surgeon.tui.jobs.writing import WriteJob
 
 
 class ProgressDialog(JobDialog):

@@ -14,7 +14,7 @@ from textual.suggester import Suggester
 from textual.widgets import Input, Static
 
 from surgeon.tui.dialogs.base import Dialog, drained
-from surgeon.tui.spans import Line, cut
+from surgeon.tui.drawing.spans import Line, cut
 
 # What a text means: whether it can be accepted, and the line that says so.
 Check = Callable[[str], tuple[bool, Line]]

@@ -11,7 +11,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
 from surgeon.tui.dialogs.base import Dialog
-from surgeon.tui.spans import Line, plain
+from surgeon.tui.drawing.spans import Line, plain
 
 
 class Reader(Dialog[None]):

@@ -12,11 +12,11 @@ from textual.containers import Vertical
 from surgeon import plan as plans
 from surgeon.errors import SurgeonError
 from surgeon.plan import Plan
-from surgeon.tui.commands import option_words, without_option
+from surgeon.session.session import Session, numbers
+from surgeon.session.typed_edits import option_words, without_option
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.dialogs.prompt import Prompt
-from surgeon.tui.session import Session, numbers
-from surgeon.tui.spans import Line, clean, fit
+from surgeon.tui.drawing.spans import Line, clean, fit
 
 
 class Rules(Dialog[None]):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from surgeon import figures
 from surgeon.trial_tables import measured_on
 from surgeon.trials import Trial
-from surgeon.tui import figures
 from surgeon.tui.dialogs.reader import Reader
-from surgeon.tui.scatter import LETTERS, Point, scatter
-from surgeon.tui.spans import Line, clean, fit
-from surgeon.tui.trial_lines import measured_alike, measured_front
+from surgeon.tui.drawing.scatter import LETTERS, Point, scatter
+from surgeon.tui.drawing.spans import Line, clean, fit
+from surgeon.tui.drawing.trial_lines import measured_alike, measured_front
 
 MOST_ROWS = 30  # of the plot; a higher one is not easier to read
 

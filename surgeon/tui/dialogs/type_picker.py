@@ -13,14 +13,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Static
 
+from surgeon import figures
 from surgeon.model import Tensor
-from surgeon.tui import figures
-from surgeon.tui.candidates import TYPES, Candidate, measured_errors, missing_kernel, type_candidates
+from surgeon.session.candidates import TYPES, Candidate, measured_errors, missing_kernel, type_candidates
+from surgeon.session.rows import Row, TensorRow
+from surgeon.session.session import Scope, Session
 from surgeon.tui.dialogs.base import Choices
 from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
-from surgeon.tui.rows import Row, TensorRow
-from surgeon.tui.session import Scope, Session
-from surgeon.tui.spans import Line, clean, fit, plain
+from surgeon.tui.drawing.spans import Line, clean, fit, plain
 from surgeon_kernels.formats import FORMATS
 
 BY_MIX = "by mix"

@@ -11,13 +11,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
+from surgeon import figures
 from surgeon.resolve import Resolution
-from surgeon.tui import figures
 from surgeon.tui.dialogs.base import Dialog, drained
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.preflight import problem_lines
 from surgeon.tui.dialogs.prompt import PathSuggester
-from surgeon.tui.spans import Line, clean, elide_start, plain
+from surgeon.tui.drawing.spans import Line, clean, elide_start, plain
 
 
 class WriteDialog(Dialog[Path]):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from surgeon import figures
 from surgeon.plan import Plan
-from surgeon.tui import figures
-from surgeon.tui.describe import column_width
-from surgeon.tui.metrics import Metric, curve_fractions
-from surgeon.tui.session import Session
-from surgeon.tui.spans import Line, clean, elide_start, spread, width_of
+from surgeon.session.metrics import Metric, curve_fractions
+from surgeon.session.session import Session
+from surgeon.tui.drawing.describe import column_width
+from surgeon.tui.drawing.spans import Line, clean, elide_start, spread, width_of
 
 SEPARATOR = ("  ", "")
 

@@ -13,7 +13,7 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix import Imatrix
 from surgeon.operation import Progress, Summary, WriteOptions, write
 from surgeon.resolve import Resolution
-from surgeon.tui.messages import Reported, WriteFailed, Written
+from surgeon.tui.jobs.messages import Reported, WriteFailed, Written
 
 
 @dataclass

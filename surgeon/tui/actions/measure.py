@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 from textual import on
 
+from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.imatrix import load_imatrix
 from surgeon.operation import Summary
 from surgeon.recipe import read_recipe
 from surgeon.resolve import resolve
 from surgeon.scratch import sweep
+from surgeon.session.layer_figures import last_damages
 from surgeon.trial_records import recipe_text, record, written_output
 from surgeon.trials import Journal, Trial, model_identity, state_folder
-from surgeon.tui import figures
 from surgeon.tui.answers import Answers, remember, remembered
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.journal import JournalDialog, Wish
 from surgeon.tui.dialogs.measuring import MeasureDialog
-from surgeon.tui.layer_figures import last_damages
-from surgeon.tui.measuring import (
+from surgeon.tui.jobs.measuring import (
     CollectJob,
     Damaged,
     Ended,
@@ -34,8 +34,8 @@ from surgeon.tui.measuring import (
     Stood,
     engine_missing,
 )
+from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.workbench import Workbench
-from surgeon.tui.writing import WriteJob, default_output
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Engine

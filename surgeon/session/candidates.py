@@ -13,7 +13,7 @@ from surgeon import plan as plans
 from surgeon.errors import SurgeonError
 from surgeon.mixes import FILE_TYPES
 from surgeon.model import Tensor
-from surgeon.tui.session import Session
+from surgeon.session.session import Session
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX
 
 if TYPE_CHECKING:

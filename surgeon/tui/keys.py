@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from textual.binding import Binding
 
-from surgeon.tui.bars import Hint
+from surgeon.tui.drawing.bars import Hint
 
 
 @dataclass(frozen=True)

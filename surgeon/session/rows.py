@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 
 from surgeon.model import Layer, Tensor
 from surgeon.resolve import TensorOp
-from surgeon.tui.filters import Filter
-from surgeon.tui.metrics import METRICS
-from surgeon.tui.session import LayerSummary, Session, layer_key
+from surgeon.session.filters import Filter
+from surgeon.session.metrics import METRICS
+from surgeon.session.session import LayerSummary, Session, layer_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from rich.style import Style
 from textual import events
@@ -12,21 +12,17 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from surgeon.tui.canvas import Painter, changed_region
-from surgeon.tui.cells import DEFAULT_COLUMNS, Layout, heads, layout, row_line
-from surgeon.tui.metrics import METRICS
-from surgeon.tui.rows import LayerRow, Row, TensorRow
-from surgeon.tui.session import Session, layer_key
-from surgeon.tui.spans import Line
-
-if TYPE_CHECKING:
-    from surgeon.tui.app import SurgeonApp
+from surgeon.session.metrics import METRICS
+from surgeon.session.rows import LayerRow, Row, TensorRow
+from surgeon.session.session import Session, layer_key
+from surgeon.tui.drawing.canvas import Painter, changed_region
+from surgeon.tui.drawing.cells import DEFAULT_COLUMNS, Layout, heads, layout, row_line
+from surgeon.tui.drawing.spans import Line
 
 
 class TreeView(ScrollView, can_focus=True):
     """Rows with a cursor. It knows no plan: the screen gives it rows, and hears `Moved` and `Chosen` from it."""
 
-    app: SurgeonApp
     COMPONENT_CLASSES: ClassVar[set[str]] = {"tree--cursor"}
 
     class Moved(Message):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from surgeon import figures
 from surgeon.statistics import LayerStatistics, TensorStatistics
-from surgeon.tui import figures
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from surgeon.model import Model, Tensor
 from surgeon.plan import History, Plan
 from surgeon.recipe import Recipe, file_sha256
 from surgeon.resolve import Resolution, TensorOp, resolve
+from surgeon.session.layer_figures import influence_figures, influence_of
+from surgeon.session.metrics import Measurements
 from surgeon.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
-from surgeon.tui.layer_figures import influence_figures, influence_of
-from surgeon.tui.metrics import Measurements
 
 Scope = Literal["row", "marked", "layer", "kind", "all"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from surgeon import figures
 from surgeon.model import Tensor
-from surgeon.tui import figures
-from surgeon.tui.metrics import METRICS, Metric
-from surgeon.tui.rows import LayerRow, Row, TensorRow
-from surgeon.tui.spans import Line, clean, fit
+from surgeon.session.metrics import METRICS, Metric
+from surgeon.session.rows import LayerRow, Row, TensorRow
+from surgeon.tui.drawing.spans import Line, clean, fit
 
 NAME_LEAST, NAME_MOST = 17, 40
 GAP = "  "

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.exchange import export, from_model
 from surgeon.model import load_model
 from surgeon.operation import WriteOptions
 from surgeon.recipe import load_recipe, save_recipe
-from surgeon.tui import figures
 from surgeon.tui.dialogs.command import CommandReader
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
 from surgeon.tui.dialogs.write import WriteDialog
-from surgeon.tui.spans import Line, clean
+from surgeon.tui.drawing.spans import Line, clean
+from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.workbench import Workbench
-from surgeon.tui.writing import WriteJob, default_output
 
 
 class FileActions(Workbench):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from rich.segment import Segment
 from rich.style import Style
@@ -12,11 +11,8 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from surgeon.tui.spans import Line, width_of
-from surgeon.tui.theme import DARK, LIGHT, Palette, styles
-
-if TYPE_CHECKING:
-    from surgeon.tui.app import SurgeonApp
+from surgeon.tui.drawing.spans import Line, width_of
+from surgeon.tui.drawing.theme import DARK, LIGHT, Palette, styles
 
 Draw = Callable[[int, int], list[Line]]
 
@@ -77,8 +73,6 @@ def changed_region(old: Line, new: Line, y: int, width: int) -> Region | None:
 
 class Canvas(Widget):
     """Shows what `draw(width, height)` returns; `redraw` compares and refreshes the cells that changed."""
-
-    app: SurgeonApp
 
     def __init__(self, draw: Draw, *, name: str) -> None:
         super().__init__(id=name)

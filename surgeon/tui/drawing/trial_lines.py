@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from surgeon import figures
 from surgeon.trial_tables import compare, front, measured_on, unlike_conditions
 from surgeon.trials import Trial
-from surgeon.tui import figures
-from surgeon.tui.spans import Line, clean, fit, wrap
+from surgeon.tui.drawing.spans import Line, clean, fit, wrap
 
 NAME_LEAST = 18
 

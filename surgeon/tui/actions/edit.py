@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from surgeon import figures
 from surgeon.errors import SurgeonError
-from surgeon.tui import figures
-from surgeon.tui.commands import parse_command
+from surgeon.session.rows import TensorRow
+from surgeon.session.session import Scope, layer_number
+from surgeon.session.typed_edits import parse_command
 from surgeon.tui.dialogs.base_picker import BasePicker
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
 from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker
-from surgeon.tui.rows import TensorRow
-from surgeon.tui.session import Scope, layer_number
-from surgeon.tui.spans import Line
+from surgeon.tui.drawing.spans import Line
 from surgeon.tui.workbench import Workbench
 
 

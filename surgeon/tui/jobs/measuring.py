@@ -13,7 +13,7 @@ from textual.message import Message
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.standing import Standing, followed
 from surgeon.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
-from surgeon.tui.spans import Line, clean
+from surgeon.tui.drawing.spans import Line, clean
 
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
@@ -157,7 +157,7 @@ class EvaluateJob(MeasureJob):
         return "what was measured is in the journal" if self.evaluation.trial else "no temporary file is left"
 
     def result(self) -> list[Line]:
-        from surgeon.tui.trial_lines import figure_lines
+        from surgeon.tui.drawing.trial_lines import figure_lines
 
         trial = self.evaluation.trial
         return [] if trial is None else [[(clean(trial.label), "strong")], *figure_lines(trial)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from surgeon.tui import figures
-from surgeon.tui.cells import shape_text
-from surgeon.tui.metrics import METRICS, Metric, curve_fractions
-from surgeon.tui.rows import LayerRow, Row, TensorRow
-from surgeon.tui.session import Session
-from surgeon.tui.spans import Line, clean, cut, wrap
+from surgeon import figures
+from surgeon.session.metrics import METRICS, Metric, curve_fractions
+from surgeon.session.rows import LayerRow, Row, TensorRow
+from surgeon.session.session import Session
+from surgeon.tui.drawing.cells import shape_text
+from surgeon.tui.drawing.spans import Line, clean, cut, wrap
 
 ORDER = ("sum", "zd", "cos", "kld", "bi", "lim", "wzd", "h", "en", "active", "min", "max", "mean", "std", "n")
 

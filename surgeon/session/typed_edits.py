@@ -13,7 +13,7 @@ from surgeon.errors import SurgeonError
 from surgeon.mixes import FILE_TYPES
 from surgeon.plan import Plan
 from surgeon.quantize_options import plan_of, read_words
-from surgeon.tui.session import Session, numbers
+from surgeon.session.session import Session, numbers
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 # Options that are about a run, not about the plan: they have keys of their own.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from textual.message import Message
 
 from surgeon.resolve import Resolution
-from surgeon.tui.messages import Warmed, WarmFailed
+from surgeon.tui.jobs.messages import Warmed, WarmFailed
 
 
 class WarmUp:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from surgeon.tui.cells import COLUMNS
+from surgeon.session.filters import parse_filter
+from surgeon.session.metrics import METRICS
+from surgeon.session.rows import SORTS, LayerRow, TensorRow, View, unfold_matches, visible_rows
+from surgeon.session.session import layer_key
 from surgeon.tui.dialogs.columns import ColumnChooser
 from surgeon.tui.dialogs.help import Help
 from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.preflight import Preflight
 from surgeon.tui.dialogs.prompt import Prompt
-from surgeon.tui.filters import parse_filter
-from surgeon.tui.metrics import METRICS
-from surgeon.tui.rows import SORTS, LayerRow, TensorRow, View, unfold_matches, visible_rows
-from surgeon.tui.session import layer_key
-from surgeon.tui.spans import Line, fit
+from surgeon.tui.drawing.cells import COLUMNS
+from surgeon.tui.drawing.spans import Line, fit
 from surgeon.tui.workbench import Workbench
 
 

@@ -1,0 +1,1 @@
+"""What the keys of the main screen do, by group. May import the workbench, dialogs, jobs and everything below them."""

@@ -1,0 +1,41 @@
+"""What screens, dialogs and widgets may ask of the application. `app.SurgeonApp` is the one host there is.
+
+They know this class and not the application, which imports them all: the imports then have one direction.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from textual.app import App
+
+from surgeon.session.session import Session
+from surgeon.tui.config import Config
+from surgeon.tui.jobs.measuring import MeasureJob
+from surgeon.tui.jobs.writing import WriteJob
+
+
+class Host(App[int]):
+    """session, config: of the whole program; job: the newest write; leaving: the program ends once its jobs have."""
+
+    session: Session
+    config: Config
+    job: WriteJob | None
+    leaving: bool
+
+    @abstractmethod
+    def plan_changed(self) -> None:
+        """Keep the plan and make its kernels ready, a little after the last of a series of changes."""
+
+    @abstractmethod
+    def start(self, job: WriteJob) -> bool:
+        """Run `job` in a thread; False when another write is running."""
+
+    @abstractmethod
+    def stop_and_exit(self) -> None:
+        """Cancel what runs, and leave when it has ended and cleaned up behind itself."""
+
+    @property
+    @abstractmethod
+    def running_jobs(self) -> list[WriteJob | MeasureJob]:
+        """The write and the run of the engine that have not ended."""
