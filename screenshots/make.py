@@ -12,7 +12,7 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from surgeon.commands.demo import DEMO, IMATRIX, MODEL
-from surgeon.model import load_model
+from surgeon.model.model import load_model
 from surgeon.session.candidates import TYPES
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from surgeon.anatomy.roles import Metadata
-from surgeon.gguf_values import ValueType
+from surgeon.gguf.values import ValueType
 
 SIGMOID, SOFTMAX = 2, 1
 MISSING = -1  # a key that the loader insists on is not there

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from surgeon.anatomy.roles import Leading, Metadata, Role, Trailing
 from surgeon.anatomy.table import LAYER_NUMBERS, NOT_PER_LAYER, PER_LAYER, PER_LAYER_ABSOLUTE, Assumed
-from surgeon.gguf_values import CODES, Value, ValueType
+from surgeon.gguf.values import CODES, Value, ValueType
 from surgeon.problems import Problem
 
 Edits = dict[str, Value]

@@ -16,8 +16,8 @@ from surgeon.anatomy.edits import (
 from surgeon.anatomy.roles import Leading, Metadata, Periodic, Role, Trailing
 from surgeon.anatomy.shifts import describe, neighbours, shifted, spans
 from surgeon.anatomy.table import COMMON, HARMLESS, INDEXERS, Anatomy, anatomy_of
-from surgeon.gguf_values import Value, ValueType
-from surgeon.model import Model
+from surgeon.gguf.values import Value, ValueType
+from surgeon.model.model import Model
 from surgeon.problems import Problem
 
 Edits = dict[str, Value]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.gguf_values import Value
+from surgeon.gguf.values import Value
 
 # A damaged file may claim four billion blocks; llama.cpp itself takes 512.
 MAX_BLOCKS = 1 << 16

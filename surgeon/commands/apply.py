@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> int:
         parser.error("OUT is needed, or --dry-run")
 
     from surgeon.commands.headless import run_job
-    from surgeon.quantize_options import Job
-    from surgeon.recipe import load_recipe
+    from surgeon.llama_quantize.options import Job
+    from surgeon.plan.recipe import load_recipe
 
     recipe = load_recipe(options.recipe)
     return run_job(

@@ -58,7 +58,7 @@ def add_journal_options(parser: argparse.ArgumentParser) -> None:
 
 def record(options: argparse.Namespace, values: dict[str, Any], text: str = "") -> None:
     """Put the figures into the journal that `--journal` names. Raises SurgeonError."""
-    from surgeon import trials
+    from surgeon.trials import journal as trials
 
     source = Path(require_file(options.journal))
     recipe = Path(require_file(options.recipe)).read_text() if options.recipe else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from surgeon.recipe import Recipe
+    from surgeon.plan.recipe import Recipe
 
 EPILOG = """\
 With --model every tensor is checked: the command's exit code is 1 when llama-quantize cannot be brought to give some
@@ -44,13 +44,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _imported(options: argparse.Namespace) -> Recipe:
-    from surgeon.exchange import from_command, from_model, from_type_file
+    from surgeon.llama_quantize.translation import from_command, from_model, from_type_file
 
     if options.command is not None:
         return from_command(options.command)
     if options.from_type_file is not None:
         return from_type_file(options.from_type_file, options.type)
-    from surgeon.model import load_model
+    from surgeon.model.model import load_model
 
     model = load_model(options.from_model)
     with model.file:
@@ -60,7 +60,7 @@ def _imported(options: argparse.Namespace) -> Recipe:
 def _tell_recipe(recipe: Recipe, output: str | None) -> int:
     from dataclasses import replace
 
-    from surgeon.recipe import file_sha256, save_recipe, to_toml
+    from surgeon.plan.recipe import file_sha256, save_recipe, to_toml
 
     if recipe.imatrix and Path(recipe.imatrix).exists():
         recipe = replace(recipe, imatrix_sha256=file_sha256(recipe.imatrix))
@@ -75,10 +75,10 @@ def _tell_recipe(recipe: Recipe, output: str | None) -> int:
 
 def _tell_command(options: argparse.Namespace) -> int:
     from surgeon.errors import SurgeonError
-    from surgeon.exchange import export
-    from surgeon.imatrix import load_imatrix
-    from surgeon.model import load_model
-    from surgeon.recipe import load_recipe
+    from surgeon.llama_quantize.translation import export
+    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.model.model import load_model
+    from surgeon.plan.recipe import load_recipe
 
     recipe = load_recipe(options.recipe)
     model = load_model(options.model) if options.model else None

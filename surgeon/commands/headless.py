@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from surgeon.errors import SurgeonError
-from surgeon.quantize_options import Job
+from surgeon.llama_quantize.options import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from surgeon.imatrix import Imatrix
-    from surgeon.operation import Progress, Summary
+    from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.write.operation import Progress, Summary
     from surgeon.problems import Problem
-    from surgeon.resolution import Resolution, TensorOp
+    from surgeon.resolve.resolution import Resolution, TensorOp
 
 MIB = 1 << 20
 
 
 def run_job(job: Job) -> int:
     """Do what `job` says; returns the exit code. Raises SurgeonError for everything that is in the way."""
-    from surgeon.model import load_model
-    from surgeon.resolve import resolve
+    from surgeon.model.model import load_model
+    from surgeon.resolve.resolve import resolve
 
     model = load_model(job.input)
     with model.file:
@@ -54,8 +54,8 @@ def run_job(job: Job) -> int:
 def _load_imatrix(job: Job) -> Imatrix | None:
     if job.imatrix is None:
         return None
-    from surgeon.imatrix import load_imatrix
-    from surgeon.recipe import file_sha256
+    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.plan.recipe import file_sha256
 
     imatrix = load_imatrix(job.imatrix)
     if job.imatrix_sha256 and file_sha256(job.imatrix) != job.imatrix_sha256:
@@ -93,7 +93,7 @@ def _check_save_imatrix(job: Job, imatrix: Imatrix | None) -> None:
 
 
 def _save_imatrix(imatrix: Imatrix, resolution: Resolution, path: Path) -> None:
-    from surgeon.imatrix import save_dat, save_gguf
+    from surgeon.imatrix.imatrix import save_dat, save_gguf
 
     kept = {old: new for old, new in resolution.renumbering.items() if new is not None}
     save = save_dat if path.suffix == ".dat" else save_gguf
@@ -101,7 +101,7 @@ def _save_imatrix(imatrix: Imatrix, resolution: Resolution, path: Path) -> None:
 
 
 def _write(job: Job, resolution: Resolution, imatrix: Imatrix | None) -> Summary:
-    from surgeon.operation import Summary, WriteOptions, write
+    from surgeon.write.operation import Summary, WriteOptions, write
 
     options = WriteOptions(
         threads=job.threads, overwrite=job.overwrite, resume=job.resume, split_max_bytes=job.split_max_bytes
@@ -266,6 +266,6 @@ def as_json(job: Job, resolution: Resolution, summary: Summary | None = None) ->
 def _planned_bytes(job: Job, resolution: Resolution) -> int:
     if not job.split_max_bytes:
         return resolution.total_bytes
-    from surgeon.splits import lay_out
+    from surgeon.resolve.shards import lay_out
 
     return sum(layout.header.total_bytes for layout in lay_out(resolution, job.output, job.split_max_bytes))

@@ -19,7 +19,7 @@ from surgeon.commands.influence_table import influence_json, influence_table
 from surgeon.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
-    from surgeon.engine.imatrix_run import Collection
+    from surgeon.measure.imatrix_run import Collection
 
 DESCRIPTION = """Collect an importance matrix of MODEL over TEXT, as llama-imatrix does, and in the same pass the block
 influence and layer-input modification of every layer, the ZD score of its weights, and the mean of every channel.
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    from surgeon.engine.imatrix_run import Collection
+    from surgeon.measure.imatrix_run import Collection
     from surgeon.engine.protocol import ImatrixJob
 
     merge = tuple(Path(require_file(name)) for group in options.in_file for name in group.split(","))
@@ -70,9 +70,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) -> int:
-    from surgeon.engine.imatrix_run import write_out
-    from surgeon.imatrix import load_imatrix
-    from surgeon.influence import load_influence, merged
+    from surgeon.measure.imatrix_run import write_out
+    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.influence import load_influence, merged
 
     if not merge:
         raise UsageError("nothing to do: -f TEXT collects, --in-file F merges or converts")
@@ -85,7 +85,7 @@ def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) ->
 
 
 def _collect(wanted: Collection, options: argparse.Namespace) -> int:
-    from surgeon.engine.imatrix_run import ImatrixRun
+    from surgeon.measure.imatrix_run import ImatrixRun
     from surgeon.engine.protocol import Finished
 
     run = ImatrixRun(engine_of(options), wanted)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from surgeon.commands.engine_options import table
 
 if TYPE_CHECKING:
-    from surgeon.influence import Influence
+    from surgeon.imatrix.influence import Influence
 
 
 def influence_json(influence: Influence) -> list[dict[str, float | int | None]]:

@@ -11,7 +11,7 @@ from surgeon.commands.engine_options import require_file, table
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
-    from surgeon.trials import Journal, Trial
+    from surgeon.trials.journal import Journal, Trial
 
 DESCRIPTION = """What was made of MODEL (the source) and how it measured. `surgeon perplexity --journal MODEL`,
 `surgeon bench --journal MODEL` and the screen write it."""
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    from surgeon.trials import Journal
+    from surgeon.trials.journal import Journal
 
     options = _parser().parse_args(arguments)
     journal = Journal.of_model(Path(require_file(options.model)))
@@ -61,7 +61,7 @@ def _one(journal: Journal, name: str) -> Trial:
 def _listing(journal: Journal, options: argparse.Namespace) -> str:
     from dataclasses import asdict
 
-    from surgeon.trial_tables import front, markdown, sorted_by
+    from surgeon.trials.tables import front, markdown, sorted_by
 
     trials = journal.trials()
     if options.front:
@@ -89,7 +89,7 @@ def _listing(journal: Journal, options: argparse.Namespace) -> str:
 
 
 def _comparison(first: Trial, second: Trial) -> str:
-    from surgeon.trial_tables import compare, unlike_conditions
+    from surgeon.trials.tables import compare, unlike_conditions
 
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.6g}"

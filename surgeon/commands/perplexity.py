@@ -102,7 +102,7 @@ def _job(options: argparse.Namespace) -> Job:
 
 
 def _measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    from surgeon.engine import runs
+    from surgeon.measure import prune_scan as runs
     from surgeon.engine.client import EngineRun
     from surgeon.engine.protocol import Finished, Loaded, TaskJob
 

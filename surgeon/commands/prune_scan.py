@@ -22,7 +22,7 @@ from surgeon.commands.engine_options import (
 from surgeon.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
-    from surgeon.engine.runs import PruneScan
+    from surgeon.measure.prune_scan import PruneScan
 
 DESCRIPTION = """KL divergence from the whole model with each layer left out, one after the other, on a few chunks of
 TEXT; smaller is less missed. The model is loaded once and nothing is written: a layer's output is replaced by its input
@@ -65,9 +65,9 @@ def main(arguments: list[str]) -> int:
 
 def _scan(options: argparse.Namespace) -> PruneScan:
     from surgeon.engine.protocol import PruneScanJob
-    from surgeon.engine.runs import PruneScan
-    from surgeon.model import load_model
-    from surgeon.trials import model_identity, state_folder
+    from surgeon.measure.prune_scan import PruneScan
+    from surgeon.model.model import load_model
+    from surgeon.trials.journal import model_identity, state_folder
 
     model_path, text = Path(require_file(options.model)), Path(require_file(options.file))
     model = load_model(model_path)
@@ -130,9 +130,9 @@ def _cell(value: float | None) -> str:
 
 def _statistics(path: str) -> dict[str, dict[int, float]]:
     """Name -> layer -> value, of everything the file knows about layers."""
-    from surgeon.imatrix import load_imatrix
-    from surgeon.influence import load_influence
-    from surgeon.statistics import layer_statistics, tensor_statistics
+    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.influence import load_influence
+    from surgeon.imatrix.statistics import layer_statistics, tensor_statistics
 
     layers = layer_statistics(tensor_statistics(load_imatrix(path)))
     found = {
@@ -151,7 +151,7 @@ def _statistics(path: str) -> dict[str, dict[int, float]]:
 
 def _correlation(scan: PruneScan, values: dict[int, float]) -> float:
     """Spearman's ρ over the single layers that have both."""
-    from surgeon.rank_correlation import spearman
+    from surgeon.imatrix.rank_correlation import spearman
 
     known = [
         (value, scan.damages[(layer,)].mean_kld)

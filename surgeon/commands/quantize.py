@@ -7,7 +7,7 @@ import sys
 
 def main(arguments: list[str]) -> int:
     from surgeon.commands.headless import run_job
-    from surgeon.quantize_options import OptionError, parse_job, usage
+    from surgeon.llama_quantize.options import OptionError, parse_job, usage
 
     if not arguments or any(word in ("-h", "--help") for word in arguments[:1]):
         print(usage())

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from surgeon.coverage import Coverage
-    from surgeon.imatrix import Imatrix
-    from surgeon.model import Layer, Model, Tensor
-    from surgeon.statistics import LayerStatistics, TensorStatistics
+    from surgeon.imatrix.coverage import Coverage
+    from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.model.model import Layer, Model, Tensor
+    from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics
 
 HELP = """\
 Σ(Bias), entropy and CosSim are those of `surgeon stats` (which explains them); CosSim is blank where the layer before
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     options = parser.parse_args(arguments)
 
-    from surgeon.model import load_model
+    from surgeon.model.model import load_model
 
     model = load_model(options.model)
     matrix = _matrix(model, options.imatrix) if options.imatrix else None
@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _matrix(model: Model, path: Path) -> Matrix:
-    from surgeon.coverage import coverage
-    from surgeon.imatrix import load_imatrix
-    from surgeon.statistics import layer_statistics, shared_inputs, tensor_statistics
+    from surgeon.imatrix.coverage import coverage
+    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.statistics import layer_statistics, shared_inputs, tensor_statistics
 
     imatrix = load_imatrix(path)
     rows = tensor_statistics(imatrix)
@@ -107,7 +107,7 @@ def _tensor_line(tensor: Tensor, label: str, width: int, matrix: Matrix | None) 
 
 
 def _mark(name: str, matrix: Matrix) -> str:
-    from surgeon.statistics import split_name
+    from surgeon.imatrix.statistics import split_name
 
     if name in matrix.coverage.missing:
         return "  no imatrix"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from surgeon.commands.influence_table import influence_json, influence_table
 
 if TYPE_CHECKING:
-    from surgeon.imatrix import Imatrix
-    from surgeon.influence import Influence
-    from surgeon.statistics import LayerStatistics, TensorStatistics
+    from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.imatrix.influence import Influence
+    from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics
 
 TENSOR_HEAD = (
     " Layer\t       Tensor\t          Σ(Bias)\t  Min\t            Max\t           μ\t   σ\t % Active\tN\t   Entropy"
@@ -51,9 +51,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="both tables in full precision (NaN is null)")
     options = parser.parse_args(arguments)
 
-    from surgeon.imatrix import load_imatrix
-    from surgeon.influence import load_influence
-    from surgeon.statistics import layer_statistics, tensor_statistics
+    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.influence import load_influence
+    from surgeon.imatrix.statistics import layer_statistics, tensor_statistics
 
     imatrix = load_imatrix(options.imatrix)
     influence = load_influence(options.imatrix)
@@ -124,7 +124,7 @@ def _cosine(value: float | None, width: int) -> str:
 
 def shared_lines(imatrix: Imatrix) -> Iterator[str]:
     """`  attn_k = attn_q = attn_v (layers 0-11)`, one line per group of kinds."""
-    from surgeon.statistics import shared_inputs, split_name
+    from surgeon.imatrix.statistics import shared_inputs, split_name
 
     kinds: dict[tuple[str, ...], set[int]] = {}
     for name, others in shared_inputs(imatrix).items():
@@ -157,7 +157,7 @@ def as_json(
     Figures are the shortest decimals that read back as the same float32, null for NaN and infinity; CosSim without a
     predecessor is 0.0, as llama-imatrix has it.
     """
-    from surgeon.statistics import shared_inputs
+    from surgeon.imatrix.statistics import shared_inputs
 
     groups = {tuple(sorted((name, *others))) for name, others in shared_inputs(imatrix).items()}
     return json.dumps(

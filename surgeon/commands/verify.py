@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from surgeon.model import Model
+    from surgeon.model.model import Model
     from surgeon.problems import Problem
-    from surgeon.verification import Checked
+    from surgeon.model.verification import Checked
 
 HELP = """\
 checks the structure (header, offsets, overlaps, shards, layer numbers), every number of every tensor (NaN, infinity; of
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
     options = parser.parse_args(arguments)
 
-    from surgeon.model import load_model
+    from surgeon.model.model import load_model
 
     model = load_model(options.file)
     with model.file:
@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _problems(model: Model, imatrix: Path | None) -> Iterator[Problem]:
-    from surgeon.imatrix import load_imatrix
-    from surgeon.verification import check_numbers, kind, structure_problems
+    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.model.verification import check_numbers, kind, structure_problems
 
     yield from structure_problems(model)
     if kind(model.file) == "imatrix":
@@ -60,8 +60,8 @@ def _problems(model: Model, imatrix: Path | None) -> Iterator[Problem]:
 
 
 def _imatrix_problems(model: Model, path: Path) -> Iterator[Problem]:
-    from surgeon.coverage import coverage
-    from surgeon.imatrix import load_imatrix
+    from surgeon.imatrix.coverage import coverage
+    from surgeon.imatrix.imatrix import load_imatrix
     from surgeon.problems import Problem
 
     found = coverage(model, load_imatrix(path))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
-from surgeon.influence import Influence, load_influence
+from surgeon.imatrix.influence import Influence, load_influence
 
 Figures = dict[str, dict[int, float]]  # metric key -> layer number -> value
 

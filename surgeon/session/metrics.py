@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from surgeon import figures
-from surgeon.statistics import LayerStatistics, TensorStatistics
+from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics
 
 
 @dataclass(frozen=True)

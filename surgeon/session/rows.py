@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from surgeon.model import Layer, Tensor
-from surgeon.resolve import TensorOp
+from surgeon.model.model import Layer, Tensor
+from surgeon.resolve.resolve import TensorOp
 from surgeon.session.filters import Filter
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import LayerSummary, Session, layer_key

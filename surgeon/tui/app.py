@@ -13,8 +13,8 @@ from textual.filter import LineFilter
 from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
-from surgeon.model import load_model
-from surgeon.recipe import load_recipe
+from surgeon.model.model import load_model
+from surgeon.plan.recipe import load_recipe
 from surgeon.session.session import Session, statistics_of
 from surgeon.tui import autosave
 from surgeon.tui.command_palette import SurgeonCommands

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
-from surgeon.plan import Plan
-from surgeon.recipe import Recipe, load_recipe, save_recipe
+from surgeon.plan.plan import Plan
+from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
 from surgeon.tui.config import state_path
 
 

@@ -27,7 +27,7 @@ from surgeon.tui.host import Host
 from surgeon.tui.keys import hints
 
 if TYPE_CHECKING:
-    from surgeon.imatrix import Imatrix
+    from surgeon.imatrix.imatrix import Imatrix
 
 Answer = TypeVar("Answer")
 

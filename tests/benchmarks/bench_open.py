@@ -14,9 +14,9 @@ import gguf
 import pytest
 from gguf_builder import build_gguf, llama_kv
 
-from surgeon.gguf_file import Value, ValueType, open_gguf
-from surgeon.gguf_layout import Entry, header
-from surgeon.model import load_model
+from surgeon.gguf.file import Value, ValueType, open_gguf
+from surgeon.gguf.layout import Entry, header
+from surgeon.model.model import load_model
 from surgeon_kernels.formats import FORMATS
 
 TOKENS = 256_000

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon.gguf_file import Value, ValueType
-from surgeon.gguf_layout import Entry, header
-from surgeon.imatrix import Imatrix, ImatrixEntry, save_gguf
+from surgeon.gguf.file import Value, ValueType
+from surgeon.gguf.layout import Entry, header
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, save_gguf
 from surgeon_kernels.formats import FORMATS
 
 LAYERS = 250

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.gguf_file import Value, ValueType
-from surgeon.gguf_layout import Entry, header
+from surgeon.gguf.file import Value, ValueType
+from surgeon.gguf.layout import Entry, header
 from surgeon_kernels.formats import by_name
 
 NUMPY_TYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int32": "I32", "int8": "I8"}

@@ -16,7 +16,7 @@ from surgeon.anatomy import ARCHITECTURES, anatomy_of, layer_roles, prune_metada
 from surgeon.anatomy.roles import Leading, Listed, Metadata, Periodic, Trailing
 from surgeon.anatomy.shifts import describe, shifted, spans
 from surgeon.anatomy.table import ANATOMIES, PLAIN, WITHOUT_LAYERS
-from surgeon.model import Layer, Model, load_model
+from surgeon.model.model import Layer, Model, load_model
 
 Toy = Callable[..., Model]
 

@@ -16,8 +16,8 @@ from gguf_builder import build_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from surgeon import gguf_parse
-from surgeon.gguf_file import GGUFError, Value, ValueType, open_gguf
+from surgeon.gguf import header as gguf_parse
+from surgeon.gguf.file import GGUFError, Value, ValueType, open_gguf
 
 
 def string(text: bytes) -> bytes:

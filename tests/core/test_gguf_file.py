@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gguf_builder import build_gguf, toy_llama
 
-from surgeon.gguf_file import GGUFError, Value, ValueType, open_gguf
+from surgeon.gguf.file import GGUFError, Value, ValueType, open_gguf
 
 SCALARS = {
     ValueType.UINT8: 255,

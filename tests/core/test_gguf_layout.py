@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgeon.gguf_file import Value, ValueType, open_gguf
-from surgeon.gguf_layout import Entry, header, padded
+from surgeon.gguf.file import Value, ValueType, open_gguf
+from surgeon.gguf.layout import Entry, header, padded
 from surgeon_kernels.formats import FORMATS
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from surgeon.imatrix import Imatrix, ImatrixEntry
-from surgeon.mixes import FILE_TYPES
-from surgeon.model import Model, load_model
-from surgeon.plan import Plan
-from surgeon.resolve import resolve
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
+from surgeon.resolve.mixes import FILE_TYPES
+from surgeon.model.model import Model, load_model
+from surgeon.plan.plan import Plan
+from surgeon.resolve.resolve import resolve
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SHAPES = sorted(path.stem for path in (GOLDEN / "types").glob("*.json"))

@@ -12,10 +12,10 @@ from gguf_builder import build_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from surgeon.coverage import coverage
+from surgeon.imatrix.coverage import coverage
 from surgeon.errors import SurgeonError
-from surgeon.imatrix import Imatrix, ImatrixEntry, ImatrixError, load_imatrix, merge, save_dat, save_gguf
-from surgeon.model import load_model
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, ImatrixError, load_imatrix, merge, save_dat, save_gguf
+from surgeon.model.model import load_model
 
 F = np.float32
 

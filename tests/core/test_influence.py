@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surgeon.imatrix import Imatrix, ImatrixEntry, load_imatrix, save_gguf
-from surgeon.influence import Influence, load_influence, merged, save, with_weight_zd
-from surgeon.model import load_model
-from surgeon.rank_correlation import spearman
-from surgeon.weight_scores import layer_zd, weight_zd
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix, save_gguf
+from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
+from surgeon.model.model import load_model
+from surgeon.imatrix.rank_correlation import spearman
+from surgeon.imatrix.weight_scores import layer_zd, weight_zd
 
 
 def collected(seed: int, tokens: int = 10) -> tuple[Imatrix, Influence]:
@@ -57,7 +57,7 @@ def test_old_format_has_none(tmp_path: Path) -> None:
 
 
 def test_llama_quantize_would_not_see_the_extra_tensors(tmp_path: Path) -> None:
-    from surgeon.gguf_file import open_gguf
+    from surgeon.gguf.file import open_gguf
 
     save(*collected(1), tmp_path / "i.gguf")
     with open_gguf(tmp_path / "i.gguf") as gguf:

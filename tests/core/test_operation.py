@@ -15,12 +15,12 @@ from gguf_builder import build_gguf, llama_kv, toy_llama
 import surgeon_kernels
 from surgeon.anatomy import TensorSlice
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.gguf_file import open_gguf
-from surgeon.imatrix import Imatrix, ImatrixEntry, load_imatrix
-from surgeon.model import load_model
-from surgeon.operation import Progress, Summary, WriteOptions, write
-from surgeon.plan import Plan
-from surgeon.resolve import resolve
+from surgeon.gguf.file import open_gguf
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix
+from surgeon.model.model import load_model
+from surgeon.write.operation import Progress, Summary, WriteOptions, write
+from surgeon.plan.plan import Plan
+from surgeon.resolve.resolve import resolve
 
 
 def run(

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from gguf_builder import toy_llama
 
-from surgeon import operation, output_set
+from surgeon.write import operation, output_set
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.imatrix import load_imatrix
-from surgeon.model import load_model
-from surgeon.operation import Progress, Summary, WriteOptions, write
-from surgeon.output_file import OutputFile
-from surgeon.plan import Plan
-from surgeon.resolve import resolve
+from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.model.model import load_model
+from surgeon.write.operation import Progress, Summary, WriteOptions, write
+from surgeon.write.output_file import OutputFile
+from surgeon.plan.plan import Plan
+from surgeon.resolve.resolve import resolve
 
 OLD = b"the old file"
 

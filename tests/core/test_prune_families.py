@@ -21,11 +21,11 @@ from gguf_builder import build_gguf
 from toy_architectures import Toy
 
 from surgeon import cli
-from surgeon.imatrix import load_imatrix
-from surgeon.model import Model, load_model
-from surgeon.operation import WriteOptions, write
-from surgeon.plan import Plan
-from surgeon.resolve import Resolution, resolve
+from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.model.model import Model, load_model
+from surgeon.write.operation import WriteOptions, write
+from surgeon.plan.plan import Plan
+from surgeon.resolve.resolve import Resolution, resolve
 
 needs_engine = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="the extra `engine` is not installed"

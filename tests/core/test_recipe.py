@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon import cli
-from surgeon.exchange import export, from_command, from_model, from_type_file
-from surgeon.imatrix import load_imatrix
-from surgeon.mixes import FILE_TYPES
-from surgeon.model import load_model
-from surgeon.plan import KVOverride, Plan, TypeRule
-from surgeon.quantize_options import parse_job
-from surgeon.recipe import Recipe, RecipeError, file_sha256, load_recipe, save_recipe, to_toml
-from surgeon.resolve import resolve
+from surgeon.llama_quantize.translation import export, from_command, from_model, from_type_file
+from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.resolve.mixes import FILE_TYPES
+from surgeon.model.model import load_model
+from surgeon.plan.plan import KVOverride, Plan, TypeRule
+from surgeon.llama_quantize.options import parse_job
+from surgeon.plan.recipe import Recipe, RecipeError, file_sha256, load_recipe, save_recipe, to_toml
+from surgeon.resolve.resolve import resolve
 from surgeon_kernels.formats import FORMATS
 
 TYPES = st.sampled_from(sorted(FORMATS))

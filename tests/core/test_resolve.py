@@ -16,13 +16,13 @@ from gguf_builder import build_gguf, llama_kv, llama_tensors, toy_llama
 
 from surgeon import cli
 from surgeon.errors import SurgeonError
-from surgeon.gguf_layout import header
-from surgeon.gguf_values import Value, ValueType
-from surgeon.imatrix import Imatrix, ImatrixEntry, load_imatrix
-from surgeon.model import Model, load_model
-from surgeon.plan import KVOverride, Plan, TypeRule
-from surgeon.quantize_options import parse_job
-from surgeon.resolve import Resolution, TensorOp, resolve
+from surgeon.gguf.layout import header
+from surgeon.gguf.values import Value, ValueType
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix
+from surgeon.model.model import Model, load_model
+from surgeon.plan.plan import KVOverride, Plan, TypeRule
+from surgeon.llama_quantize.options import parse_job
+from surgeon.resolve.resolve import Resolution, TensorOp, resolve
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))["cases"]

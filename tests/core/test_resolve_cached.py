@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from test_prune_families import side_by_side
 from test_resolve import weights_for
 
-from surgeon import output_metadata, tensor_facts
-from surgeon.choices import chosen_by
-from surgeon.imatrix import Imatrix
-from surgeon.mixes import FILE_TYPES
-from surgeon.model import load_model
-from surgeon.plan import Plan, TypeRule
-from surgeon.resolve import Resolution, resolve
-from surgeon.splits import lay_out
+from surgeon.resolve import metadata as output_metadata, tensor_facts
+from surgeon.resolve.type_choice import chosen_by
+from surgeon.imatrix.imatrix import Imatrix
+from surgeon.resolve.mixes import FILE_TYPES
+from surgeon.model.model import load_model
+from surgeon.plan.plan import Plan, TypeRule
+from surgeon.resolve.resolve import Resolution, resolve
+from surgeon.resolve.shards import lay_out
 
 MODELS = ("dense.gguf", "moe8.gguf", "gemma3.gguf", "shard-00001-of-00003.gguf")
 TYPES = ("Q4_K", "Q6_K", "IQ2_XXS", "Q8_0", "F16")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.gguf_file import open_gguf
-from surgeon.model import load_model
-from surgeon.plan import Plan
-from surgeon.resolve import resolve
-from surgeon.splits import groups_by_size, lay_out, shard_path
+from surgeon.gguf.file import open_gguf
+from surgeon.model.model import load_model
+from surgeon.plan.plan import Plan
+from surgeon.resolve.resolve import resolve
+from surgeon.resolve.shards import groups_by_size, lay_out, shard_path
 
 
 @pytest.mark.parametrize(

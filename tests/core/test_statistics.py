@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from surgeon.commands.stats import layer_json, layer_line, tensor_json, tensor_line
-from surgeon.imatrix import Imatrix, ImatrixEntry, load_imatrix
-from surgeon.statistics import layer_statistics, shared_inputs, split_name, tensor_statistics
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix
+from surgeon.imatrix.statistics import layer_statistics, shared_inputs, split_name, tensor_statistics
 
 STATISTICS = Path(__file__).parent.parent / "golden" / "statistics"
 GOLDEN = sorted(path.name.removesuffix(".json") for path in STATISTICS.glob("*.json"))

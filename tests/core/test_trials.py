@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.bases import Base, estimated_bytes, trim
+from surgeon.measure.base_cache import Base, estimated_bytes, trim
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.evaluation import Wanted, task_kind
-from surgeon.imatrix import load_imatrix
-from surgeon.plan import Plan, parse_rule
-from surgeon.recipe import read_recipe
-from surgeon.scratch import scratch_folder, sweep
-from surgeon.trial_records import free_label, is_unchanged, recipe_text, record, written_output
-from surgeon.trial_tables import compare, front, markdown, sorted_by, unlike_conditions
-from surgeon.trials import Journal, Measured, Speed, Trial, new_trial
+from surgeon.measure.evaluation import Wanted, task_kind
+from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.plan.plan import Plan, parse_rule
+from surgeon.plan.recipe import read_recipe
+from surgeon.measure.scratch import scratch_folder, sweep
+from surgeon.trials.records import free_label, is_unchanged, recipe_text, record, written_output
+from surgeon.trials.tables import compare, front, markdown, sorted_by, unlike_conditions
+from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
 
 
 def measured(kld: float, text: str = "a.txt", **more: float) -> Measured:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gguf_builder import build_gguf
 
-from surgeon.gguf_file import Value, ValueType
+from surgeon.gguf.file import Value, ValueType
 
 EMBD, HEADS, HEAD, FF, VOCAB, EXPERTS, WINDOW = 64, 2, 32, 64, 32, 4, 4
 

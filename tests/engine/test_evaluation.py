@@ -12,15 +12,15 @@ from engine_helpers import TEXT
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import Engine
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.evaluation import Evaluation, Subject, Wanted
-from surgeon.imatrix import load_imatrix
-from surgeon.model import load_model
-from surgeon.operation import WriteOptions, write
-from surgeon.plan import Plan
-from surgeon.resolve import resolve
-from surgeon.standing import Standing
-from surgeon.trial_records import recipe_text
-from surgeon.trials import Journal
+from surgeon.measure.evaluation import Evaluation, Subject, Wanted
+from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.model.model import load_model
+from surgeon.write.operation import WriteOptions, write
+from surgeon.plan.plan import Plan
+from surgeon.resolve.resolve import resolve
+from surgeon.measure.progress import Standing
+from surgeon.trials.records import recipe_text
+from surgeon.trials.journal import Journal
 
 KLD = Wanted(divergence=True, text=TEXT, n_ctx=64, n_chunks=2)
 
@@ -174,7 +174,7 @@ def test_neither_file_nor_plan(journal: Journal, demo_model: Path, tmp_path: Pat
 
 def test_standings_tell_the_time_left() -> None:
     from surgeon.engine.protocol import Started, Step
-    from surgeon.standing import followed
+    from surgeon.measure.progress import followed
 
     items = list(followed([Started(100, 4, 64), Step(1, 4, {"ppl": 3.0}), Step(4, 4)], "stage", "chunks", 1, 2))
     standings = [item for item in items if isinstance(item, Standing)]

@@ -10,10 +10,10 @@ import pytest
 from textual.pilot import Pilot
 from tui_helpers import opened, session_of, typed
 
-from surgeon.plan import Plan
-from surgeon.recipe import Recipe, to_toml
+from surgeon.plan.plan import Plan
+from surgeon.plan.recipe import Recipe, to_toml
 from surgeon.session.session import Session
-from surgeon.trials import Journal, Measured, Speed, Trial, new_trial
+from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.form import Form

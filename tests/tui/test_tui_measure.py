@@ -15,12 +15,12 @@ from tui_helpers import opened, session_of, text_of, typed
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
-from surgeon.imatrix import load_imatrix
+from surgeon.imatrix.imatrix import load_imatrix
 from surgeon.session.layer_figures import last_damages
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import Session
-from surgeon.standing import Standing
-from surgeon.trials import Journal
+from surgeon.measure.progress import Standing
+from surgeon.trials.journal import Journal
 from surgeon.tui import answers as kept_answers
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.confirm import Confirm

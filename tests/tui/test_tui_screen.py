@@ -16,12 +16,12 @@ from textual.geometry import Region
 from tui_helpers import opened, session_of, text_of, tree, typed
 
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.gguf_layout import Entry, header
-from surgeon.gguf_values import Value, ValueType
-from surgeon.model import load_model
-from surgeon.operation import Progress, Summary
+from surgeon.gguf.layout import Entry, header
+from surgeon.gguf.values import Value, ValueType
+from surgeon.model.model import load_model
+from surgeon.write.operation import Progress, Summary
 from surgeon.problems import Problem
-from surgeon.recipe import load_recipe
+from surgeon.plan.recipe import load_recipe
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import Session, layer_key
 from surgeon.tui.app import SurgeonApp, open_session

@@ -9,7 +9,7 @@ import pytest
 from tui_helpers import session_of
 
 from surgeon.errors import SurgeonError
-from surgeon.recipe import load_recipe, save_recipe
+from surgeon.plan.recipe import load_recipe, save_recipe
 from surgeon.session.filters import parse_filter
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import View, as_dict, unfold_matches, visible_rows

@@ -19,7 +19,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from surgeon.model import load_model
+from surgeon.model.model import load_model
 
 TMUX = shutil.which("tmux")
 needs_tmux = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")

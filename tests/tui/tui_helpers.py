@@ -8,7 +8,7 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from surgeon.model import load_model
+from surgeon.model.model import load_model
 from surgeon.session.rows import as_dict
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp

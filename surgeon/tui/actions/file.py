@@ -6,10 +6,10 @@ from pathlib import Path
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
-from surgeon.exchange import export, from_model
-from surgeon.model import load_model
-from surgeon.operation import WriteOptions
-from surgeon.recipe import load_recipe, save_recipe
+from surgeon.llama_quantize.translation import export, from_model
+from surgeon.model.model import load_model
+from surgeon.write.operation import WriteOptions
+from surgeon.plan.recipe import load_recipe, save_recipe
 from surgeon.tui.dialogs.command import CommandReader
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.progress import ProgressDialog

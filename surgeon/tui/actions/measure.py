@@ -11,14 +11,14 @@ from textual import on
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
-from surgeon.imatrix import load_imatrix
-from surgeon.operation import Summary
-from surgeon.recipe import read_recipe
-from surgeon.resolve import resolve
-from surgeon.scratch import sweep
+from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.write.operation import Summary
+from surgeon.plan.recipe import read_recipe
+from surgeon.resolve.resolve import resolve
+from surgeon.measure.scratch import sweep
 from surgeon.session.layer_figures import last_damages
-from surgeon.trial_records import recipe_text, record, written_output
-from surgeon.trials import Journal, Trial, model_identity, state_folder
+from surgeon.trials.records import recipe_text, record, written_output
+from surgeon.trials.journal import Journal, Trial, model_identity, state_folder
 from surgeon.tui.answers import Answers, remember, remembered
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.journal import JournalDialog, Wish
@@ -39,7 +39,7 @@ from surgeon.tui.workbench import Workbench
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Engine
-    from surgeon.evaluation import Subject
+    from surgeon.measure.evaluation import Subject
 
 END_SECONDS = 3.0  # to wait at the end of the program for a child's end and its temporary files
 
@@ -161,8 +161,8 @@ class MeasureActions(Workbench):
         await self.ask(evaluate_form(subject, model, known), answered)
 
     def _evaluate(self, subject: Subject, answers: Answers) -> None:
-        from surgeon.bases import cache_folder
-        from surgeon.evaluation import Evaluation
+        from surgeon.measure.base_cache import cache_folder
+        from surgeon.measure.evaluation import Evaluation
         from surgeon.tui.dialogs.measure_forms import wanted_of
 
         evaluation = Evaluation(subject, wanted_of(answers), self.engine, self.journal, cache_folder())
@@ -170,7 +170,7 @@ class MeasureActions(Workbench):
 
     def _plan_subject(self) -> Subject:
         """The plan, or the file it was written to where that is still there."""
-        from surgeon.evaluation import Subject
+        from surgeon.measure.evaluation import Subject
 
         session = self.session
         recipe = recipe_text(session.plan, session.imatrix)
@@ -186,7 +186,7 @@ class MeasureActions(Workbench):
 
     def _trial_subject(self, trial: Trial) -> Subject:
         """A trial's file, or its plan where the file is gone. Raises SurgeonError where neither can be had."""
-        from surgeon.evaluation import Subject
+        from surgeon.measure.evaluation import Subject
 
         session = self.session
         source, size = session.model.file.path, session.model.file.nbytes
@@ -276,7 +276,7 @@ class MeasureActions(Workbench):
         await self.ask(collect_form(model, remembered(source, "collect", ("text", "chunks", "context"))), answered)
 
     def _collect(self, answers: Answers) -> None:
-        from surgeon.engine.imatrix_run import Collection
+        from surgeon.measure.imatrix_run import Collection
         from surgeon.tui.dialogs.measure_forms import collect_job, path_of
 
         out = path_of(answers["out"])
@@ -323,7 +323,7 @@ class MeasureActions(Workbench):
 
     def _scan(self, answers: Answers) -> None:
         from surgeon.engine.protocol import PruneScanJob
-        from surgeon.engine.runs import PruneScan
+        from surgeon.measure.prune_scan import PruneScan
         from surgeon.tui.dialogs.measure_forms import number_of, path_of
 
         model, text = self.session.model, path_of(answers["text"])
@@ -347,7 +347,7 @@ class MeasureActions(Workbench):
 
     def tidy(self) -> None:
         """Remove the temporary files of a run that was killed with its program."""
-        from surgeon.bases import cache_folder
+        from surgeon.measure.base_cache import cache_folder
 
         with suppress(SurgeonError):  # without a cache folder there is nothing in it
             sweep(cache_folder())

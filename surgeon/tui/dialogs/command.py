@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.exchange import Exported
+from surgeon.llama_quantize.translation import Exported
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.spans import Line, clean, wrap
 

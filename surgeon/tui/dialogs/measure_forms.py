@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgeon import figures
-from surgeon.bases import estimated_bytes
+from surgeon.measure.base_cache import estimated_bytes
 from surgeon.engine.protocol import ImatrixJob
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.evaluation import Subject, Wanted, task_kind
-from surgeon.model import Model
-from surgeon.trial_records import is_unchanged
+from surgeon.measure.evaluation import Subject, Wanted, task_kind
+from surgeon.model.model import Model
+from surgeon.trials.records import is_unchanged
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.form import Field, Form
 from surgeon.tui.drawing.spans import Line, clean, elide_start

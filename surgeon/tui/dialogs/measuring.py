@@ -7,7 +7,7 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 
 from surgeon import figures
-from surgeon.standing import Standing
+from surgeon.measure.progress import Standing
 from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.canvas import Canvas

@@ -9,9 +9,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
-from surgeon import plan as plans
+from surgeon.plan import plan as plans
 from surgeon.errors import SurgeonError
-from surgeon.plan import Plan
+from surgeon.plan.plan import Plan
 from surgeon.session.session import Session, numbers
 from surgeon.session.typed_edits import option_words, without_option
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of

@@ -14,7 +14,7 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from surgeon import figures
-from surgeon.model import Tensor
+from surgeon.model.model import Tensor
 from surgeon.session.candidates import TYPES, Candidate, measured_errors, missing_kernel, type_candidates
 from surgeon.session.rows import Row, TensorRow
 from surgeon.session.session import Scope, Session

@@ -12,7 +12,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
 from surgeon import figures
-from surgeon.resolve import Resolution
+from surgeon.resolve.resolve import Resolution
 from surgeon.tui.dialogs.base import Dialog, drained
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.preflight import problem_lines

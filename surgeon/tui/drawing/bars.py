@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgeon import figures
-from surgeon.plan import Plan
+from surgeon.plan.plan import Plan
 from surgeon.session.metrics import Metric, curve_fractions
 from surgeon.session.session import Session
 from surgeon.tui.drawing.describe import column_width

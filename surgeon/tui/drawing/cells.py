@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from surgeon import figures
-from surgeon.model import Tensor
+from surgeon.model.model import Tensor
 from surgeon.session.metrics import METRICS, Metric
 from surgeon.session.rows import LayerRow, Row, TensorRow
 from surgeon.tui.drawing.spans import Line, clean, fit

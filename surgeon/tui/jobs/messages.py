@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from surgeon.operation import Progress, Summary
+from surgeon.write.operation import Progress, Summary
 
 if TYPE_CHECKING:
-    from surgeon.imatrix import Imatrix
-    from surgeon.influence import Influence
-    from surgeon.statistics import LayerStatistics, TensorStatistics
+    from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.imatrix.influence import Influence
+    from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics
 
 
 class Reported(Message):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from textual.message import Message
 
-from surgeon.resolve import Resolution
+from surgeon.resolve.resolve import Resolution
 from surgeon.tui.jobs.messages import Warmed, WarmFailed
 
 

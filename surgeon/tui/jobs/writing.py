@@ -10,9 +10,9 @@ from pathlib import Path
 from textual.message import Message
 
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.imatrix import Imatrix
-from surgeon.operation import Progress, Summary, WriteOptions, write
-from surgeon.resolve import Resolution
+from surgeon.imatrix.imatrix import Imatrix
+from surgeon.write.operation import Progress, Summary, WriteOptions, write
+from surgeon.resolve.resolve import Resolution
 from surgeon.tui.jobs.messages import Reported, WriteFailed, Written
 
 

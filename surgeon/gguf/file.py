@@ -1,0 +1,210 @@
+"""GGUF files for reading: versions 2 and 3, little-endian, a single file or a set of shards.
+
+`open_gguf(path)` parses the header only; tensor data stays on disk until it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from surgeon.gguf.header import Shard, TensorInfo, parse_shard
+from surgeon.gguf.values import GGUFError, Value, ValueType
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["GGUFError", "GGUFFile", "TensorInfo", "Value", "ValueType", "open_gguf"]
+
+SHARD_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})\.gguf", re.DOTALL)
+
+
+class GGUFFile:
+    """An open GGUF: metadata of the first shard, tensors of all of them in stored order.
+
+    paths: all shards; kv: key -> raw value, in stored order; alignment: of the first shard, in bytes; nbytes: size of
+    all files on disk.
+    """
+
+    def __init__(self, path: Path, shards: list[Shard], fds: list[int]) -> None:
+        self.path = path
+        self.shards = tuple(shards)
+        self.paths = tuple(shard.path for shard in shards)
+        self.version = shards[0].version
+        self.alignment = shards[0].alignment
+        self.kv = shards[0].kv
+        self.tensors = tuple(info for shard in shards for info in shard.tensors)
+        self.nbytes = sum(shard.size for shard in shards)
+        self._fds = fds
+        self._maps: dict[int, NDArray[np.uint8]] = {}
+        self._finalizer = weakref.finalize(self, _close_all, fds)
+        self.states = self._states_now()
+
+    def _states_now(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Size, time of the last change in ns, inode and device of every shard."""
+        found = map(os.fstat, self._fds)
+        return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev) for stat in found)
+
+    def changed(self) -> list[Path]:
+        """The shards that someone has written to since they were opened (`states` is how they were then)."""
+        now = zip(self.paths, self.states, self._states_now(), strict=True)
+        return [path for path, before, after in now if before != after]
+
+    def data(self, info: TensorInfo) -> NDArray[np.uint8]:
+        """The bytes of a tensor, uint8[info.nbytes], read-only and memory-mapped."""
+        import numpy as np
+
+        if info.shard not in self._maps:
+            self._descriptor(info)
+            self._maps[info.shard] = np.memmap(self.paths[info.shard], np.uint8, "r")
+        return self._maps[info.shard][info.offset : info.offset + info.nbytes]
+
+    def read_into(self, info: TensorInfo, start: int, buffer: Any) -> None:
+        """Fill `buffer` (writable, contiguous) with the tensor's bytes from `start`; no page stays mapped.
+
+        Raises ValueError when the tensor has fewer bytes, GGUFError when the file has or cannot be read.
+        """
+        view = memoryview(buffer).cast("B")
+        if start < 0 or start + len(view) > info.nbytes:
+            raise ValueError(f"{info.name} has {info.nbytes} bytes, not {start + len(view)}")
+        fd, position = self._descriptor(info), info.offset + start
+        while view:
+            try:
+                got = os.preadv(fd, [view], position)
+            except OSError as error:
+                raise GGUFError(f"{self.paths[info.shard]}: cannot read {info.name}: {error.strerror}") from None
+            if got == 0:
+                raise GGUFError(f"{self.paths[info.shard]}: the file was cut short while {info.name} was being read")
+            view, position = view[got:], position + got
+
+    def _descriptor(self, info: TensorInfo) -> int:
+        if not self._fds:
+            raise GGUFError(f"{self.path}: was closed before {info.name} was read")
+        return self._fds[info.shard]
+
+    def close(self) -> None:
+        """Close the files; views given out by `data` stay valid."""
+        self._maps.clear()
+        self._finalizer()
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Open a GGUF file, or the whole set when `path` is one of its shards; raises GGUFError for any damage."""
+    path = Path(path)
+    fds: list[int] = []
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(_close_all, fds)
+        shard = _open_shard(path, fds)
+        count = _split_number(shard, "split.count", 0)
+        shards = [shard] if count <= 1 else _open_set(shard, count, fds)
+        file = GGUFFile(path, shards, fds)
+        on_error.pop_all()
+    return file
+
+
+def _close_all(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
+
+
+def _open_shard(path: Path, fds: list[int]) -> Shard:
+    try:
+        # Looked at before it is opened: opening a pipe would wait for ever.
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise GGUFError(f"{path}: is {kind}; name a .gguf file")
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        fds.append(fd)
+        size = os.fstat(fd).st_size
+    except ValueError as error:
+        raise GGUFError(f"{str(path)!r}: cannot be a file name: {error}; name a .gguf file") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        return parse_shard(path, fd, size)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> GGUFError:
+    return GGUFError(f"{path}: cannot be read: {error.strerror or error}; check the name and its permissions")
+
+
+def _split_number(shard: Shard, key: str, missing: int) -> int:
+    value = shard.kv.get(key)
+    if value is None:
+        return missing
+    number = value.decode() if value.type is not ValueType.ARRAY else None
+    if not isinstance(number, int) or number < 0:
+        raise GGUFError(f"{shard.path}: {key} is no count; split the model again with llama-gguf-split")
+    return number
+
+
+def _open_set(opened: Shard, count: int, fds: list[int]) -> list[Shard]:
+    """All shards of the set of `count` that `opened` (its descriptor is fds[0]) belongs to, in order."""
+    number = _split_number(opened, "split.no", 0)
+    match = SHARD_NAME.fullmatch(opened.path.name)
+    if match is None or int(match["count"]) != count or int(match["number"]) != number + 1:
+        raise GGUFError(
+            f"{opened.path}: is part {number + 1} of {count} of a split model, but is not named like one; "
+            f"name it …-{number + 1:05d}-of-{count:05d}.gguf as llama-gguf-split does, beside its siblings"
+        )
+    siblings = [opened.path.with_name(f"{match['prefix']}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
+    missing = [path.name for path in siblings if not path.exists()]
+    if missing:
+        raise GGUFError(
+            f"{opened.path}: {len(missing)} of {count} shards are missing beside it, first {missing[0]}; "
+            "put all shards into one folder"
+        )
+    ordered: list[int] = []
+    shards = []
+    for index, path in enumerate(siblings):
+        if index == number:
+            ordered.append(fds[0])
+            shards.append(opened)
+            continue
+        shards.append(_open_shard(path, fds))
+        ordered.append(fds[-1])
+    fds[:] = ordered
+    return _checked_set(shards)
+
+
+def _checked_set(shards: list[Shard]) -> list[Shard]:
+    """The shards with their index in every tensor; raises GGUFError when they do not belong together."""
+    seen: dict[str, Path] = {}
+    for index, shard in enumerate(shards):
+        number, count = _split_number(shard, "split.no", -1), _split_number(shard, "split.count", -1)
+        if (number, count) != (index, len(shards)):
+            raise GGUFError(
+                f"{shard.path}: says it is part {number + 1} of {count}, its name says {index + 1} of {len(shards)}; "
+                "download the shards again"
+            )
+        for info in shard.tensors:
+            if info.name in seen:
+                raise GGUFError(f"{shard.path}: tensor {info.name!r} is in {seen[info.name].name} too; download again")
+            seen[info.name] = shard.path
+    declared = _split_number(shards[0], "split.tensors.count", len(seen))
+    if declared != len(seen):
+        raise GGUFError(
+            f"{shards[0].path}: split.tensors.count is {declared}, the shards have {len(seen)} tensors; "
+            "download the shards again"
+        )
+    return [
+        replace(shard, tensors=tuple(info._replace(shard=index) for info in shard.tensors))
+        for index, shard in enumerate(shards)
+    ]

@@ -1,0 +1,247 @@
+"""The two file formats of importance matrices (their layout is told in `surgeon.imatrix`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.gguf.file import GGUFFile, TensorInfo, Value, ValueType, open_gguf
+from surgeon.gguf.layout import Entry, header
+from surgeon.gguf.header import DEFAULT_ALIGNMENT, MAGIC
+from surgeon.imatrix.imatrix import COUNTS, DEFAULT_CHUNK_SIZE, SUMS, Imatrix, ImatrixEntry, ImatrixError
+from surgeon_kernels.formats import FORMATS
+
+_F32 = FORMATS["F32"].number
+_I32 = struct.Struct("<i")
+_KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
+MOST_ROWS = 2**53  # of activations; keeps sums of counts exact
+_COLLECT = "collect it again with llama-imatrix"
+
+
+def read(path: Path) -> Imatrix:
+    """Read either format, told apart by the first four bytes."""
+    with contextlib.suppress(OSError, ValueError):  # open_gguf says what is wrong with the name
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(MAGIC)) != MAGIC:
+                    return _DatReader(path, os.fstat(file.fileno()).st_size).read()
+    with open_gguf(path) as gguf:
+        return _read_gguf(path, gguf)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` beside `path` and rename it there; raises ImatrixError when that fails."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # the mode an ordinary open() gives
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise ImatrixError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
+
+
+def _read_gguf(path: Path, file: GGUFFile) -> Imatrix:
+    missing = [key for key in _KEYS if key not in file.kv]
+    if missing:
+        if "general.architecture" in file.kv:
+            raise ImatrixError(f"{path}: is a model, not an importance matrix; name the file llama-imatrix wrote")
+        raise ImatrixError(
+            f"{path}: lacks {', '.join(missing)}, without which llama-quantize refuses an importance matrix; {_COLLECT}"
+        )
+    infos = {info.name: info for info in file.tensors}
+    names = [name.removesuffix(SUMS) for name in infos if name.endswith(SUMS)]
+    alone = [name for name in infos if name.endswith(COUNTS) and name.removesuffix(COUNTS) + SUMS not in infos]
+    if alone:
+        raise ImatrixError(f"{path}: {alone[0]} has no partner {alone[0].removesuffix(COUNTS)}{SUMS}; {_COLLECT}")
+    if not names:
+        raise ImatrixError(f"{path}: holds no entries; {_COLLECT}")
+    entries = {name: _read_entry(path, file, infos, name) for name in names}
+    datasets, chunk_count, chunk_size = (file.kv[key] for key in _KEYS)
+    if datasets.element_type is not ValueType.STRING:
+        raise ImatrixError(f"{path}: imatrix.datasets is no list of names; {_COLLECT}")
+    return Imatrix(path, entries, tuple(datasets.decode()), _number(path, chunk_count), _number(path, chunk_size))
+
+
+def _number(path: Path, value: Value) -> int:
+    if value.type is not ValueType.UINT32:
+        kind = value.type.name.lower()
+        raise ImatrixError(f"{path}: imatrix.chunk_count and imatrix.chunk_size are uint32, not {kind}; {_COLLECT}")
+    return int(value.decode())
+
+
+def _read_entry(path: Path, file: GGUFFile, infos: dict[str, TensorInfo], name: str) -> ImatrixEntry:
+    if name + COUNTS not in infos:
+        raise ImatrixError(f"{path}: {name}{SUMS} has no partner {name}{COUNTS}; {_COLLECT}")
+    sums, counts = infos[name + SUMS], infos[name + COUNTS]
+    for info in (sums, counts):
+        if info.type_id != _F32:
+            raise ImatrixError(f"{path}: {info.name} is {info.type_name}, not F32; {_COLLECT}")
+    if counts.n_elements != sums.n_rows:
+        raise ImatrixError(
+            f"{path}: {name} has sums for {sums.n_rows} matrices, but {counts.n_elements} counts; {_COLLECT}"
+        )
+    values = _finite(path, name, _floats(file, sums))
+    seen = _finite(path, name, _floats(file, counts))
+    if (seen < 0).any() or (seen > MOST_ROWS).any():
+        raise ImatrixError(
+            f"{path}: {name} has the impossible count {seen.max() if seen.min() >= 0 else seen.min()}; {_COLLECT}"
+        )
+    # lround: halves away from zero
+    return ImatrixEntry(values.reshape(-1, sums.ne[0]), np.floor(seen.astype(np.float64) + 0.5).astype(np.int64))
+
+
+def _floats(file: GGUFFile, info: TensorInfo) -> NDArray[np.float32]:
+    values = np.empty(info.n_elements, "<f4")
+    file.read_into(info, 0, values)
+    return values.astype(np.float32, copy=False)
+
+
+def _finite(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise ImatrixError(f"{path}: {name} has the value {values[bad[0]]} in channel {bad[0]}; {_COLLECT}")
+    return values
+
+
+class _DatReader:
+    """Walks an old-format file once; every length is checked before it is believed."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.buffer = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+        self.position = 0
+
+    def read(self) -> Imatrix:
+        if len(self.buffer) == 0:
+            raise self.error("is empty")
+        count = self.number("the number of entries")
+        if count < 1 or count * 17 > len(self.buffer):
+            raise self.error("is neither a GGUF nor an importance matrix in the old format")
+        entries: dict[str, ImatrixEntry] = {}
+        for index in range(count):
+            what = f"entry {index + 1} of {count}"
+            name = self.text(what)
+            if name in entries:
+                raise self.error(f"{name} is there twice")
+            entries[name] = self.entry(name)
+        chunks, datasets = self.tail()
+        return Imatrix(self.path, entries, datasets, chunks, DEFAULT_CHUNK_SIZE, is_legacy=True)
+
+    def error(self, what: str) -> ImatrixError:
+        return ImatrixError(f"{self.path}: {what}; {_COLLECT}")
+
+    def take(self, n: int, what: str) -> bytes:
+        start = self.position
+        if n < 0:
+            raise self.error(f"{what} claims {n} bytes")
+        if n > len(self.buffer) - start:
+            raise self.error(f"the file ends inside {what}, at byte {len(self.buffer)}")
+        self.position = start + n
+        return self.buffer[start : start + n].tobytes()
+
+    def number(self, what: str) -> int:
+        return int(_I32.unpack(self.take(4, what))[0])
+
+    def text(self, what: str) -> str:
+        raw = self.take(self.number(what), what)
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            name = ""
+        if not name or not name.isprintable():
+            raise self.error(f"{what} has the name {raw[:40]!r}, which no tensor can have")
+        return name
+
+    def entry(self, name: str) -> ImatrixEntry:
+        calls, n = self.number(name), self.number(name)
+        if n < 1:
+            raise self.error(f"{name} has {n} values")
+        values = np.frombuffer(self.take(4 * n, name), "<f4").astype(np.float32)
+        return ImatrixEntry(_finite(self.path, name, values)[None, :], np.array([calls], np.int64))
+
+    def tail(self) -> tuple[int, tuple[str, ...]]:
+        """Number of chunks and the dataset; older files end without them."""
+        if self.position == len(self.buffer):
+            return 0, ()
+        chunks = self.number("the number of chunks")
+        if self.position == len(self.buffer):
+            return chunks, ()
+        length = self.number("the dataset's name")
+        name = self.take(length, "the dataset's name").decode("utf-8", "replace")
+        return chunks, (name,) if name else ()
+
+
+def gguf_bytes(imatrix: Imatrix) -> bytes:
+    """The GGUF file of a matrix of raw sums."""
+    kv = [
+        ("general.type", Value.of(ValueType.STRING, "imatrix")),
+        ("imatrix.datasets", Value.array(ValueType.STRING, imatrix.datasets)),
+        ("imatrix.chunk_count", Value.of(ValueType.UINT32, imatrix.chunk_count)),
+        ("imatrix.chunk_size", Value.of(ValueType.UINT32, imatrix.chunk_size)),
+    ]
+    tensors: list[tuple[Entry, bytes]] = []
+    for name in _sorted(imatrix):
+        entry = imatrix.entries[name]
+        _finite(imatrix.path, name, entry.sums.ravel())  # merging may have passed the end of float32
+        n_mat, n_per_mat = entry.sums.shape
+        sums, counts = entry.sums.astype("<f4").tobytes(), entry.counts.astype("<f4").tobytes()
+        tensors.append((Entry(name + SUMS, (n_per_mat, n_mat), _F32, len(sums)), sums))
+        tensors.append((Entry(name + COUNTS, (1, n_mat), _F32, len(counts)), counts))
+    layout = header(kv, [entry for entry, _ in tensors], DEFAULT_ALIGNMENT)
+    out = bytearray(layout.total_bytes)
+    out[: len(layout.data)] = layout.data
+    for (_, data), offset in zip(tensors, layout.offsets, strict=True):
+        out[offset : offset + len(data)] = data
+    return bytes(out)
+
+
+def dat_bytes(imatrix: Imatrix) -> bytes:
+    """The old format: per value (sum / count) * calls; entries that saw no data are left out."""
+    parts = [part for name in _sorted(imatrix) if (part := _dat_entry(imatrix, name))]
+    if not parts:
+        raise ImatrixError(f"{imatrix.path}: no entry saw any data, so the old format has nothing to hold; {_COLLECT}")
+    dataset = imatrix.datasets[-1].encode() if imatrix.datasets else b""
+    tail = _i32(imatrix, "the number of chunks", imatrix.chunk_count) + _I32.pack(len(dataset)) + dataset
+    return _I32.pack(len(parts)) + b"".join(parts) + tail
+
+
+def _i32(imatrix: Imatrix, what: str, value: int) -> bytes:
+    if not -(2**31) <= value < 2**31:
+        raise ImatrixError(f"{imatrix.path}: {what} is {value}, too many for the old format; save it as GGUF")
+    return _I32.pack(value)
+
+
+def _dat_entry(imatrix: Imatrix, name: str) -> bytes:
+    entry = imatrix.entries[name]
+    if imatrix.is_legacy:
+        calls, values = int(entry.counts[0]), entry.sums
+    else:
+        calls = -(-int(entry.counts.max()) // max(imatrix.chunk_size, 1))
+        if calls == 0:
+            return b""
+        with np.errstate(over="ignore"):
+            values = imatrix.weights(name) * np.float32(calls)
+    _finite(imatrix.path, name, values.ravel())
+    raw = name.encode()
+    data = values.astype("<f4").tobytes()
+    calls_field = _i32(imatrix, f"the number of calls of {name}", calls)
+    return _I32.pack(len(raw)) + raw + calls_field + _I32.pack(values.size) + data
+
+
+def _sorted(imatrix: Imatrix) -> list[str]:
+    return sorted(imatrix.entries, key=str.encode)

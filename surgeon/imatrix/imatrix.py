@@ -1,0 +1,162 @@
+"""Importance matrices: what llama-imatrix measured at the input of every matrix multiplication.
+
+Two formats, told apart by content. GGUF holds, per weight W, `W.in_sum2` (sums of squared activations, one row per
+matrix) and `W.counts` (rows of activations seen, one per matrix). The older .dat holds means multiplied by a number of
+calls:
+
+    i32 entries | per entry: i32 length, name, i32 calls, i32 values, f32 x values | i32 last chunk
+    | i32 length, dataset
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.errors import SurgeonError
+from surgeon.model.model import BLOCK
+
+DEFAULT_CHUNK_SIZE = 512  # tokens; what llama-imatrix assumes for the old format, which does not say
+SUMS, COUNTS = ".in_sum2", ".counts"
+
+
+class ImatrixError(SurgeonError):
+    """An importance matrix that cannot be read or does not fit: file, entry, what was found, remedy."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImatrixEntry:
+    """What is known about the input of one weight.
+
+    sums: float32[n_mat, n_per_mat], raw sums of squares (old format: means times calls); counts: int64[n_mat], rows of
+    activations seen (old format: int64[1], the number of calls). n_mat is 1 except for experts.
+    """
+
+    sums: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Imatrix:
+    """entries: weight name -> entry, names in stored order; chunk_count: 0 when unknown; is_legacy: read from .dat."""
+
+    path: Path
+    entries: dict[str, ImatrixEntry]
+    datasets: tuple[str, ...] = ()
+    chunk_count: int = 0
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    is_legacy: bool = False
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Number of values of each entry."""
+        return {name: entry.sums.size for name, entry in self.entries.items()}
+
+    def weights(self, name: str) -> NDArray[np.float32]:
+        """float32[n_mat * n_per_mat]: the mean squares llama-quantize weighs errors by (1.0 for an unseen matrix).
+
+        The single float32 division decides later rounding, so it is made exactly where llama-quantize makes it.
+        """
+        entry = self.entries[name]
+        if self.is_legacy:
+            calls = int(entry.counts[0])
+            return (entry.sums / np.float32(calls) if calls > 0 else entry.sums.copy()).ravel()
+        counts = entry.counts.astype(np.float32)[:, None]
+        means = np.ones_like(entry.sums)
+        np.divide(entry.sums, counts, out=means, where=counts > 0)
+        return means.ravel()
+
+    def filtered(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
+        """Only entries whose name contains one of `include` (if any is given) and none of `exclude`."""
+        kept = {
+            name: entry
+            for name, entry in self.entries.items()
+            if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
+        }
+        return replace(self, entries=kept)
+
+    def renumbered(self, mapping: dict[int, int]) -> Imatrix:
+        """Layers renamed old -> new; entries of layers that are not in `mapping` (the pruned ones) are left out."""
+        kept = {}
+        for name, entry in self.entries.items():
+            match = BLOCK.match(name)
+            if match is None:
+                kept[name] = entry
+            elif int(match[1]) in mapping:
+                kept[f"blk.{mapping[int(match[1])]}.{name[match.end() :]}"] = entry
+        return replace(self, entries=kept)
+
+    def raw_sums(self) -> Imatrix:
+        """The same in the sense of the GGUF format; an old-format matrix is expanded by its chunk size."""
+        if not self.is_legacy:
+            return self
+        size = self.chunk_size
+        with np.errstate(over="ignore"):  # infinity is refused where a matrix is saved
+            entries = {
+                name: ImatrixEntry(entry.sums * np.float32(size), entry.counts * size)
+                for name, entry in self.entries.items()
+            }
+        return replace(self, entries=entries, chunk_count=_chunks(entries, size), is_legacy=False)
+
+
+def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
+    """Read an importance matrix of either format; raises ImatrixError or GGUFError."""
+    from surgeon.imatrix.files import read
+
+    return read(Path(path))
+
+
+def save_gguf(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
+    """Write the GGUF format as llama-imatrix does; an existing file is replaced in one step."""
+    from surgeon.imatrix.files import gguf_bytes, replace_file
+
+    replace_file(Path(path), gguf_bytes(imatrix.raw_sums()))
+
+
+def save_dat(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
+    """Write the old format: counts per expert and all but the last dataset's name are lost."""
+    from surgeon.imatrix.files import dat_bytes, replace_file
+
+    replace_file(Path(path), dat_bytes(imatrix))
+
+
+def merge(imatrices: Iterable[Imatrix]) -> Imatrix:
+    """Add up sums and counts of several matrices, as llama-imatrix does for repeated `--in-file`.
+
+    Raises ImatrixError when an entry has another size in one of them, ValueError when there is nothing to merge.
+    """
+    parts = list(imatrices)
+    if not parts:
+        raise ValueError("nothing to merge")
+    size = next((part.chunk_size for part in parts if not part.is_legacy), parts[0].chunk_size)
+    total: dict[str, ImatrixEntry] = {}
+    for part in parts:
+        expanded = replace(part, chunk_size=size).raw_sums() if part.is_legacy else part
+        for name, entry in expanded.entries.items():
+            total[name] = _added(total[name], entry, name, part.path) if name in total else entry
+    datasets = tuple(dataset for part in parts for dataset in part.datasets)
+    return Imatrix(parts[0].path, total, datasets, _chunks(total, size), size)
+
+
+def _added(into: ImatrixEntry, entry: ImatrixEntry, name: str, path: Path) -> ImatrixEntry:
+    n_mat = max(len(into.counts), len(entry.counts))
+    fits = all(len(e.counts) in (1, n_mat) for e in (into, entry))
+    if into.sums.size != entry.sums.size or not fits:
+        raise ImatrixError(
+            f"{path}: {name} has {entry.sums.size} values and {len(entry.counts)} counts, "
+            f"the files before have {into.sums.size} and {len(into.counts)}; merge matrices of one model only"
+        )
+    counts = np.broadcast_to(into.counts, n_mat) + np.broadcast_to(entry.counts, n_mat)
+    with np.errstate(over="ignore"):
+        return ImatrixEntry(into.sums.reshape(n_mat, -1) + entry.sums.reshape(n_mat, -1), counts)
+
+
+def _chunks(entries: dict[str, ImatrixEntry], chunk_size: int) -> int:
+    most = max((int(entry.counts.max()) for entry in entries.values()), default=0)
+    return min(max(most // max(chunk_size, 1), 0), 2**32 - 1)  # the file has a uint32 for it

@@ -1,0 +1,158 @@
+"""What one pass over a text tells beyond an importance matrix, kept in the same GGUF file.
+
+llama-quantize pairs tensors by the ends of their names and ignores all others, so these may lie beside them:
+
+    W.in_sum         F32 [cols, n_mat]   raw sums of the activations; divided by the counts: the mean of every channel
+    surgeon.layers   F32 [5, n_layer]    per layer Σ cos(x, y), Σ x·y, Σ |x|², Σ |y|², tokens
+    surgeon.weight_zd F32 [n_layer]      share of the layer's weights with a z-score above 1
+
+where x and y are the residual stream before and after the layer.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.gguf.file import GGUFFile, Value, ValueType, open_gguf
+from surgeon.gguf.layout import Entry, header
+from surgeon.gguf.header import DEFAULT_ALIGNMENT
+from surgeon.imatrix.imatrix import COUNTS, SUMS, Imatrix, ImatrixEntry, merge
+from surgeon.imatrix.files import replace_file
+from surgeon_kernels.formats import FORMATS
+
+Float64 = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+CHANNEL_SUMS, LAYERS, WEIGHT_ZD = ".in_sum", "surgeon.layers", "surgeon.weight_zd"
+_F32 = FORMATS["F32"].number
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """channel_sums: weight name -> float32[n_mat, cols]; layers: float64[n_layer, 5]; weight_zd: float64[n_layer].
+
+    Layers that were not seen give NaN.
+    """
+
+    layers: Float64
+    channel_sums: dict[str, Float32] = field(default_factory=dict)
+    weight_zd: Float64 | None = None
+
+    @property
+    def block_influence(self) -> Float64:
+        """1 − mean cosine of the residual stream before and after each layer (ShortGPT, arXiv 2403.03853, eq. 1)."""
+        return 1 - _ratio(self.layers[:, 0], self.layers[:, 4])
+
+    @property
+    def layer_input_modification(self) -> Float64:
+        """−(x·y)/(|x||y|) over all tokens as one vector (Layer-wise quantization, arXiv 2406.17415, LIM)."""
+        norms = np.sqrt(self.layers[:, 2] * self.layers[:, 3])
+        return -_ratio(self.layers[:, 1], norms)
+
+    def channel_means(self, name: str, entry: ImatrixEntry) -> Float64:
+        """Mean activation of every input channel of a weight, float64[n_mat, cols]."""
+        sums = self.channel_sums[name].astype(np.float64)
+        counts = np.broadcast_to(entry.counts, len(sums)).astype(np.float64)
+        return _ratio(sums, np.broadcast_to(counts[:, None], sums.shape))
+
+
+def _ratio(above: Float64, below: Float64) -> Float64:
+    out = np.full_like(above, np.nan, dtype=np.float64)
+    np.divide(above, below, out=out, where=below > 0)
+    return out
+
+
+def load_influence(path: str | os.PathLike[str], *, channels: bool = True) -> Influence | None:
+    """What the file holds beyond its matrix, or None (llama-imatrix's own files, the old format). Raises GGUFError.
+
+    channels=False leaves the channel sums on the disk: of many experts they are gigabytes.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(4) != b"GGUF":
+            return None
+    with open_gguf(path) as gguf:
+        names = {info.name: info for info in gguf.tensors if info.type_id == _F32}
+        if LAYERS not in names or names[LAYERS].ne[0] != 5:
+            return None
+        layers = _floats(gguf, LAYERS).reshape(-1, 5).astype(np.float64)
+        zd = _floats(gguf, WEIGHT_ZD).astype(np.float64) if WEIGHT_ZD in names else None
+        sums = {
+            name.removesuffix(CHANNEL_SUMS): _floats(gguf, name).reshape(-1, info.ne[0])
+            for name, info in names.items()
+            if channels and name.endswith(CHANNEL_SUMS)
+        }
+        return Influence(layers, sums, zd)
+
+
+def _floats(gguf: GGUFFile, name: str) -> Float32:
+    info = next(info for info in gguf.tensors if info.name == name)
+    values = np.empty(info.n_elements, "<f4")
+    gguf.read_into(info, 0, values)
+    return values.astype(np.float32, copy=False)
+
+
+def save(
+    imatrix: Imatrix,
+    influence: Influence | None,
+    path: str | os.PathLike[str],
+    extra: tuple[tuple[str, Value], ...] = (),
+) -> None:
+    """Write an importance matrix with what belongs to it; `extra`: further key-value pairs. Raises ImatrixError."""
+    tensors = [pair for name in sorted(imatrix.entries, key=str.encode) for pair in _entry(imatrix, influence, name)]
+    if influence is not None:
+        tensors.append((LAYERS, influence.layers.astype(np.float32)))
+        if influence.weight_zd is not None:
+            tensors.append((WEIGHT_ZD, influence.weight_zd.astype(np.float32)))
+    entries = [Entry(name, tuple(reversed(values.shape)), _F32, values.nbytes) for name, values in tensors]
+    layout = header([*_metadata(imatrix), *extra], entries, DEFAULT_ALIGNMENT)
+    out = bytearray(layout.total_bytes)
+    out[: len(layout.data)] = layout.data
+    for (_, values), offset in zip(tensors, layout.offsets, strict=True):
+        out[offset : offset + values.nbytes] = values.astype("<f4", copy=False).tobytes()
+    replace_file(Path(path), bytes(out))
+
+
+def _entry(imatrix: Imatrix, influence: Influence | None, name: str) -> list[tuple[str, Float32]]:
+    entry = imatrix.entries[name]
+    pairs = [(name + SUMS, entry.sums), (name + COUNTS, entry.counts.astype(np.float32)[:, None])]
+    if influence is not None and name in influence.channel_sums:
+        pairs.append((name + CHANNEL_SUMS, influence.channel_sums[name]))
+    return pairs
+
+
+def _metadata(imatrix: Imatrix) -> list[tuple[str, Value]]:
+    return [
+        ("general.type", Value.of(ValueType.STRING, "imatrix")),
+        ("imatrix.datasets", Value.array(ValueType.STRING, imatrix.datasets)),
+        ("imatrix.chunk_count", Value.of(ValueType.UINT32, imatrix.chunk_count)),
+        ("imatrix.chunk_size", Value.of(ValueType.UINT32, imatrix.chunk_size)),
+    ]
+
+
+def merged(parts: list[tuple[Imatrix, Influence | None]]) -> tuple[Imatrix, Influence | None]:
+    """Several collections as one. Channel sums survive only where every part has them, so that the means stay true.
+
+    Raises ImatrixError where the parts belong to different models.
+    """
+    imatrix = merge(part for part, _ in parts)
+    found = [influence for _, influence in parts if influence is not None]
+    if not found or len({influence.layers.shape for influence in found}) != 1:
+        return imatrix, None
+    layers = np.sum([influence.layers for influence in found], axis=0)
+    channels: dict[str, Float32] = {}
+    if len(found) == len(parts):
+        for name in set.intersection(*(set(influence.channel_sums) for influence in found)):
+            holders = sum(name in part.entries for part, _ in parts)
+            if holders == len(parts):
+                channels[name] = np.sum([influence.channel_sums[name] for influence in found], axis=0, dtype=np.float32)
+    zd = next((influence.weight_zd for influence in found if influence.weight_zd is not None), None)
+    return imatrix, Influence(layers, channels, zd)
+
+
+def with_weight_zd(influence: Influence, weight_zd: Float64) -> Influence:
+    """The same with the weights' scores."""
+    return replace(influence, weight_zd=weight_zd)

@@ -1,0 +1,252 @@
+"""Recipes and llama-quantize: the command that does what a recipe does, and recipes made from commands and models.
+
+Where the model is at hand the exported command is checked by resolving it as llama-quantize would: every tensor that
+would get another type gets a rule of its own, and what still differs is told.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from surgeon.errors import SurgeonError
+from surgeon.resolve.mixes import FILE_TYPES, find_file_type
+from surgeon.model.model import Model
+from surgeon.plan.plan import Plan, TypeRule
+from surgeon.llama_quantize.options import plan_of, read_type_file, read_words
+from surgeon.plan.recipe import Recipe
+from surgeon.resolve.resolve import Resolution, resolve
+from surgeon.resolve.tensor_facts import facts_of
+
+if TYPE_CHECKING:
+    from surgeon.imatrix.imatrix import Imatrix
+
+_BLOCK = re.compile(r"blk\.(\d+)\.(.*)", re.DOTALL)
+_ROUNDS = 8  # every rule added may shift llama-quantize's layer counters, and so ask for others
+
+# Keys that only surgeon writes; that they are missing is no shortcoming of the command.
+_OWN_KEYS = "surgeon."
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """words: the command; rules: for a `--tensor-type-file`, in order; wrong: tensors that would get another type, in
+    words; remarks: what else differs.
+    """
+
+    words: tuple[str, ...]
+    rules: tuple[TypeRule, ...]
+    wrong: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    def command(self, type_file: str | None = None) -> str:
+        """One line for a shell; with `type_file` the rules are read from it."""
+        if type_file is not None and self.rules:
+            options = ["--tensor-type-file", type_file]
+        else:
+            options = [word for rule in self.rules for word in ("--tensor-type", str(rule))]
+        return shlex.join([self.words[0], *options, *self.words[1:]])
+
+
+def export(
+    recipe: Recipe, source: str, output: str, model: Model | None = None, imatrix: Imatrix | None = None
+) -> Exported:
+    """The llama-quantize command that turns `source` into `output` as `recipe` does."""
+    plan = recipe.plan
+    rules = [*_by_hand_rules(plan), *plan.rules]
+    wrong: list[str] = []
+    remarks = _remarks(recipe)
+    if model is not None:
+        rules, wrong, told = _checked(plan, rules, model, imatrix)
+        remarks += told
+    else:
+        remarks += _unchecked(plan)
+    return Exported(tuple(_words(recipe, source, output)), tuple(rules), tuple(wrong), tuple(remarks))
+
+
+def _words(recipe: Recipe, source: str, output: str) -> list[str]:
+    plan = recipe.plan
+    words = ["llama-quantize"]
+    for option in ("allow_requantize", "leave_output_tensor", "pure", "keep_split"):
+        words += [f"--{option.replace('_', '-')}"] if getattr(plan, option) else []
+    imatrix = plan.imatrix_file or recipe.imatrix
+    words += ["--imatrix", imatrix] if imatrix else []
+    for part in plan.include_weights:
+        words += ["--include-weights", part]
+    for part in plan.exclude_weights:
+        words += ["--exclude-weights", part]
+    words += ["--output-tensor-type", plan.output_tensor_type.lower()] if plan.output_tensor_type else []
+    words += ["--token-embedding-type", plan.token_embedding_type.lower()] if plan.token_embedding_type else []
+    words += ["--prune-layers", ",".join(map(str, sorted(plan.pruned)))] if plan.pruned else []
+    for override in plan.override_kv:
+        words += ["--override-kv", str(override)]
+    words += ["--max-buffer-size", str(max(1, recipe.max_buffer_bytes >> 20))] if recipe.max_buffer_bytes else []
+    words += [source, output, plan.file_type]
+    return words + ([str(recipe.threads)] if recipe.threads else [])
+
+
+def _by_hand_rules(plan: Plan) -> list[TypeRule]:
+    """The types set by hand as rules for the numbers that llama-quantize matches, those of the output."""
+    if not plan.pruned:
+        return rules_for(plan.types)
+    return rules_for((name, kind) for old, kind in plan.types if (name := _renumbered(old, plan.pruned)) is not None)
+
+
+def _renumbered(name: str, pruned: frozenset[int]) -> str | None:
+    match = _BLOCK.fullmatch(name)
+    if match is None:
+        return name
+    layer = int(match[1])
+    return None if layer in pruned else f"blk.{layer - sum(gone < layer for gone in pruned)}.{match[2]}"
+
+
+def rules_for(types: Iterable[tuple[str, str]]) -> list[TypeRule]:
+    """Rules that give exactly these tensors exactly these types, one for all layers of a kind with the same type."""
+    layers: dict[tuple[str, str], list[int]] = defaultdict(list)
+    others: list[TypeRule] = []
+    for name, kind in types:
+        match = _BLOCK.fullmatch(name)
+        if match:
+            layers[match[2], kind].append(int(match[1]))
+        else:
+            others.append(TypeRule(f"^{re.escape(name)}$", kind))
+    blocks = []
+    for (rest, kind), numbers in layers.items():
+        which = "|".join(map(str, sorted(numbers)))
+        blocks.append(TypeRule(rf"^blk\.{f'({which})' if len(numbers) > 1 else which}\.{re.escape(rest)}$", kind))
+    return [*others, *blocks]
+
+
+def _checked(
+    plan: Plan, rules: Sequence[TypeRule], model: Model, imatrix: Imatrix | None
+) -> tuple[list[TypeRule], list[str], list[str]]:
+    """The rules that make llama-quantize choose what the plan chooses; tensors it cannot; what else differs."""
+    wanted = resolve(model, plan, imatrix)
+    goal = {op.source: op.to_type for op in wanted.kept}
+    # With rules for new layer numbers in front, those of the plan may mean other tensors: they are replaced whole.
+    own = list(rules) if plan.compat or not plan.pruned else []
+    exact: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        got = _as_llama_quantize(plan, [*rules_for(exact.items()), *own], model, imatrix)
+        names = {op.source: op.name for op in got.kept}
+        different = [op.source for op in got.kept if op.source in goal and op.to_type != goal[op.source]]
+        fresh = [source for source in different if names[source] not in exact]
+        if not fresh:
+            break
+        exact |= {names[source]: goal[source] for source in fresh}
+    wrong = [f"{op.source}: {op.to_type} instead of {goal[op.source]}" for op in got.kept if op.source in different]
+    return [*rules_for(exact.items()), *own], wrong, _differences(wanted, got)
+
+
+def _as_llama_quantize(plan: Plan, rules: list[TypeRule], model: Model, imatrix: Imatrix | None) -> Resolution:
+    return resolve(model, replace(plan, compat=True, types=(), rules=tuple(rules)), imatrix)
+
+
+def _differences(wanted: Resolution, got: Resolution) -> list[str]:
+    told = [f"llama-quantize refuses this: {problem.text}" for problem in got.errors if problem not in wanted.errors]
+    ours, theirs = dict(wanted.metadata), dict(got.metadata)
+    changed = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not key.startswith(_OWN_KEYS)]
+    if changed:
+        told.append(f"llama-quantize writes other metadata: {', '.join(sorted(changed))}")
+    if wanted.alignment != got.alignment:
+        told.append(f"llama-quantize lays tensors out at {got.alignment}, the model says {wanted.alignment}")
+    if any(op.slice for op in wanted.kept):
+        told.append("llama-quantize does not cut the pruned layers out of tensors that hold all layers")
+    return told
+
+
+def _remarks(recipe: Recipe) -> list[str]:
+    """What llama-quantize has no option for."""
+    told = []
+    if recipe.plan.hide_imatrix:
+        told.append("llama-quantize always stores the imatrix's path")
+    if recipe.split_max_bytes:
+        told.append("llama-quantize splits only with --keep-split: use llama-gguf-split --split-max-size afterwards")
+    return told
+
+
+def _unchecked(plan: Plan) -> list[str]:
+    """What can be said without the model."""
+    told = []
+    base = FILE_TYPES[plan.file_type].base
+    if (plan.types or plan.rules) and base in (None, "F32", "F16", "BF16"):
+        told.append(f"llama-quantize ignores --tensor-type with TYPE {plan.file_type}")
+    if plan.compat:
+        return told
+    if plan.pruned and any(char.isdigit() for rule in plan.rules for char in rule.pattern):
+        told.append(
+            "llama-quantize matches rules with the layer numbers after pruning; name the model to translate them"
+        )
+    if plan.pruned:
+        told.append("llama-quantize leaves the metadata of pruned layers as it is")
+    if (plan.types or plan.rules) and not plan.pure:
+        told.append("in llama-quantize a rule may shift the types of other layers; name the model to check the command")
+    return told
+
+
+def from_command(command: str) -> Recipe:
+    """The recipe of a llama-quantize command line; its input and output are not part of it."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise SurgeonError(f"the command cannot be read: {error}") from None
+    while words and not words[0].startswith("--") and not words[0].endswith(".gguf"):
+        words.pop(0)
+    read = read_words(words)
+    kind = next((found for word in read.positional[1:3] if (found := find_file_type(word))), None)
+    if kind is None:
+        raise SurgeonError("the command names no TYPE, for instance Q4_K_M")
+    plan = replace(plan_of(read, Plan()), file_type=kind.name)
+    return Recipe(plan, imatrix=read.values.get("--imatrix"))
+
+
+def from_type_file(path: str, file_type: str) -> Recipe:
+    """A recipe of the rules in a `--tensor-type-file`, over the mix `file_type`."""
+    kind = find_file_type(file_type)
+    if kind is None:
+        raise SurgeonError(f"unknown TYPE {file_type!r}")
+    return Recipe(Plan(file_type=kind.name, rules=tuple(read_type_file(path))))
+
+
+def from_model(model: Model) -> Recipe:
+    """The types of an existing model as rules: what can be quantized shall be as it is there.
+
+    Raises SurgeonError when nothing in it is quantized, for then there is nothing to take over.
+    """
+    kind = _file_type_of(model)
+    types = [(one.name, one.from_type) for one in facts_of(model).by_layer if one.kept is None]
+    return Recipe(Plan(file_type=kind, rules=tuple(_generalised(types))), made_from=model.file.path.name)
+
+
+def _file_type_of(model: Model) -> str:
+    """The TYPE of `general.file_type`, or the one whose base type most tensors have."""
+    stored = model.file.kv.get("general.file_type")
+    number = stored.decode() if stored is not None else None
+    quantized = [kind for kind in FILE_TYPES.values() if kind.base not in (None, "F32", "F16", "BF16")]
+    for kind in reversed(quantized):  # the full name of a mix comes after its alias
+        if kind.number == number:
+            return kind.name
+    sizes: dict[str, int] = defaultdict(int)
+    for tensor in model.tensors:
+        sizes[tensor.type_name] += tensor.n_elements
+    for name, _ in sorted(sizes.items(), key=lambda item: -item[1]):
+        for kind in reversed(quantized):
+            if kind.base == name:
+                return kind.name
+    raise SurgeonError(f"{model.file.path}: nothing in it is quantized, so there are no types to take over")
+
+
+def _generalised(types: list[tuple[str, str]]) -> list[TypeRule]:
+    """As `rules_for`, but a kind that has one type in all layers is not tied to their numbers."""
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for name, kind in types:
+        match = _BLOCK.fullmatch(name)
+        if match:
+            kinds[match[2]].add(kind)
+    uniform = {rest: found.pop() for rest, found in kinds.items() if len(found) == 1}
+    tied = [(name, kind) for name, kind in types if not ((match := _BLOCK.fullmatch(name)) and match[2] in uniform)]
+    return [*rules_for(tied), *(TypeRule(rf"^blk\.[0-9]+\.{re.escape(rest)}$", kind) for rest, kind in uniform.items())]

@@ -1,0 +1,130 @@
+"""Checks of a GGUF beyond what opening it checks: would llama.cpp load it, are its numbers numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+import surgeon_kernels
+from surgeon.gguf.file import GGUFFile, TensorInfo
+from surgeon.gguf.layout import padded
+from surgeon.gguf.header import Shard
+from surgeon.gguf.values import ValueType
+from surgeon.model.model import Model
+from surgeon.problems import Problem
+from surgeon_kernels.formats import Format
+
+SLAB_BYTES = 8 << 20
+# Keys that may be one number or one per layer; llama.cpp refuses a list of any other length.
+PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
+INTEGERS = frozenset({"I8", "I16", "I32", "I64"})  # every bit pattern is a number
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How far the check of the numbers is. tensor: the name of the current one; both sizes in bytes."""
+
+    tensor: str
+    done_bytes: int
+    total_bytes: int
+
+
+def kind(file: GGUFFile) -> str:
+    """`general.type` of the file: "model" when it says nothing."""
+    value = file.kv.get("general.type")
+    return str(value.decode()) if value and value.type is ValueType.STRING else "model"
+
+
+def structure_problems(model: Model) -> list[Problem]:
+    """What llama.cpp would refuse although the file can be read, worst first."""
+    problems = [problem for shard in model.file.shards for problem in _layout_problems(shard)]
+    if kind(model.file) != "imatrix":
+        problems += _model_problems(model)
+    unknown = [tensor for tensor in model.tensors if tensor.info.format is None]
+    if unknown:
+        problems.append(
+            Problem(
+                "warning",
+                f"{len(unknown)} tensors are of an unknown type, first {unknown[0].name} ({unknown[0].type_name}); "
+                "their numbers are not checked",
+            )
+        )
+    return problems
+
+
+def _layout_problems(shard: Shard) -> list[Problem]:
+    expected = shard.data_start
+    for info in shard.tensors:
+        if info.offset != expected:
+            return [
+                Problem(
+                    "error",
+                    f"{shard.path.name}: {info.name} is at byte {info.offset}; llama.cpp loads only files without gaps "
+                    f"and expects it at {expected}; write the model again with `surgeon quantize … COPY`",
+                )
+            ]
+        expected = padded(expected + info.nbytes, shard.alignment)
+    return []
+
+
+def _model_problems(model: Model) -> list[Problem]:
+    if not model.architecture:
+        return [Problem("error", "general.architecture is missing, so llama.cpp cannot tell what model this is")]
+    declared = model.hparam("block_count")
+    if not isinstance(declared, int) or not model.layers:
+        return []
+    found = [
+        Problem("error", f"{model.architecture}.{key} has {len(values)} entries for {declared} layers")
+        for key in PER_LAYER
+        if isinstance(values := model.hparam(key), list) and len(values) != declared
+    ]
+    present = {layer.index for layer in model.layers}
+    missing = sorted(set(range(min(declared, 1 << 16))) - present)
+    beyond = sorted(index for index in present if index >= declared)
+    if missing:
+        found.append(Problem("error", f"block_count is {declared}, but layer {missing[0]} has no tensors"))
+    if beyond:
+        found.append(Problem("error", f"block_count is {declared}, but there are tensors of layer {beyond[-1]}"))
+    return found
+
+
+def check_numbers(file: GGUFFile) -> Iterator[Checked | Problem]:
+    """Look at every value as llama-quantize validates its input: NaN and infinity in values or block scales.
+
+    Yields its progress after every few MiB, and a Problem for each tensor with an invalid value. Raises GGUFError when
+    the file cannot be read. Memory: one slab of SLAB_BYTES.
+    """
+    total = sum(info.nbytes for info in file.tensors)
+    slab = np.empty(SLAB_BYTES, np.uint8)
+    done = 0
+    for info in file.tensors:
+        yield Checked(info.name, done, total)
+        known = info.format
+        if known and known.name not in INTEGERS:
+            for checked in _tensor_rows(file, info, known, slab):
+                if isinstance(checked, Problem):
+                    yield checked
+                    break
+                yield Checked(info.name, done + checked, total)
+        done += info.nbytes
+    if file.tensors:
+        yield Checked(file.tensors[-1].name, total, total)
+
+
+def _tensor_rows(file: GGUFFile, info: TensorInfo, known: Format, slab: np.ndarray) -> Iterator[int | Problem]:
+    """Bytes checked so far, after each slab; ends with a Problem at the first invalid row."""
+    row_bytes = known.row_bytes(info.ne[0])
+    unit = row_bytes if row_bytes <= len(slab) else known.block_bytes  # a row longer than the slab goes block by block
+    step = len(slab) // unit * unit
+    for start in range(0, info.nbytes, step):
+        piece = slab[: min(step, info.nbytes - start)]
+        file.read_into(info, start, piece)
+        invalid = surgeon_kernels.first_invalid(piece.reshape(-1, unit), known.name)
+        if invalid >= 0:
+            row = (start + invalid * unit) // row_bytes
+            what = "scale" if known.is_quantized else "value"
+            yield Problem("error", f"{info.name} ({known.name}) has a {what} that is NaN or infinite in row {row}")
+            return
+        yield start + len(piece)

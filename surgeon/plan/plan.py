@@ -1,0 +1,181 @@
+"""The plan: what the user wants done to a model. Immutable, so that undo is a list of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from surgeon.errors import SurgeonError
+
+
+@dataclass(frozen=True, slots=True)
+class TypeRule:
+    """`--tensor-type PATTERN=TYPE`: ECMAScript regex searched in tensor names; the first matching rule wins."""
+
+    pattern: str
+    type: str
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.type.lower()}"
+
+
+@dataclass(frozen=True, slots=True)
+class KVOverride:
+    """`--override-kv KEY=TYPE:VALUE`; kind is int, float, bool or str."""
+
+    key: str
+    kind: str
+    value: int | float | bool | str
+
+    def __str__(self) -> str:
+        value = str(self.value).lower() if self.kind == "bool" else str(self.value)
+        return f"{self.key}={self.kind}:{value}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the output, apart from the model and the importance matrix.
+
+    file_type: a TYPE of llama-quantize in its table's spelling (`Q4_K_M`); types: exact tensor name (of the input) ->
+    tensor type, set by hand on the screen, before any rule; pruned: layer numbers of the input.
+    imatrix_file: the importance matrix as the user named it, stored as `quantize.imatrix.file` (None: its own path).
+    know_risks: `--i-know`, prune an architecture although not everything about it could be checked.
+    compat: reproduce llama-quantize's defects too.
+    """
+
+    file_type: str = "COPY"
+    rules: tuple[TypeRule, ...] = ()
+    types: tuple[tuple[str, str], ...] = ()
+    pruned: frozenset[int] = frozenset()
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    include_weights: tuple[str, ...] = ()
+    exclude_weights: tuple[str, ...] = ()
+    override_kv: tuple[KVOverride, ...] = field(default=())
+    pure: bool = False
+    leave_output_tensor: bool = False
+    allow_requantize: bool = False
+    keep_split: bool = False
+    hide_imatrix: bool = False
+    compat: bool = False
+    imatrix_file: str | None = None
+    know_risks: bool = False
+
+
+def tensor_type(text: str) -> str:
+    """The tensor type called `text` in any case, in the spelling of the format table (`Q6_K`).
+
+    Raises SurgeonError, with the hint that a mix is no tensor type where that is the mistake.
+    """
+    from surgeon.resolve.mixes import FILE_TYPES
+    from surgeon_kernels.formats import by_name
+
+    try:
+        return by_name(text).name
+    except ValueError as error:
+        mix = FILE_TYPES.get(text.upper())
+        if mix is not None and mix.base is not None:
+            raise SurgeonError(f"{text} is a mix, not a tensor type: its base type is {mix.base}") from None
+        raise SurgeonError(str(error)) from None
+
+
+def parse_rule(text: str) -> TypeRule:
+    """`PATTERN=TYPE`, split at the first `=`; raises SurgeonError when a part is missing or the type unknown."""
+    pattern, equals, type_name = text.partition("=")
+    if not equals or not pattern or not type_name:
+        raise SurgeonError(f"malformed tensor type {text!r}: write PATTERN=TYPE, for instance attn_v=q6_k")
+    return TypeRule(pattern, tensor_type(type_name))
+
+
+def with_file_type(plan: Plan, name: str) -> Plan:
+    """The base file type changed, everything else kept."""
+    from surgeon.resolve.mixes import parse_file_type
+
+    return replace(plan, file_type=parse_file_type(name).name)
+
+
+def with_types(plan: Plan, names: Iterable[str], type_name: str | None) -> Plan:
+    """The type of the tensors `names` set by hand, or left to rules and mix again with None."""
+    types = dict(plan.types)
+    for name in names:
+        if type_name is None:
+            types.pop(name, None)
+        else:
+            types[name] = tensor_type(type_name)
+    return replace(plan, types=tuple(sorted(types.items())))
+
+
+def with_rule(plan: Plan, rule: TypeRule) -> Plan:
+    """A rule added after the others, or in the place of the one with the same pattern."""
+    patterns = [known.pattern for known in plan.rules]
+    if rule.pattern not in patterns:
+        return replace(plan, rules=(*plan.rules, rule))
+    place = patterns.index(rule.pattern)
+    return replace(plan, rules=(*plan.rules[:place], rule, *plan.rules[place + 1 :]))
+
+
+def without_rule(plan: Plan, index: int) -> Plan:
+    return replace(plan, rules=plan.rules[:index] + plan.rules[index + 1 :])
+
+
+def with_rule_moved(plan: Plan, index: int, to: int) -> Plan:
+    """The rule at `index` moved to the place `to`: the first matching one wins."""
+    rules = list(plan.rules)
+    rules.insert(to, rules.pop(index))
+    return replace(plan, rules=tuple(rules))
+
+
+def with_pruned(plan: Plan, layers: Iterable[int]) -> Plan:
+    return replace(plan, pruned=plan.pruned | frozenset(layers))
+
+
+def without_pruned(plan: Plan, layers: Iterable[int]) -> Plan:
+    return replace(plan, pruned=plan.pruned - frozenset(layers))
+
+
+def with_pruned_toggled(plan: Plan, layers: Iterable[int]) -> Plan:
+    """All of `layers` pruned, or none of them when all were."""
+    chosen = frozenset(layers)
+    return without_pruned(plan, chosen) if chosen <= plan.pruned else with_pruned(plan, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A plan and what led to it ("prune 26, 29")."""
+
+    plan: Plan
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Undo and redo: every state is a whole plan, so going back can never be half done."""
+
+    present: Step
+    past: tuple[Step, ...] = ()
+    future: tuple[Step, ...] = ()
+
+    @classmethod
+    def starting(cls, plan: Plan) -> History:
+        return cls(Step(plan, ""))
+
+    @property
+    def plan(self) -> Plan:
+        return self.present.plan
+
+    def change(self, plan: Plan, label: str) -> History:
+        """A new state; what had been undone is forgotten. An edit that changes nothing leaves no state behind."""
+        if plan == self.plan:
+            return self
+        return History(Step(plan, label), (*self.past, self.present))
+
+    def undo(self) -> History:
+        """One state back (the same history when there is none); `self.present.label` says what was undone."""
+        if not self.past:
+            return self
+        return History(self.past[-1], self.past[:-1], (self.present, *self.future))
+
+    def redo(self) -> History:
+        if not self.future:
+            return self
+        return History(self.future[0], (*self.past, self.present), self.future[1:])

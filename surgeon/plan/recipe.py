@@ -1,0 +1,245 @@
+"""A plan as a TOML file: everything that decides the output, to be kept, shared and run again.
+
+    format = 1
+    type = "Q4_K_M"
+    rules = ["attn_v=q6_k"]         # first match wins
+    prune = [26, 29]                # layer numbers of the input
+
+    [imatrix]
+    file = "calibration.gguf"       # beside the recipe, unless it is an absolute path
+    sha256 = "521a558f…"
+
+    [types]                         # set by hand, before any rule
+    "blk.0.ffn_down.weight" = "q8_0"
+
+    [[override_kv]]
+    key = "general.name"
+    kind = "str"
+    value = "smaller"
+
+The same recipe, model and importance matrix give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import SurgeonError
+from surgeon.resolve.mixes import parse_file_type
+from surgeon.plan.plan import KVOverride, Plan, parse_rule, tensor_type
+
+FORMAT = 1
+
+# TOML key -> attribute of Plan
+_FLAGS = {
+    name.replace("_", "-"): name
+    for name in "pure leave_output_tensor allow_requantize keep_split hide_imatrix compat".split()
+} | {"i-know": "know_risks"}
+_TYPES = {"output-tensor-type": "output_tensor_type", "token-embedding-type": "token_embedding_type"}
+_NUMBERS = {"threads": "threads", "max-buffer-bytes": "max_buffer_bytes", "split-max-bytes": "split_max_bytes"}
+_KNOWN = {"format", "type", "rules", "prune", "imatrix", "types", "override_kv", "made-from"}
+
+
+class RecipeError(SurgeonError):
+    """A recipe that cannot be read: file, key, what was found, what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """imatrix: path of the importance matrix, as far as known from here; threads: 0 for all cores;
+    max_buffer_bytes: None for the default; split_max_bytes: 0 for one file; made_from: a remark on its origin.
+    """
+
+    plan: Plan
+    imatrix: str | None = None
+    imatrix_sha256: str | None = None
+    threads: int = 0
+    max_buffer_bytes: int | None = None
+    split_max_bytes: int = 0
+    made_from: str | None = None
+
+
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe; raises RecipeError naming the key that is wrong."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is no TOML: {error}") from None
+    return read_recipe(text, path.parent, str(path))
+
+
+def read_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
+    """The recipe in `text`; paths are relative to `folder`. Raises RecipeError beginning with `name`."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name}: is no TOML: {error}") from None
+    try:
+        return _from_table(table, folder)
+    except SurgeonError as error:
+        raise RecipeError(f"{name}: {error}") from None
+
+
+def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
+    """Write a recipe whole or not at all; raises RecipeError."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(to_toml(recipe, path.parent), encoding="utf-8")
+        temporary.replace(path)
+    except (OSError, UnicodeEncodeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else f"{error.object!r:.60} is not UTF-8, as TOML must be"
+        raise RecipeError(f"{path}: cannot be written: {reason}") from None
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Hash of a file in hexadecimal, worked out anew when the file was; raises RecipeError when it cannot be read."""
+    try:
+        known = os.stat(path)
+        return _sha256(os.fspath(path), known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@lru_cache(8)
+def _sha256(path: str, *_version: int) -> str:
+    """The screen keeps its plan, with this hash, after every few edits; the file may be hundreds of megabytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
+    """The recipe as text, for a file in `folder`; what has its default is left out."""
+    plan = recipe.plan
+    lines = [f"format = {FORMAT}", f"type = {_text(plan.file_type)}"]
+    lines += [f"made-from = {_text(recipe.made_from)}"] if recipe.made_from else []
+    lines += [f"{key} = true" for key, name in _FLAGS.items() if getattr(plan, name)]
+    lines += [f"{key} = {_text(getattr(plan, name).lower())}" for key, name in _TYPES.items() if getattr(plan, name)]
+    lines += [f"{key} = {getattr(recipe, name)}" for key, name in _NUMBERS.items() if getattr(recipe, name)]
+    if plan.rules:
+        lines += ["rules = [", *(f"    {_text(str(rule))}," for rule in plan.rules), "]"]
+    if plan.pruned:
+        lines.append(f"prune = {sorted(plan.pruned)}")
+    lines += _imatrix_lines(recipe, folder)
+    if plan.types:
+        lines += ["", "[types]", *(f"{_text(name)} = {_text(kind.lower())}" for name, kind in plan.types)]
+    for override in plan.override_kv:
+        value = _text(override.value) if isinstance(override.value, str) else str(override.value).lower()
+        lines += ["", "[[override_kv]]", f"key = {_text(override.key)}", f"kind = {_text(override.kind)}"]
+        lines.append(f"value = {value}")
+    return "\n".join(lines) + "\n"
+
+
+def _imatrix_lines(recipe: Recipe, folder: Path) -> list[str]:
+    plan = recipe.plan
+    if not (recipe.imatrix or plan.imatrix_file or plan.include_weights or plan.exclude_weights):
+        return []
+    lines = ["", "[imatrix]"]
+    file = _relative(recipe.imatrix, folder) if recipe.imatrix else None
+    # The name in the metadata must not depend on where the recipe is run.
+    stored = plan.imatrix_file or recipe.imatrix
+    if file:
+        lines.append(f"file = {_text(file)}")
+    if recipe.imatrix_sha256:
+        lines.append(f"sha256 = {_text(recipe.imatrix_sha256)}")
+    if stored and stored != file:
+        lines.append(f"stored-as = {_text(stored)}")
+    for key, parts in (("include", plan.include_weights), ("exclude", plan.exclude_weights)):
+        if parts:
+            lines.append(f"{key} = [{', '.join(map(_text, parts))}]")
+    return lines
+
+
+def _relative(path: str, folder: Path) -> str:
+    """Relative to the recipe when it lies beside or below it, so that the folder may be moved; else absolute."""
+    absolute = Path(path).absolute()
+    try:
+        return absolute.relative_to(folder.absolute()).as_posix()
+    except ValueError:
+        return str(absolute)
+
+
+def _text(text: object) -> str:
+    """A TOML basic string: JSON's escapes are TOML's, but TOML wants DEL escaped too."""
+    return json.dumps(str(text), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
+    if table.get("format") != FORMAT:
+        raise RecipeError(f"format = {table.get('format')!r}; this surgeon reads format = {FORMAT}")
+    unknown = set(table) - _KNOWN - _FLAGS.keys() - _TYPES.keys() - _NUMBERS.keys()
+    if unknown:
+        raise RecipeError(f"unknown key {min(unknown)!r}; is it misspelt, or the recipe of a newer surgeon?")
+    imatrix = _table(table, "imatrix", {"file", "sha256", "stored-as", "include", "exclude"})
+    flags: dict[str, Any] = {name: _get(table, key, bool, False) for key, name in _FLAGS.items()}
+    types: dict[str, Any] = {name: _tensor_type(table, key) for key, name in _TYPES.items()}
+    file = _get(imatrix, "file", str, None)
+    plan = Plan(
+        file_type=parse_file_type(_get(table, "type", str, "COPY")).name,
+        rules=tuple(parse_rule(text) for text in _list(table, "rules", str)),
+        types=tuple(sorted((name, tensor_type(str(kind))) for name, kind in _get(table, "types", dict, {}).items())),
+        pruned=frozenset(_list(table, "prune", int)),
+        include_weights=tuple(_list(imatrix, "include", str)),
+        exclude_weights=tuple(_list(imatrix, "exclude", str)),
+        override_kv=tuple(_override(entry) for entry in _list(table, "override_kv", dict)),
+        imatrix_file=_get(imatrix, "stored-as", str, file),
+    )
+    return Recipe(
+        plan=replace(plan, **flags, **types),
+        imatrix=str(folder / file) if file else None,
+        imatrix_sha256=_get(imatrix, "sha256", str, None),
+        threads=_get(table, "threads", int, 0),
+        max_buffer_bytes=_get(table, "max-buffer-bytes", int, None),
+        split_max_bytes=_get(table, "split-max-bytes", int, 0),
+        made_from=_get(table, "made-from", str, None),
+    )
+
+
+def _table(table: Mapping[str, Any], key: str, known: set[str]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = _get(table, key, dict, {})
+    unknown = set(found) - known
+    if unknown:
+        raise RecipeError(f"unknown key {min(unknown)!r} in [{key}]")
+    return found
+
+
+def _get(table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = table.get(key, default)
+    if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise RecipeError(f"{key} = {value!r}: a {kind.__name__} is expected")
+    if kind is int and isinstance(value, int) and value < 0:
+        raise RecipeError(f"{key} = {value}: a number from 0 on is expected")
+    return value
+
+
+def _list(table: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+    values = _get(table, key, list, [])
+    check: Callable[[object], Any] = lambda value: _get({key: value}, key, kind, None)  # noqa: E731
+    return [check(value) for value in values]
+
+
+def _tensor_type(table: Mapping[str, Any], key: str) -> str | None:
+    text = _get(table, key, str, None)
+    return None if text is None else tensor_type(text)
+
+
+def _override(entry: Mapping[str, Any]) -> KVOverride:
+    kinds = {"int": int, "float": float, "bool": bool, "str": str}
+    key, kind, value = entry.get("key"), entry.get("kind"), entry.get("value")
+    if not isinstance(key, str) or not key or kind not in kinds or set(entry) != {"key", "kind", "value"}:
+        raise RecipeError(f"override_kv {dict(entry)!r}: key, kind (int, float, bool or str) and value are needed")
+    if not isinstance(value, (int, float, str)) or type(value) is not kinds[kind]:
+        raise RecipeError(f"override_kv {key}: {value!r} is no {kind}")
+    return KVOverride(key, kind, value)

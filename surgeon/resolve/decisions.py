@@ -1,0 +1,115 @@
+"""From the type a tensor shall have to what is done to it, and with which importances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surgeon.resolve.type_choice import Chooser, UnfitError, Wanted, fitted
+from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS
+from surgeon.errors import SurgeonError
+from surgeon.resolve.layer_numbers import Numbering
+from surgeon.resolve.preflight import Findings
+from surgeon.resolve.resolution import TensorOp
+from surgeon.resolve.tensor_facts import TensorFacts
+from surgeon_kernels.formats import REQUIRES_IMATRIX, USES_IMATRIX
+
+# Types that llama-quantize refuses to make without an importance matrix.
+_LOW_BIT = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Importances at hand. sizes: entry -> number of values, after filtering; given: there is an imatrix at all."""
+
+    sizes: dict[str, int]
+    given: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decider:
+    """Decides tensor after tensor, in output order; what would fail or surprise goes to the findings."""
+
+    numbering: Numbering
+    chooser: Chooser
+    weights: Weights
+    findings: Findings
+
+    def operation(self, facts: TensorFacts) -> TensorOp:
+        tensor, source, name = facts.tensor, facts.name, self.numbering.names[facts.name]
+        from_type = facts.from_type
+        if name is None:
+            return TensorOp(tensor, source, source, "drop", from_type, from_type, 0, f"pruned: {_place(source)}")
+        if facts.kept is not None:
+            if source in self.chooser.types:
+                self.findings.by_hand_kept.append(source)
+            return _copy(facts, name, f"not quantized: {facts.kept}")
+        wanted = self._wanted(facts, name)
+        self.findings.fallbacks += wanted.fell_back
+        if wanted.type is None or wanted.type == from_type:
+            return _copy(facts, name, self._copied(facts, name, wanted))
+        entry, reason = self._weigh(facts, name, wanted.type), wanted.why
+        if entry is None and self._looked_for(facts, wanted.type):
+            reason += "; no imatrix entry"
+        nbytes = facts.nbytes_as(wanted.type)
+        return TensorOp(tensor, source, name, "convert", from_type, wanted.type, nbytes, reason, entry, facts.slice)
+
+    def _copied(self, facts: TensorFacts, name: str, wanted: Wanted) -> str:
+        if wanted.type is None:
+            return wanted.why
+        # A copy needs no importances, yet llama-quantize refuses it when there is no imatrix at all.
+        if self.chooser.plan.compat and not self.weights.sizes and self._required(facts, wanted.type):
+            self.findings.needs_imatrix.append(name)
+        return f"copied: same type ({wanted.why})"
+
+    def _wanted(self, facts: TensorFacts, name: str) -> Wanted:
+        """The type chosen and made to fit; a tensor for which there is none is left as it is, with an error."""
+        chooser = self.chooser
+        compat = chooser.plan.compat
+        layer = None if facts.tensor.layer is None else self.numbering.layers.get(facts.tensor.layer)
+        try:
+            wanted = chooser.wanted(facts, name, layer, name if compat else facts.name)
+            # llama-quantize writes out of bounds where one of its two dedicated options does not fit.
+            fallback = not compat or (chooser.base_quantized and not wanted.dedicated)
+            return fitted(wanted, facts.columns, fallback=fallback)
+        except UnfitError as error:
+            self.findings.error(f"{facts.name}: {error}")
+        except SurgeonError as error:
+            self.findings.error(str(error))
+        return Wanted(None, "no type fits")
+
+    def _weigh(self, facts: TensorFacts, name: str, type_name: str) -> str | None:
+        """The imatrix entry that weighs this tensor's error, if there is one and the type makes use of it."""
+        size, needed = self.weights.sizes.get(facts.name), facts.columns * facts.matrices
+        if size == needed:
+            return facts.name if type_name in USES_IMATRIX else None
+        if size is not None and facts.name not in TOKEN_EMBEDDINGS:
+            self.findings.sizes.append(
+                f"the imatrix has {size} values for {facts.name}, which needs {needed}: it was made for another model"
+            )
+        elif self._required(facts, type_name):
+            self.findings.needs_imatrix.append(name)
+        elif self._looked_for(facts, type_name):
+            self.findings.without_entry.append(facts.name)
+        return None
+
+    def _looked_for(self, facts: TensorFacts, type_name: str) -> bool:
+        """Whether an entry would be used and could be expected: the graph reads embeddings by row."""
+        return self.weights.given and type_name in USES_IMATRIX and facts.name not in IMATRIX_EXEMPT
+
+    def _required(self, facts: TensorFacts, type_name: str) -> bool:
+        if facts.name in IMATRIX_EXEMPT:
+            return type_name in REQUIRES_IMATRIX
+        return type_name in _LOW_BIT or (type_name == "Q2_K" and self.chooser.plan.file_type == "Q2_K_S")
+
+
+def _copy(facts: TensorFacts, name: str, reason: str) -> TensorOp:
+    tensor, kind = facts.tensor, facts.from_type
+    if facts.scale is not None:
+        reason += f"; multiplied by {facts.scale:.6g}, or pruning would change the attention scale"
+    nbytes = tensor.nbytes if facts.slice is None else facts.nbytes_as(kind)
+    return TensorOp(tensor, facts.name, name, "copy", kind, kind, nbytes, reason, None, facts.slice, facts.scale)
+
+
+def _place(name: str) -> str:
+    number = name.partition("blk.")[2].partition(".")[0]
+    return f"layer {number}"

@@ -1,0 +1,102 @@
+"""What the mixes need to know of a model's metadata, and what llama.cpp's loader would refuse in it.
+
+`--override-kv` counts: llama-quantize hands the overrides to its loader, so they steer the mixes too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from surgeon.anatomy import ARCHITECTURES
+from surgeon.model.model import Model
+from surgeon.plan.plan import KVOverride
+
+# `<architecture>.<key>`: one number for all layers, or an array with exactly one entry per layer.
+PER_LAYER = (
+    "attention.head_count attention.head_count_kv feed_forward_length expert_used_count expert_feed_forward_length "
+    "swiglu_clamp_exp swiglu_clamp_shexp attention.recurrent_layers"
+).split()
+_REQUIRED = ("context_length", "embedding_length", "block_count")
+
+
+@dataclass(frozen=True, slots=True)
+class Hparams:
+    """block_count: all blocks, those of multi-token prediction included; n_gqa: heads per KV head of layer 0, or 0."""
+
+    architecture: str
+    block_count: int
+    n_expert: int
+    n_gqa: int
+    is_70b: bool
+
+
+def read_hparams(model: Model, overrides: Sequence[KVOverride] = ()) -> Hparams:
+    get = _Reader(model, overrides)
+    architecture = model.architecture
+    block_count = get.integer("block_count", model.block_count)
+    n_expert = get.integer("expert_count", 0)
+    if architecture in ("hunyuan-dense", "hunyuan_vl") and n_expert <= 1:
+        n_expert = 0
+    heads = get.integer("attention.head_count", 0)
+    kv_heads = get.integer("attention.head_count_kv", heads)
+    layers = block_count - get.integer("nextn_predict_layers", 0)
+    return Hparams(
+        architecture,
+        block_count,
+        n_expert,
+        heads // kv_heads if kv_heads else 0,
+        _is_70b(architecture, layers, n_expert, heads != kv_heads),
+    )
+
+
+def _is_70b(architecture: str, layers: int, n_expert: int, grouped: bool) -> bool:
+    """The models llama.cpp files under 70B, whose few attn_v are shared by many heads."""
+    if architecture in ("llama", "llama-embed"):
+        return layers == 80 and grouped and n_expert != 8
+    return (architecture in ("qwen2", "deci", "olmo") and layers == 80) or (architecture == "jais2" and layers == 68)
+
+
+def loader_refusal(model: Model, overrides: Sequence[KVOverride] = ()) -> str | None:
+    """Why llama.cpp's loader would refuse the metadata, or None."""
+    if model.architecture not in ARCHITECTURES:
+        return f"llama.cpp knows no architecture {model.architecture!r}"
+    if model.architecture == "clip":
+        return None
+    get = _Reader(model, overrides)
+    for key in _REQUIRED:
+        if get.value(key) is None:
+            return f"the key {model.architecture}.{key} is missing"
+    return array_length_refusal(model, get.integer("block_count", 0))
+
+
+def array_length_refusal(model: Model, block_count: int) -> str | None:
+    """The first per-layer array that does not have one entry per layer, in words, or None."""
+    for key in PER_LAYER:
+        value = model.file.kv.get(f"{model.architecture}.{key}")
+        if value is not None and value.element_type is not None and value.count != block_count:
+            return f"{model.architecture}.{key} has {value.count} entries for {block_count} layers"
+    return None
+
+
+class _Reader:
+    """Hyper-parameters with the overrides in their place."""
+
+    def __init__(self, model: Model, overrides: Sequence[KVOverride]) -> None:
+        self.model = model
+        self.overrides = {override.key: override.value for override in overrides}
+
+    def value(self, key: str) -> Any:
+        full = f"{self.model.architecture}.{key}"
+        stored = self.model.file.kv.get(full)
+        if full in self.overrides and (stored is None or stored.element_type is None):
+            return self.overrides[full]
+        return None if stored is None else stored.decode()
+
+    def integer(self, key: str, default: int) -> int:
+        """The number, or the first entry of an array: the mixes look at layer 0 only."""
+        value = self.value(key)
+        if isinstance(value, list):
+            value = value[0] if value else None
+        return value if isinstance(value, int) and not isinstance(value, bool) else default

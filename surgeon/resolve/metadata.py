@@ -1,0 +1,206 @@
+"""The key-value list of the output, in llama-quantize's order: every key that is set moves to the end.
+
+source keys | general.quantization_version | general.file_type | split keys removed | overrides | quantize.imatrix.*
+| block_count when pruning; then, unless `compat`, what pruning by anatomy changes and where the model came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from surgeon.errors import SurgeonError
+from surgeon.gguf.values import LENGTH, Value, ValueType
+from surgeon.resolve.mixes import FILE_TYPES
+from surgeon.model.model import Model
+from surgeon.plan.plan import KVOverride, Plan
+
+QUANTIZATION_VERSION = 2
+GUESSED = 1024  # a file type that was guessed from the tensors carries this bit
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+PRUNED_LAYERS, SOURCE, PLAN_HASH = "surgeon.pruned_layers", "surgeon.source", "surgeon.plan"
+
+# llama-quantize keeps strings of its own in 128 bytes, the last of them NUL.
+_C_STRING_BYTES = 127
+
+Metadata = dict[str, Value]
+_SIGNED = (ValueType.INT8, ValueType.INT16, ValueType.INT32, ValueType.INT64)
+_UNSIGNED = (ValueType.UINT8, ValueType.UINT16, ValueType.UINT32, ValueType.UINT64)
+
+# The file type a loader guesses from the most frequent tensor type; F32's when it is another one.
+_GUESSES = {
+    name: FILE_TYPES[f"{name}_M" if name in ("Q3_K", "Q4_K", "Q5_K") else name].number
+    for name in (
+        "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0 IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ1_S "
+        "IQ1_M IQ4_NL IQ4_XS IQ3_S Q1_0 Q2_0"
+    ).split()
+} | {"NVFP4": 39}
+
+
+def base_metadata(model: Model, plan: Plan, types: tuple[str, ...]) -> Metadata:
+    """Steps up to the user's overrides; types: those of all tensors of the input, in output order."""
+    kv = _cut_at_nul(model) if plan.compat else dict(model.file.kv)
+    _set(kv, "general.quantization_version", Value.of(ValueType.UINT32, QUANTIZATION_VERSION))
+    _set(kv, "general.file_type", Value.of(ValueType.UINT32, file_type_number(model, plan, types)))
+    for key in SPLIT_KEYS:
+        kv.pop(key, None)
+    for override in plan.override_kv:
+        _set(kv, override.key, override_value(override, model.file.kv.get(override.key), compat=plan.compat))
+    return kv
+
+
+def add_imatrix(kv: Metadata, plan: Plan, path: str, datasets: tuple[str, ...], entries: int, chunks: int) -> None:
+    """What is told about the importance matrix; entries: after `--include-weights` and `--exclude-weights`."""
+    if not plan.hide_imatrix:
+        _set(kv, "quantize.imatrix.file", _text(plan.imatrix_file or path, plan.compat))
+        if datasets:
+            _set(kv, "quantize.imatrix.dataset", _text(datasets[0], plan.compat))
+    _set(kv, "quantize.imatrix.entries_count", Value.of(ValueType.UINT32, entries))
+    if chunks > 0:
+        _set(kv, "quantize.imatrix.chunks_count", Value.of(ValueType.UINT32, chunks))
+
+
+def set_block_count(kv: Metadata, model: Model, count: int) -> None:
+    _set(kv, f"{model.architecture}.block_count", Value.of(ValueType.UINT32, count))
+
+
+def apply_edits(kv: Metadata, edits: Iterable[tuple[str, Value | None]]) -> None:
+    """Each key replaced where it stands (appended when new), or removed with None."""
+    for key, value in edits:
+        if value is None:
+            kv.pop(key, None)
+        else:
+            kv[key] = value
+
+
+def add_provenance(kv: Metadata, model: Model, plan: Plan) -> None:
+    """Which layers of which file are gone; numbers and name are those of the first file when it was pruned before."""
+    stored = model.file.kv.get(PRUNED_LAYERS)
+    ours = stored is not None and stored.element_type is ValueType.INT32
+    before = frozenset(stored.decode()) if stored is not None and ours else frozenset()
+    _set(kv, PRUNED_LAYERS, Value.array(ValueType.INT32, _original_numbers(before, plan.pruned)))
+    if not (before and SOURCE in kv):
+        _set(kv, SOURCE, Value.of(ValueType.STRING, model.file.path.name))
+    _set(kv, PLAN_HASH, Value.of(ValueType.STRING, plan_hash(plan)))
+
+
+def plan_hash(plan: Plan) -> str:
+    """sha256 of what the plan decides; where the importance matrix lies does not count."""
+    bare = replace(plan, imatrix_file=None, pruned=frozenset())
+    return hashlib.sha256(f"{bare!r} {sorted(plan.pruned)}".encode()).hexdigest()
+
+
+def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[int]:
+    original, numbers = set(before), set(pruned)
+    layer = current = 0
+    while current <= max(numbers, default=-1):
+        if layer not in before:
+            if current in numbers:
+                original.add(layer)
+            current += 1
+        layer += 1
+    return sorted(original)
+
+
+def file_type_number(model: Model, plan: Plan, types: tuple[str, ...]) -> int:
+    """The TYPE's number; for COPY that of the source, else a guess."""
+    if plan.file_type != "COPY":
+        return FILE_TYPES[plan.file_type].number
+    stored = model.file.kv.get("general.file_type")
+    number = stored.decode() if stored is not None else None
+    return number if isinstance(number, int) and 0 <= number < 1 << 32 else _guess(types) | GUESSED
+
+
+@lru_cache(4)
+def _guess(types: tuple[str, ...]) -> int:
+    """By the type that first reached the greatest count."""
+    counts: Counter[str] = Counter()
+    best, most = "F32", 0
+    for name in types:
+        counts[name] += 1
+        if counts[name] > most:
+            best, most = name, counts[name]
+    return _GUESSES.get(best, 0)
+
+
+def override_value(override: KVOverride, stored: Value | None, *, compat: bool) -> Value:
+    """The value to write. An integer keeps its sign and the type the key has; llama-quantize makes it an absolute u32.
+
+    Raises SurgeonError when the number does not fit the key's type.
+    """
+    match override.kind:
+        case "str":
+            return _text(str(override.value), compat)
+        case "bool":
+            return Value.of(ValueType.BOOL, bool(override.value))
+        case "float":
+            keep = not compat and stored is not None and stored.type is ValueType.FLOAT64
+            return _fitting(override, ValueType.FLOAT64 if keep else ValueType.FLOAT32, float(override.value))
+        case _:
+            number = int(override.value)
+            if compat:
+                return Value.of(ValueType.UINT32, abs(number) & 0xFFFFFFFF)
+            return _integer(override, number, stored)
+
+
+def _integer(override: KVOverride, number: int, stored: Value | None) -> Value:
+    if stored is not None and stored.type in (*_SIGNED, *_UNSIGNED, ValueType.FLOAT32, ValueType.FLOAT64):
+        return _fitting(override, stored.type, number)
+    if number < 0:
+        return _fitting(override, ValueType.INT32 if number >= -(2**31) else ValueType.INT64, number)
+    return _fitting(override, ValueType.UINT32 if number < 2**32 else ValueType.UINT64, number)
+
+
+def _fitting(override: KVOverride, type_: ValueType, number: float) -> Value:
+    try:
+        return Value.of(type_, number)
+    except ValueError:
+        raise SurgeonError(
+            f"--override-kv {override}: the key is {type_.name.lower()}, {number} does not fit"
+        ) from None
+
+
+def _text(text: str, compat: bool) -> Value:
+    raw = text.encode("utf-8", "surrogateescape")
+    return Value.of(ValueType.STRING, raw.split(b"\0")[0][:_C_STRING_BYTES] if compat else raw)
+
+
+def _set(kv: Metadata, key: str, value: Value) -> None:
+    kv.pop(key, None)
+    kv[key] = value
+
+
+_cut: WeakKeyDictionary[Model, Metadata] = WeakKeyDictionary()
+
+
+def _cut_at_nul(model: Model) -> Metadata:
+    """The source's metadata as it looks after a passage through C strings; worked out once per model."""
+    if model not in _cut:
+        _cut[model] = {key: _cut_value(value) for key, value in model.file.kv.items()}
+    return dict(_cut[model])
+
+
+def _cut_value(value: Value) -> Value:
+    if value.type is ValueType.STRING:
+        text = value.raw[LENGTH.size :]
+        return Value.of(ValueType.STRING, text.split(b"\0")[0]) if b"\0" in text else value
+    if value.element_type is ValueType.STRING:
+        items = _strings(value)
+        if any(b"\0" in item for item in items):
+            return Value.array(ValueType.STRING, [item.split(b"\0")[0] for item in items])
+    return value
+
+
+def _strings(value: Value) -> list[Any]:
+    """The elements of an array of strings as bytes: decoding would lose what is not UTF-8."""
+    raw, items, position = value.raw, [], 12
+    for _ in range(value.count):
+        begin = position + LENGTH.size
+        position = begin + LENGTH.unpack_from(raw, position)[0]
+        items.append(raw[begin:position])
+    return items

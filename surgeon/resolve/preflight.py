@@ -1,0 +1,178 @@
+"""The pre-flight list: everything that would fail, be ignored or surprise, told before a byte is written."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from surgeon.anatomy import ARCHITECTURES
+from surgeon.resolve.hparams import array_length_refusal, loader_refusal
+from surgeon.resolve.layer_numbers import Numbering
+from surgeon.resolve.mixes import FILE_TYPES
+from surgeon.model.model import Model
+from surgeon.plan.plan import Plan
+from surgeon.problems import Problem
+from surgeon.resolve.tensor_facts import ModelFacts
+from surgeon_kernels.formats import FORMATS
+from surgeon_kernels.registry import dequantizable, quantizable
+
+if TYPE_CHECKING:
+    from surgeon.resolve.resolution import TensorOp
+
+_PLAIN = frozenset({"F32", "F16", "BF16"})
+_RANK = {"error": 0, "warning": 1, "note": 2}
+
+
+@dataclass(slots=True)
+class Findings:
+    """What came to light while types were chosen. Lists hold tensor names (of the output, unless said otherwise)."""
+
+    problems: list[Problem] = field(default_factory=list)
+    needs_imatrix: list[str] = field(default_factory=list)
+    without_entry: list[str] = field(default_factory=list)
+    sizes: list[str] = field(default_factory=list)  # whole sentences
+    unmatched_rules: list[str] = field(default_factory=list)
+    by_hand_kept: list[str] = field(default_factory=list)
+    fallbacks: int = 0
+
+    def error(self, text: str) -> None:
+        self.problems.append(Problem("error", text))
+
+    def warning(self, text: str) -> None:
+        self.problems.append(Problem("warning", text))
+
+    def note(self, text: str) -> None:
+        self.problems.append(Problem("note", text))
+
+
+def named(names: Sequence[str], limit: int = 3) -> str:
+    """`a, b, c and 4 more`."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def report(
+    model: Model,
+    plan: Plan,
+    facts: ModelFacts,
+    numbering: Numbering,
+    ops: Sequence[TensorOp],
+    findings: Findings,
+    *,
+    has_imatrix: bool,
+) -> tuple[Problem, ...]:
+    """All problems, worst first, each with the tensors it concerns and what to do."""
+    _structure(model, plan, findings)
+    _layers(plan, facts, numbering, ops, findings)
+    _conversions(plan, ops, findings)
+    _imatrix(findings, has_imatrix)
+    _rules(plan, facts, findings)
+    return tuple(sorted(findings.problems, key=lambda problem: _RANK[problem.severity]))
+
+
+def _structure(model: Model, plan: Plan, findings: Findings) -> None:
+    if plan.compat:
+        refusal = loader_refusal(model, plan.override_kv)
+        if refusal:
+            findings.error(f"{model.file.path}: {refusal}, so llama-quantize refuses this file; leave out --compat")
+        return
+    if model.architecture not in ARCHITECTURES:
+        findings.note(
+            f"architecture {model.architecture!r} is unknown to llama.cpp; its tensors are quantized all the same"
+        )
+        return
+    mismatch = array_length_refusal(model, model.block_count)
+    if mismatch:
+        findings.warning(f"{model.file.path}: {mismatch}: llama.cpp will not load this model, nor what is made of it")
+
+
+def _layers(plan: Plan, facts: ModelFacts, numbering: Numbering, ops: Sequence[TensorOp], findings: Findings) -> None:
+    if not plan.pruned:
+        return
+    if plan.compat:
+        duplicate = _duplicate(op.name for op in ops if op.action != "drop")
+        if duplicate:
+            findings.error(
+                f"two tensors would be called {duplicate}: in llama-quantize blocks of all kinds share numbers"
+            )
+        return
+    there = facts.unpruned.layers
+    absent = sorted(plan.pruned - there.keys())
+    if absent:
+        have = f"layers {min(there)} to {max(there)}" if there else "no layers called blk.<number>"
+        findings.error(f"cannot prune {_plural('layer', absent)}: the model has {have}")
+    elif plan.pruned >= there.keys():
+        findings.error("cannot prune every layer: a model without layers does not load; keep at least one")
+
+
+def _duplicate(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _plural(word: str, numbers: Sequence[int]) -> str:
+    return f"{word}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def _conversions(plan: Plan, ops: Sequence[TensorOp], findings: Findings) -> None:
+    """Pairs of types that cannot or may not be converted."""
+    pairs: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for op in ops:
+        if op.action == "convert":
+            pairs[op.from_type, op.to_type].append(op.source)
+    missing: dict[str, list[str]] = defaultdict(list)
+    requantized: list[str] = []
+    for (source, target), names in pairs.items():
+        format_ = FORMATS.get(source)
+        if source not in _PLAIN and source not in dequantizable:
+            findings.error(f"cannot convert {source} to {target}: {named(names)}; copy the model or prune only")
+        elif format_ is not None and format_.is_quantized and not plan.allow_requantize:
+            requantized += names
+        if target not in quantizable:
+            missing[target] += names
+    for target, names in missing.items():
+        findings.error(f"no kernel writes {target} yet: {named(names)}; choose another type")
+    if requantized:
+        findings.error(
+            f"{_count(requantized, 'tensor')} already quantized would lose quality again: {named(requantized)}; "
+            "allow it with --allow-requantize, or start from F16"
+        )
+
+
+def _imatrix(findings: Findings, has_imatrix: bool) -> None:
+    for sentence in findings.sizes[:3]:
+        findings.error(sentence)
+    if findings.needs_imatrix:
+        found = "the imatrix has no entry for them" if has_imatrix else "there is none"
+        findings.error(
+            f"{_count(findings.needs_imatrix, 'tensor')} cannot be made without an imatrix, and {found}: "
+            f"{named(findings.needs_imatrix)}; give --imatrix or choose a larger type for them"
+        )
+    if findings.without_entry:
+        findings.warning(
+            f"no imatrix entry for {_count(findings.without_entry, 'tensor')}, quantized without: "
+            f"{named(findings.without_entry)}"
+        )
+
+
+def _count(names: Sequence[str], word: str) -> str:
+    return f"{len(names)} {word}{'s' if len(names) != 1 else ''}"
+
+
+def _rules(plan: Plan, facts: ModelFacts, findings: Findings) -> None:
+    base = FILE_TYPES[plan.file_type].base
+    if plan.rules and (base is None or not FORMATS[base].is_quantized):
+        findings.warning(f"--tensor-type has no effect with TYPE {plan.file_type}: choose a quantized TYPE as the base")
+    elif findings.unmatched_rules:
+        findings.warning(f"matches no tensor: rule {', '.join(findings.unmatched_rules)}")
+    unknown = [name for name, _ in plan.types if name not in facts.by_name]
+    if unknown:
+        findings.error(f"set by hand, but not in this model: {named(unknown)}; the recipe was made for another model")
+    if findings.by_hand_kept:
+        findings.warning(f"set by hand, but of a kind that is never quantized: {named(findings.by_hand_kept)}")

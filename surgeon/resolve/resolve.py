@@ -1,0 +1,199 @@
+"""What a plan does to a model, tensor by tensor: the one place that decides.
+
+Tree, size estimate, dry run, writer and the exported command all read the `Resolution` made here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from surgeon.anatomy import AnatomyResult, TensorSlice, prune_metadata
+from surgeon.anatomy.roles import MAX_BLOCKS
+from surgeon.resolve.type_choice import Chooser, chosen_by, winning_rules
+from surgeon.errors import SurgeonError
+from surgeon.gguf.values import Value, ValueType
+from surgeon.resolve.hparams import read_hparams
+from surgeon.resolve.layer_numbers import Numbering, number_layers, number_layers_as_seen
+from surgeon.resolve.mixes import FILE_TYPES, Mix
+from surgeon.model.model import Model
+from surgeon.resolve.metadata import add_imatrix, add_provenance, apply_edits, base_metadata, set_block_count
+from surgeon.plan.plan import Plan, TypeRule
+from surgeon.resolve.preflight import Findings, report
+from surgeon.resolve.resolution import Resolution, TensorOp, sliced
+from surgeon.resolve.decisions import Decider, Weights
+from surgeon.resolve.tensor_facts import ModelFacts, TensorFacts, facts_of, matching
+from surgeon_kernels.formats import FORMATS
+
+if TYPE_CHECKING:
+    from surgeon.imatrix.imatrix import Imatrix
+
+__all__ = ["Resolution", "TensorOp", "resolve"]
+
+DEFAULT_ALIGNMENT = 32
+
+Order = tuple[TensorFacts, ...]
+
+
+def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolution:
+    """Decide what `plan` does to every tensor of `model`.
+
+    Never raises for what a plan asks: everything that would fail is among `problems`, before anything is written.
+    """
+    facts = facts_of(model)
+    findings = Findings()
+    order = facts.by_offset if plan.keep_split else facts.by_layer
+    numbering = _numbering(model, facts, order, plan)
+    anatomy = _anatomy(model, plan, findings)
+    if anatomy is not None and (anatomy.slices or anatomy.scales):
+        order = _with_surgery(order, anatomy)
+    weights = _entries(plan, imatrix)
+    chooser = _chooser(model, facts, numbering, plan, bool(weights.sizes), findings)
+    decider = Decider(numbering, chooser, weights, findings)
+    ops = tuple([decider.operation(one) for one in order])
+    metadata = _metadata(model, facts, plan, imatrix, weights, numbering, anatomy, findings)
+    return Resolution(
+        model=model,
+        plan=plan,
+        ops=ops,
+        metadata=tuple(metadata.items()),
+        alignment=DEFAULT_ALIGNMENT if plan.compat else _alignment(metadata, findings),
+        problems=report(model, plan, facts, numbering, ops, findings, has_imatrix=imatrix is not None),
+        renumbering=numbering.layers,
+        needs_imatrix=tuple(findings.needs_imatrix),
+        fallbacks=findings.fallbacks,
+    )
+
+
+def _numbering(model: Model, facts: ModelFacts, order: Order, plan: Plan) -> Numbering:
+    if not plan.pruned:
+        return facts.unpruned
+    if plan.compat:
+        return number_layers_as_seen([one.name for one in order], plan.pruned)
+    return number_layers(facts.numbered, plan.pruned, min(model.block_count, MAX_BLOCKS))
+
+
+def _anatomy(model: Model, plan: Plan, findings: Findings) -> AnatomyResult | None:
+    if not plan.pruned or plan.compat:
+        return None
+    if model.block_count > MAX_BLOCKS:
+        findings.error(
+            f"{model.architecture}.block_count is {model.block_count}: the file is damaged, prune another copy"
+        )
+        return None
+    result = prune_metadata(model, plan.pruned, i_know=plan.know_risks)
+    findings.problems += result.notes
+    return result
+
+
+def _with_surgery(order: Order, anatomy: AnatomyResult) -> Order:
+    """The facts with the shapes that sliced tensors will have and the factors of scaled ones."""
+    slices = {one.name: one for one in anatomy.slices}
+    scales = {one.name: one.factor for one in anatomy.scales}
+    return tuple(
+        _sliced_facts(facts, slices[facts.name])
+        if facts.name in slices
+        else replace(facts, scale=scales[facts.name])
+        if facts.name in scales
+        else facts
+        for facts in order
+    )
+
+
+def _sliced_facts(facts: TensorFacts, kept: TensorSlice) -> TensorFacts:
+    ne = sliced(facts.tensor.ne, kept)
+    return replace(facts, slice=kept, columns=ne[0], rows=prod(ne[1:]))
+
+
+def _entries(plan: Plan, imatrix: Imatrix | None) -> Weights:
+    """Number of values of each imatrix entry that is to be used."""
+    if imatrix is None:
+        return Weights({}, given=False)
+    if plan.include_weights or plan.exclude_weights:
+        imatrix = imatrix.filtered(plan.include_weights, plan.exclude_weights)
+    return Weights(imatrix.sizes, given=True)
+
+
+def _chooser(
+    model: Model, facts: ModelFacts, numbering: Numbering, plan: Plan, has_imatrix: bool, findings: Findings
+) -> Chooser:
+    base = FILE_TYPES[plan.file_type].base
+    base_quantized = base is not None and FORMATS[base].is_quantized
+    mix = _mix(model, facts, numbering, plan, has_imatrix) if base_quantized and not plan.pure else None
+    rules = _winning_rules(facts, numbering, plan, findings)
+    chosen = {} if mix is None else chosen_by(mix)
+    return Chooser(plan, base, base_quantized, mix, rules, dict(plan.types), chosen)
+
+
+def _mix(model: Model, facts: ModelFacts, numbering: Numbering, plan: Plan, has_imatrix: bool) -> Mix:
+    hparams = read_hparams(model, plan.override_kv)
+    gone = sum(number is None for number in numbering.layers.values())
+    return Mix(
+        file_type=FILE_TYPES[plan.file_type],
+        architecture=hparams.architecture,
+        # llama-quantize goes on counting with the layers there were.
+        n_layer=hparams.block_count - (0 if plan.compat else gone),
+        n_expert=hparams.n_expert,
+        n_gqa=hparams.n_gqa,
+        is_70b=hparams.is_70b,
+        n_attention_wv=sum(numbering.names[name] is not None for name in facts.attention_v),
+        tied=all(numbering.names[name] is None for name in facts.outputs),
+        has_imatrix=has_imatrix,
+        output_type=plan.output_tensor_type,
+    )
+
+
+def _winning_rules(facts: ModelFacts, numbering: Numbering, plan: Plan, findings: Findings) -> dict[str, TypeRule]:
+    """By the names the user sees, those of the input; llama-quantize matches the renumbered ones."""
+    found = []
+    for rule in plan.rules:
+        try:
+            if plan.compat and plan.pruned:
+                names = matching(rule.pattern, tuple(name for name in numbering.names.values() if name is not None))
+            else:
+                names = facts.matching(rule.pattern)
+        except SurgeonError as error:
+            findings.error(str(error))
+            continue
+        if not names:
+            findings.unmatched_rules.append(str(rule))
+        found.append((rule, names))
+    return winning_rules(found)
+
+
+def _metadata(
+    model: Model,
+    facts: ModelFacts,
+    plan: Plan,
+    imatrix: Imatrix | None,
+    weights: Weights,
+    numbering: Numbering,
+    anatomy: AnatomyResult | None,
+    findings: Findings,
+) -> dict[str, Value]:
+    try:
+        kv = base_metadata(model, plan, facts.types)
+    except SurgeonError as error:
+        findings.error(str(error))
+        kv = dict(model.file.kv)
+    if imatrix is not None and weights.sizes:
+        add_imatrix(kv, plan, str(imatrix.path), imatrix.datasets, len(weights.sizes), imatrix.chunk_count)
+    if plan.pruned:
+        set_block_count(kv, model, numbering.count)
+    if anatomy is not None:
+        by_user = {override.key for override in plan.override_kv}
+        apply_edits(kv, [(key, value) for key, value in anatomy.kv if key not in by_user])
+        add_provenance(kv, model, plan)
+    return kv
+
+
+def _alignment(metadata: dict[str, Value], findings: Findings) -> int:
+    value = metadata.get("general.alignment")
+    if value is None:
+        return DEFAULT_ALIGNMENT
+    number = value.decode()
+    if value.type is not ValueType.UINT32 or number <= 0 or number & (number - 1):
+        findings.error(f"general.alignment would be {number!r}: it must be a power of two, stored as uint32")
+        return DEFAULT_ALIGNMENT
+    return int(number)

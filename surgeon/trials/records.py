@@ -1,0 +1,90 @@
+"""From what was written or measured to a row of the journal: one row per output, told apart by its content."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from surgeon.imatrix.imatrix import Imatrix
+from surgeon.model.model import load_model
+from surgeon.plan.plan import Plan
+from surgeon.plan.recipe import Recipe, file_sha256, to_toml
+from surgeon.resolve.resolution import Resolution
+from surgeon.trials.journal import Journal, Measured, Trial, model_identity, new_trial
+
+
+def recipe_text(plan: Plan, imatrix: Imatrix | None) -> str:
+    """The plan as a recipe whose paths are absolute, to be read from anywhere. Raises SurgeonError."""
+    # No file lies below this folder, so no path is made relative to it.
+    nowhere = Path("/nowhere")
+    if imatrix is None:
+        return to_toml(Recipe(replace(plan, imatrix_file=None)), nowhere)
+    path = str(imatrix.path)
+    return to_toml(Recipe(plan, imatrix=path, imatrix_sha256=file_sha256(path)), nowhere)
+
+
+def is_unchanged(plan: Plan) -> bool:
+    """Whether the plan leaves the model as it is (an importance matrix alone changes nothing)."""
+    return replace(plan, imatrix_file=None) == Plan()
+
+
+def record(
+    journal: Journal,
+    output: Path,
+    label: str,
+    *,
+    measured: Measured | None = None,
+    resolution: Resolution | None = None,
+    recipe: str = "",
+    source_size: int = 0,
+    kept: bool = True,
+) -> Trial:
+    """Add `output` to the journal, or what is new about it to the row it has already.
+
+    resolution: what it was made by, if known; kept: the file stays (one measured and removed has no path to show).
+    Raises SurgeonError.
+    """
+    measured = measured or Measured()
+    identity, trials = model_identity(output), journal.trials()
+    place = str(output.absolute()) if kept else ""
+    known = next((trial for trial in trials if trial.output_identity == identity), None)
+    if known is None:
+        size, bpw = _size(output, resolution)
+        fields = {"bpw": bpw, "recipe": recipe, "output": place, "output_identity": identity, "measured": measured}
+        return journal.add(new_trial(free_label(label, trials), size, source_size, **fields))
+    if (place and place != known.output) or (recipe and not known.recipe):
+        journal.add(replace(known, output=place or known.output, recipe=known.recipe or recipe))
+    if measured != Measured():
+        journal.add_measured(known.id, measured)
+    return next(trial for trial in journal.trials() if trial.id == known.id)
+
+
+def written_output(journal: Journal, recipe: str) -> Path | None:
+    """The file this very plan was written to, if it is still there and still the same."""
+    for trial in reversed(journal.trials()):
+        path = Path(trial.output) if trial.output else None
+        if path is None or trial.recipe != recipe or not path.is_file():
+            continue
+        if model_identity(path) == trial.output_identity:
+            return path
+    return None
+
+
+def free_label(label: str, trials: list[Trial]) -> str:
+    """`label`, or with a number behind it where another trial is called so."""
+    taken = {trial.label for trial in trials}
+    if label not in taken:
+        return label
+    number = 2
+    while f"{label} ({number})" in taken:
+        number += 1
+    return f"{label} ({number})"
+
+
+def _size(output: Path, resolution: Resolution | None) -> tuple[int, float | None]:
+    """Bytes of the output (of all its shards) and bits per weight."""
+    if resolution is not None:
+        return resolution.total_bytes, resolution.bpw
+    model = load_model(output)
+    with model.file:
+        return model.file.nbytes, model.bpw

@@ -1,0 +1,287 @@
+"""The write: a resolved plan becomes a new model file, or none at all."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from surgeon.errors import Cancelled, SurgeonError
+from surgeon.imatrix.imatrix import Imatrix
+from surgeon.write.output_file import refuse_inputs, resolve_target
+from surgeon.write.output_set import OutputSet, digest
+from surgeon.resolve.resolution import Resolution
+from surgeon.write.slab_workers import SlabWorkers
+from surgeon.write.slabs import TensorJob
+from surgeon.resolve.shards import OutputLayout, lay_out
+from surgeon.write.kernel_compilation import Warming
+
+TICK = 0.09  # seconds between two reports at most
+CHECKPOINT_SECONDS = (
+    1.0  # between two records of finished tensors; what a killed run loses at most, beside the tensors in hand
+)
+
+Stage = Literal["compiling", "writing", "syncing"]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """How to write; none of it changes a byte of the tensors.
+
+    threads: 0 for one per core; max_buffer_bytes: for the buffers of all threads together (a row that alone needs more
+    still gets it); overwrite: replace an existing output; resume: continue what an interrupted run left, and leave what
+    is done when this one is stopped; split_max_bytes: 0, or the most tensor data in one shard.
+    """
+
+    threads: int = 0
+    max_buffer_bytes: int = 256 << 20
+    overwrite: bool = False
+    resume: bool = False
+    split_max_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the write stands.
+
+    tensor: the one begun last, by its output name (while compiling: a tensor type); index: tensors finished, of count;
+    done_bytes, total_bytes: of the input's kept tensors, including those a resumed run found finished; tensor_done,
+    tensor_total: the same of `tensor`; elapsed: seconds since the start; bytes_per_second: since the writing began,
+    0.0 before.
+    """
+
+    tensor: str
+    index: int
+    count: int
+    done_bytes: int
+    total_bytes: int
+    tensor_done: int
+    tensor_total: int
+    elapsed: float
+    bytes_per_second: float = 0.0
+    stage: Stage = "writing"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present speed; None before there is one."""
+        return (self.total_bytes - self.done_bytes) / self.bytes_per_second if self.bytes_per_second else None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was written. nbytes: of all files; source_bytes: of the kept tensors; resumed: tensors found finished."""
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    source_bytes: int
+    seconds: float
+    copied: int
+    converted: int
+    resumed: int
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write(
+    resolution: Resolution,
+    imatrix: Imatrix | None,
+    out: Path,
+    options: WriteOptions,
+    cancelled: threading.Event,
+) -> Iterator[Progress | Summary]:
+    """Write `resolution` to `out`, reporting at least every 100 ms; the last item is the Summary.
+
+    Until the last moment everything is in temporary files beside the target; the final name then gets the whole new
+    file at once. Raises SurgeonError (one line: file, tensor, what was found, remedy) and, when `cancelled` is set,
+    Cancelled; both say what was left behind: nothing, unless `options.resume` asked for it.
+    """
+    _refuse_errors(resolution)
+    layouts = _safe_layouts(resolution, imatrix, out, options)
+    outputs = OutputSet(layouts)
+    outputs.open(digest(resolution, layouts, imatrix), resolution.model.file.states, options.resume, options.overwrite)
+    try:
+        run = _Run(resolution, imatrix, options, cancelled, outputs)
+        with run:
+            yield from run.compile()
+            yield from run.transfer()
+            yield from run.complete()
+        summary = run.place()
+    except SurgeonError as error:
+        raise _told(error, outputs.abandon(options.resume)) from None
+    except BaseException:
+        outputs.abandon(options.resume)
+        raise
+    yield summary
+
+
+def _refuse_errors(resolution: Resolution) -> None:
+    """Raises SurgeonError for what the plan itself says must not be written."""
+    if resolution.errors:
+        more = f" (and {len(resolution.errors) - 1} more)" if len(resolution.errors) > 1 else ""
+        raise SurgeonError(f"{resolution.model.file.path}: {resolution.errors[0].text}{more}")
+
+
+def _safe_layouts(
+    resolution: Resolution, imatrix: Imatrix | None, out: Path, options: WriteOptions
+) -> tuple[OutputLayout, ...]:
+    """The files to write, none of which is an input. Raises SurgeonError."""
+    inputs = [*resolution.model.file.paths, *([imatrix.path] if imatrix else [])]
+    if not resolution.plan.keep_split and not options.split_max_bytes:
+        out = resolve_target(out)
+    layouts = lay_out(resolution, out, options.split_max_bytes)
+    for layout in layouts:
+        refuse_inputs(resolve_target(layout.path), inputs)
+    return tuple(replace(layout, path=resolve_target(layout.path)) for layout in layouts)
+
+
+def _told(error: SurgeonError, left: str) -> SurgeonError:
+    """The same error, saying also what was left behind."""
+    return type(error)(f"{error}; {left}")
+
+
+class _Run:
+    """One write, between opening its temporary files and giving them their names."""
+
+    def __init__(
+        self,
+        resolution: Resolution,
+        imatrix: Imatrix | None,
+        options: WriteOptions,
+        cancelled: threading.Event,
+        outputs: OutputSet,
+    ) -> None:
+        self.source = resolution.model.file
+        self.options = options
+        self.cancelled = cancelled
+        self.outputs = outputs
+        self.began = time.monotonic()
+        self.began_writing = 0.0
+        self.jobs = _jobs(resolution, imatrix, outputs)
+        self.pending = [job for job in self.jobs if job.number not in outputs.finished]
+        self.total_bytes = sum(job.source_bytes for job in self.jobs)
+        self.found_bytes = self.total_bytes - sum(job.source_bytes for job in self.pending)
+        self.finished = len(self.jobs) - len(self.pending)
+        self.unrecorded: list[int] = []
+        threads = options.threads if options.threads > 0 else available_cores()
+        self.workers = SlabWorkers(self.pending, threads, options.max_buffer_bytes, cancelled)
+        # Waits for the disk, so that this thread can go on reporting.
+        self.disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """No thread touches a file after this, but for a sync that cannot be interrupted."""
+        self.workers.join()
+        self.disk.shutdown(wait=False, cancel_futures=True)
+
+    def compile(self) -> Iterator[Progress]:
+        """Compile or load the kernels, in a thread that a cancelled run need not wait for."""
+        warming = Warming(self.pending)
+        yield self._progress("compiling")
+        while not warming.wait(TICK):
+            self._raise_if_cancelled()
+            yield self._progress("compiling", warming.current)
+
+    def transfer(self) -> Iterator[Progress]:
+        """Run all slabs; about every second the finished tensors are synced and recorded."""
+        self.began_writing = recorded_at = time.monotonic()
+        recording: Future[None] | None = None
+        self.workers.start()
+        while not self.workers.wait(TICK):
+            self._collect()
+            if recording is not None and recording.done():
+                recording.result()
+                recording = None
+            if recording is None and self.unrecorded and time.monotonic() - recorded_at >= CHECKPOINT_SECONDS:
+                recorded_at = time.monotonic()
+                recording = self.disk.submit(self.outputs.checkpoint, self._take_unrecorded())
+            yield self._progress("writing")
+        self._collect()
+        if self.workers.error is not None:
+            raise self.workers.error
+        self._raise_if_cancelled()
+        yield self._progress("writing")
+
+    def complete(self) -> Iterator[Progress]:
+        """Sync, write the headers and read them back."""
+        completing = self.disk.submit(self.outputs.complete, self._take_unrecorded())
+        while not wait([completing], TICK).done:
+            self._raise_if_cancelled()
+            yield self._progress("syncing")
+        completing.result()
+
+    def place(self) -> Summary:
+        """Give the files their names. From here on nothing can be cancelled."""
+        self._raise_if_cancelled()
+        self._refuse_changed_input()
+        self.outputs.place(self.options.overwrite)
+        copied = sum(job.is_copy for job in self.jobs)
+        return Summary(
+            paths=tuple(file.target for file in self.outputs.files),
+            nbytes=self.outputs.nbytes,
+            source_bytes=self.total_bytes,
+            seconds=time.monotonic() - self.began,
+            copied=copied,
+            converted=len(self.jobs) - copied,
+            resumed=len(self.jobs) - len(self.pending),
+        )
+
+    def _collect(self) -> None:
+        """Take note of the tensors finished meanwhile."""
+        finished = self.workers.take_finished()
+        if finished:
+            self._refuse_changed_input()
+        self.finished += len(finished)
+        self.unrecorded += [job.number for job in finished]
+
+    def _take_unrecorded(self) -> list[int]:
+        taken, self.unrecorded = self.unrecorded, []
+        return taken
+
+    def _raise_if_cancelled(self) -> None:
+        if self.cancelled.is_set():
+            raise Cancelled(
+                f"{self.outputs.files[0].target}: cancelled after {self.finished} of {len(self.jobs)} tensors"
+            )
+
+    def _refuse_changed_input(self) -> None:
+        changed = self.source.changed()
+        if changed:
+            raise SurgeonError(f"{changed[0]}: was changed while it was being read; start again when it is finished")
+
+    def _progress(self, stage: Stage, name: str = "") -> Progress:
+        now = time.monotonic()
+        job = self.workers.current
+        done = self.workers.done_bytes
+        writing = now - self.began_writing if self.began_writing else 0.0
+        return Progress(
+            tensor=name or (job.op.name if job else ""),
+            index=self.finished,
+            count=len(self.jobs),
+            done_bytes=self.found_bytes + done,
+            total_bytes=self.total_bytes,
+            tensor_done=job.rows_done * job.source_row_bytes if job else 0,
+            tensor_total=job.source_bytes if job else 0,
+            elapsed=now - self.began,
+            bytes_per_second=done / writing if writing else 0.0,
+            stage=stage,
+        )
+
+
+def _jobs(resolution: Resolution, imatrix: Imatrix | None, outputs: OutputSet) -> list[TensorJob]:
+    """One job per kept tensor, in output order."""
+    jobs = []
+    for layout, file in zip(outputs.layouts, outputs.files, strict=True):
+        for number, offset in zip(layout.numbers, layout.header.offsets, strict=True):
+            op = resolution.kept[number]
+            jobs.append(TensorJob(op, number, resolution.model.file, imatrix, resolution.plan.compat, file, offset))
+    return jobs
