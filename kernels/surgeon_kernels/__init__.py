@@ -23,7 +23,7 @@ from .formats import REQUIRES_IMATRIX, USES_IMATRIX
 from .registry import dequantizable, quantizable
 
 if TYPE_CHECKING:
-    from .cache import cache_directory, clear_cache
+    from .compilation import cache_directory, clear_cache
     from .interface import (
         QuantizationError,
         dead_channels,
@@ -55,7 +55,7 @@ __all__ = [
     "warm",
 ]
 
-_HOMES = {"cache_directory": "cache", "clear_cache": "cache", "WarmProgress": "warming", "warm": "warming"}
+_HOMES = {"cache_directory": "compilation", "clear_cache": "compilation", "WarmProgress": "warming", "warm": "warming"}
 
 
 def __getattr__(name: str) -> Any:

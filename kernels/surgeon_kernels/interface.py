@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import errors, validation
+from . import squared_errors, validation
 from .formats import REQUIRES_IMATRIX, USES_IMATRIX, Format, by_name
 from .registry import dequantizable, module_of, quantizable
 
@@ -99,7 +99,7 @@ def quantization_error(
         blocks = np.empty((part.stop - part.start, row_bytes), np.uint8)
         quantize_into(rows[part], qtype, blocks, weights, compat=compat)
         restored = dequantize(blocks, qtype)
-        errors.sum_errors(
+        squared_errors.sum_errors(
             _frozen(rows[part]), _frozen(restored), importance, result.squared[part], result.weighted[part]
         )
     return result

@@ -1,7 +1,7 @@
 """Which module holds the kernels of each tensor format.
 
-To add a type: write one module and add one line to `MODULES`. Importing this file imports neither numba nor numpy; a
-type's module is imported when its kernels are first asked for. A module defines, with `@kernel(...)` of cache.py:
+To add a type: write one module in quants/ and add one line to `MODULES`. Importing this file imports neither numba nor numpy; a
+type's module is imported when its kernels are first asked for. A module defines, with `@kernel(...)` of compilation.py:
 
     quantize    QUANTIZE signature:    quantize(x, columns, weights, compat, out)
     dequantize  DEQUANTIZE signature:  dequantize(blocks, out)
@@ -31,7 +31,7 @@ from .formats import by_name
 
 BOTH = ("quantize", "dequantize")
 
-# format name -> (module in this package, what it can do)
+# format name -> (module in quants/, what it can do)
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "F32": ("f32", BOTH),
     "F16": ("f16", BOTH),
@@ -73,4 +73,4 @@ def module_of(name: str) -> ModuleType:
     if name not in MODULES:
         by_name(name)  # an unknown name gets its own message
         raise ValueError(f"{name} has no kernels; known are {' '.join(MODULES)}")
-    return importlib.import_module(f".{MODULES[name][0]}", __package__)
+    return importlib.import_module(f".quants.{MODULES[name][0]}", __package__)

@@ -12,9 +12,9 @@ import numpy as np
 from numba.core import types
 from numpy.typing import NDArray
 
-from .cache import kernel
+from .compilation import kernel
 from .formats import Format
-from .lanes import LANES, lane_bits, load_bytes_i32
+from .lanes.arithmetic import LANES, lane_bits, load_bytes_i32
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 

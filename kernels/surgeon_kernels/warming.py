@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import validation
-from .cache import Kernel, cache_directory
+from .compilation import Kernel, cache_directory
 from .formats import by_name
 from .registry import dequantizable, module_of, quantizable
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from surgeon.imatrix.imatrix import Imatrix
-    from surgeon.write.operation import Progress, Summary
     from surgeon.problems import Problem
     from surgeon.resolve.resolution import Resolution, TensorOp
+    from surgeon.write.operation import Progress, Summary
 
 MIB = 1 << 20
 

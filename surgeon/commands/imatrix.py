@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    from surgeon.measure.imatrix_run import Collection
     from surgeon.engine.protocol import ImatrixJob
+    from surgeon.measure.imatrix_run import Collection
 
     merge = tuple(Path(require_file(name)) for group in options.in_file for name in group.split(","))
     out = Path(options.output)
@@ -70,9 +70,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) -> int:
-    from surgeon.measure.imatrix_run import write_out
     from surgeon.imatrix.imatrix import load_imatrix
     from surgeon.imatrix.influence import load_influence, merged
+    from surgeon.measure.imatrix_run import write_out
 
     if not merge:
         raise UsageError("nothing to do: -f TEXT collects, --in-file F merges or converts")
@@ -85,8 +85,8 @@ def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) ->
 
 
 def _collect(wanted: Collection, options: argparse.Namespace) -> int:
-    from surgeon.measure.imatrix_run import ImatrixRun
     from surgeon.engine.protocol import Finished
+    from surgeon.measure.imatrix_run import ImatrixRun
 
     run = ImatrixRun(engine_of(options), wanted)
     values: dict[str, float] = {}

@@ -102,9 +102,9 @@ def _job(options: argparse.Namespace) -> Job:
 
 
 def _measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    from surgeon.measure import prune_scan as runs
     from surgeon.engine.client import EngineRun
     from surgeon.engine.protocol import Finished, Loaded, TaskJob
+    from surgeon.measure import prune_scan as runs
 
     run = EngineRun(engine_of(options), job)
     progress = ProgressLine("tasks" if isinstance(job, TaskJob) else "perplexity", "done")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from surgeon.imatrix.coverage import Coverage
     from surgeon.imatrix.imatrix import Imatrix
-    from surgeon.model.model import Layer, Model, Tensor
     from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics
+    from surgeon.model.model import Layer, Model, Tensor
 
 HELP = """\
 Σ(Bias), entropy and CosSim are those of `surgeon stats` (which explains them); CosSim is blank where the layer before

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from surgeon.model.model import Model
-    from surgeon.problems import Problem
     from surgeon.model.verification import Checked
+    from surgeon.problems import Problem
 
 HELP = """\
 checks the structure (header, offsets, overlaps, shards, layer numbers), every number of every tensor (NaN, infinity; of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS, kept_because
 from surgeon.imatrix.imatrix import Imatrix
+from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS, kept_because
 from surgeon.model.model import Model, Tensor
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.gguf.file import GGUFFile, TensorInfo, Value, ValueType, open_gguf
-from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.header import DEFAULT_ALIGNMENT, MAGIC
+from surgeon.gguf.layout import Entry, header
 from surgeon.imatrix.imatrix import COUNTS, DEFAULT_CHUNK_SIZE, SUMS, Imatrix, ImatrixEntry, ImatrixError
 from surgeon_kernels.formats import FORMATS
 

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.gguf.file import GGUFFile, Value, ValueType, open_gguf
-from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
-from surgeon.imatrix.imatrix import COUNTS, SUMS, Imatrix, ImatrixEntry, merge
+from surgeon.gguf.layout import Entry, header
 from surgeon.imatrix.files import replace_file
+from surgeon.imatrix.imatrix import COUNTS, SUMS, Imatrix, ImatrixEntry, merge
 from surgeon_kernels.formats import FORMATS
 
 Float64 = NDArray[np.float64]

@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from surgeon.measure.base_cache import Base, trim, used
 from surgeon.engine.client import EngineRun
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import BenchJob, DivergenceJob, Engine, Finished, Job, Loaded, PerplexityJob, TaskJob
-from surgeon.measure.prune_scan import perplexity
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.write.operation import Progress, WriteOptions, write
+from surgeon.measure.base_cache import Base, trim, used
+from surgeon.measure.progress import Standing, followed
+from surgeon.measure.prune_scan import perplexity
+from surgeon.measure.scratch import scratch_folder, sweep
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolution import Resolution
-from surgeon.measure.scratch import scratch_folder, sweep
-from surgeon.measure.progress import Standing, followed
-from surgeon.trials.records import is_unchanged, recipe_text, record
 from surgeon.trials.journal import Journal, Measured, Trial, measured
+from surgeon.trials.records import is_unchanged, recipe_text, record
+from surgeon.write.operation import Progress, WriteOptions, write
 
 SPEED_TESTS = [[512, 0], [0, 128]]  # llama-bench's own: pp512 and tg128
 _REPETITIONS = 3

@@ -18,8 +18,8 @@ from surgeon.errors import UsageError
 from surgeon.gguf.file import Value, ValueType, open_gguf
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix, save_dat
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
-from surgeon.model.model import load_model
 from surgeon.imatrix.weight_scores import weight_zd
+from surgeon.model.model import load_model
 
 Part = tuple[Imatrix, Influence | None]
 _DIGEST, _NEXT = "surgeon.collect.digest", "surgeon.collect.next_chunk"

@@ -9,8 +9,8 @@ import numpy as np
 
 import surgeon_kernels
 from surgeon.gguf.file import GGUFFile, TensorInfo
-from surgeon.gguf.layout import padded
 from surgeon.gguf.header import Shard
+from surgeon.gguf.layout import padded
 from surgeon.gguf.values import ValueType
 from surgeon.model.model import Model
 from surgeon.problems import Problem

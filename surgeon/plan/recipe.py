@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import SurgeonError
-from surgeon.resolve.mixes import parse_file_type
 from surgeon.plan.plan import KVOverride, Plan, parse_rule, tensor_type
+from surgeon.resolve.mixes import parse_file_type
 
 FORMAT = 1
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from surgeon.model.categories import ATTENTION_V_LIKE, Category
 from surgeon.errors import SurgeonError
+from surgeon.model.categories import ATTENTION_V_LIKE, Category
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from surgeon.anatomy import ARCHITECTURES
-from surgeon.resolve.hparams import array_length_refusal, loader_refusal
-from surgeon.resolve.layer_numbers import Numbering
-from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.model.model import Model
 from surgeon.plan.plan import Plan
 from surgeon.problems import Problem
+from surgeon.resolve.hparams import array_length_refusal, loader_refusal
+from surgeon.resolve.layer_numbers import Numbering
+from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.resolve.tensor_facts import ModelFacts
 from surgeon_kernels.formats import FORMATS
 from surgeon_kernels.registry import dequantizable, quantizable

@@ -10,9 +10,9 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from surgeon.anatomy import TensorSlice
-from surgeon.model.categories import dimensions
 from surgeon.gguf.layout import padded
 from surgeon.gguf.values import Value
+from surgeon.model.categories import dimensions
 from surgeon.model.model import Model, Tensor
 from surgeon.plan.plan import Plan
 from surgeon.problems import Problem

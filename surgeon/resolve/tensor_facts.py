@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 
 from surgeon.anatomy import TensorSlice
 from surgeon.model.categories import ATTENTION_V_LIKE, Category, category, kept_because
-from surgeon.resolve.layer_numbers import Numbering, number_layers
 from surgeon.model.model import Model, Tensor
 from surgeon.plan.regex_ecma import compile_pattern
+from surgeon.resolve.layer_numbers import Numbering, number_layers
 from surgeon_kernels.formats import FORMATS
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from surgeon.model.categories import OUTPUT, TOKEN_EMBEDDINGS, Category
 from surgeon.errors import SurgeonError
-from surgeon.resolve.mixes import COUNTER, Mix, Subject, choose
+from surgeon.model.categories import OUTPUT, TOKEN_EMBEDDINGS, Category
 from surgeon.plan.plan import Plan, TypeRule
+from surgeon.resolve.mixes import COUNTER, Mix, Subject, choose
 from surgeon.resolve.tensor_facts import TensorFacts
 from surgeon_kernels.formats import FORMATS
 

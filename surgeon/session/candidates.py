@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import surgeon_kernels
-from surgeon.plan import plan as plans
 from surgeon.errors import SurgeonError
-from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.model.model import Tensor
+from surgeon.plan import plan as plans
+from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.session.session import Session
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX
 

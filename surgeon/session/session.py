@@ -12,19 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from surgeon.plan import plan as plans
 from surgeon.anatomy.pruning import layer_roles
-from surgeon.imatrix.coverage import Coverage, coverage
 from surgeon.errors import SurgeonError
+from surgeon.imatrix.coverage import Coverage, coverage
 from surgeon.imatrix.imatrix import Imatrix, load_imatrix
 from surgeon.imatrix.influence import Influence
+from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
 from surgeon.model.model import Model, Tensor
+from surgeon.plan import plan as plans
 from surgeon.plan.plan import History, Plan
 from surgeon.plan.recipe import Recipe, file_sha256
 from surgeon.resolve.resolve import Resolution, TensorOp, resolve
 from surgeon.session.layer_figures import influence_figures, influence_of
 from surgeon.session.metrics import Measurements
-from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
 
 Scope = Literal["row", "marked", "layer", "kind", "all"]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from surgeon.plan import plan as plans
 from surgeon.errors import SurgeonError
-from surgeon.resolve.mixes import FILE_TYPES
-from surgeon.plan.plan import Plan
 from surgeon.llama_quantize.options import plan_of, read_words
+from surgeon.plan import plan as plans
+from surgeon.plan.plan import Plan
+from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.session.session import Session, numbers
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")

@@ -13,13 +13,13 @@ from typing import Literal
 
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.write.output_file import refuse_inputs, resolve_target
-from surgeon.write.output_set import OutputSet, digest
 from surgeon.resolve.resolution import Resolution
-from surgeon.write.slab_workers import SlabWorkers
-from surgeon.write.slabs import TensorJob
 from surgeon.resolve.shards import OutputLayout, lay_out
 from surgeon.write.kernel_compilation import Warming
+from surgeon.write.output_file import refuse_inputs, resolve_target
+from surgeon.write.output_set import OutputSet, digest
+from surgeon.write.slab_workers import SlabWorkers
+from surgeon.write.slabs import TensorJob
 
 TICK = 0.09  # seconds between two reports at most
 CHECKPOINT_SECONDS = (

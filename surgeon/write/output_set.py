@@ -16,10 +16,10 @@ from surgeon import __version__
 from surgeon.errors import SurgeonError
 from surgeon.gguf.header import parse_shard
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.write.resume_log import Identity, Journal, Recorded, read
-from surgeon.write.output_file import OutputFile, companion, refuse_existing, sync_folder, write_error
 from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.shards import OutputLayout
+from surgeon.write.output_file import OutputFile, companion, refuse_existing, sync_folder, write_error
+from surgeon.write.resume_log import Identity, Journal, Recorded, read
 
 
 class OutputSet:

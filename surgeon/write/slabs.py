@@ -21,8 +21,8 @@ import surgeon_kernels
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import GGUFFile
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.write.output_file import OutputFile, write_error
 from surgeon.resolve.resolution import TensorOp
+from surgeon.write.output_file import OutputFile, write_error
 from surgeon_kernels.formats import FORMATS, USES_CODEBOOK, Format
 
 # Small enough for cancelling at once: the slowest search does 5 million weights a second, those without a codebook 50.

@@ -41,9 +41,9 @@ from surgeon.gguf.file import Value, ValueType  # noqa: E402
 from surgeon.gguf.layout import Entry, header  # noqa: E402
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix, save_gguf  # noqa: E402
 from surgeon.model.model import load_model  # noqa: E402
-from surgeon.write.operation import Summary, WriteOptions, write  # noqa: E402
 from surgeon.plan.plan import Plan  # noqa: E402
 from surgeon.resolve.resolve import Resolution, resolve  # noqa: E402
+from surgeon.write.operation import Summary, WriteOptions, write  # noqa: E402
 from surgeon_kernels.formats import FORMATS, USES_IMATRIX  # noqa: E402
 
 EMBD, FF, KV_WIDTH, VOCAB = 2048, 5632, 256, 32000

@@ -18,11 +18,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from surgeon.write import operation
 from surgeon.model.model import load_model
-from surgeon.write.operation import WriteOptions, write
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
+from surgeon.write import operation
+from surgeon.write.operation import WriteOptions, write
 
 CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "link", "replace", "unlink", "close")
 OLD = b"what was there before"

@@ -15,10 +15,10 @@ from gguf_builder import build_gguf, llama_kv, llama_tensors, toy_llama
 
 import surgeon_kernels
 from surgeon import cli
-from surgeon.model import verification
 from surgeon.commands import demo, verify
 from surgeon.commands.stats import spans
 from surgeon.errors import SurgeonError, UsageError
+from surgeon.model import verification
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "statistics"
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
-from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.model.model import Model, load_model
 from surgeon.plan.plan import Plan
+from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.resolve.resolve import resolve
 
 GOLDEN = Path(__file__).parent.parent / "golden"

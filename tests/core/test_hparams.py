@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from gguf_builder import build_gguf
 
-from surgeon.resolve.hparams import Hparams, loader_refusal, read_hparams
-from surgeon.resolve.layer_numbers import number_layers, number_layers_as_seen
 from surgeon.model.model import Model, load_model
 from surgeon.plan.plan import KVOverride
+from surgeon.resolve.hparams import Hparams, loader_refusal, read_hparams
+from surgeon.resolve.layer_numbers import number_layers, number_layers_as_seen
 
 
 def model(folder: Path, architecture: str = "llama", **keys: Any) -> Model:

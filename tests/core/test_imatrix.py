@@ -12,8 +12,8 @@ from gguf_builder import build_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from surgeon.imatrix.coverage import coverage
 from surgeon.errors import SurgeonError
+from surgeon.imatrix.coverage import coverage
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, ImatrixError, load_imatrix, merge, save_dat, save_gguf
 from surgeon.model.model import load_model
 

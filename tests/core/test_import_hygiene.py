@@ -57,13 +57,17 @@ def core_modules() -> list[str]:
 
 def test_the_core_knows_no_screen() -> None:
     modules = core_modules()
-    assert {"surgeon.gguf_file", "surgeon.model", "surgeon.statistics", "surgeon.commands.show"} <= set(modules)
+    assert {"surgeon.gguf.file", "surgeon.model.model", "surgeon.imatrix.statistics", "surgeon.commands.show"} <= set(
+        modules
+    )
     loaded = imported_by("\n".join(f"import {name}" for name in modules))
     assert not loaded & SCREEN
 
 
 def test_reading_a_model_needs_no_kernels() -> None:
-    loaded = imported_by("import surgeon.model, surgeon.imatrix, surgeon.statistics, surgeon.coverage")
+    loaded = imported_by(
+        "import surgeon.model.model, surgeon.imatrix.files, surgeon.imatrix.statistics, surgeon.imatrix.coverage"
+    )
     assert not loaded & {"numba", "llvmlite", "gguf", *SCREEN}
 
 

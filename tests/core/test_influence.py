@@ -9,9 +9,9 @@ import pytest
 
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix, save_gguf
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
-from surgeon.model.model import load_model
 from surgeon.imatrix.rank_correlation import spearman
 from surgeon.imatrix.weight_scores import layer_zd, weight_zd
+from surgeon.model.model import load_model
 
 
 def collected(seed: int, tokens: int = 10) -> tuple[Imatrix, Influence]:

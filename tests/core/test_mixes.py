@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from surgeon.model.categories import Category, category, dimensions, kept_because
 from surgeon.errors import SurgeonError
+from surgeon.model.categories import Category, category, dimensions, kept_because
 from surgeon.resolve.mixes import FILE_TYPES, Mix, Subject, choose, find_file_type, parse_file_type, use_more_bits
 from surgeon_kernels.formats import FORMATS
 

@@ -18,9 +18,9 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.file import open_gguf
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix
 from surgeon.model.model import load_model
-from surgeon.write.operation import Progress, Summary, WriteOptions, write
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
+from surgeon.write.operation import Progress, Summary, WriteOptions, write
 
 
 def run(

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from gguf_builder import toy_llama
 
-from surgeon.write import operation, output_set
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import load_imatrix
 from surgeon.model.model import load_model
-from surgeon.write.operation import Progress, Summary, WriteOptions, write
-from surgeon.write.output_file import OutputFile
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
+from surgeon.write import operation, output_set
+from surgeon.write.operation import Progress, Summary, WriteOptions, write
+from surgeon.write.output_file import OutputFile
 
 OLD = b"the old file"
 

@@ -7,7 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.errors import SurgeonError
-from surgeon.plan.plan import History, Plan, TypeRule, parse_rule, with_file_type, with_pruned, with_pruned_toggled, with_rule, with_rule_moved, with_types, without_pruned, without_rule
+from surgeon.plan.plan import (
+    History,
+    Plan,
+    TypeRule,
+    parse_rule,
+    with_file_type,
+    with_pruned,
+    with_pruned_toggled,
+    with_rule,
+    with_rule_moved,
+    with_types,
+    without_pruned,
+    without_rule,
+)
 from surgeon.plan.regex_ecma import compile_pattern
 
 

@@ -23,9 +23,9 @@ from toy_architectures import Toy
 from surgeon import cli
 from surgeon.imatrix.imatrix import load_imatrix
 from surgeon.model.model import Model, load_model
-from surgeon.write.operation import WriteOptions, write
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import Resolution, resolve
+from surgeon.write.operation import WriteOptions, write
 
 needs_engine = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="the extra `engine` is not installed"

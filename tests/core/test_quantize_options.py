@@ -8,8 +8,8 @@ import pytest
 
 from surgeon.commands import quantize
 from surgeon.errors import SurgeonError
-from surgeon.plan.plan import KVOverride, TypeRule
 from surgeon.llama_quantize.options import parse_job
+from surgeon.plan.plan import KVOverride, TypeRule
 
 
 def test_the_plain_form() -> None:

@@ -19,9 +19,9 @@ from surgeon.errors import SurgeonError
 from surgeon.gguf.layout import header
 from surgeon.gguf.values import Value, ValueType
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix
+from surgeon.llama_quantize.options import parse_job
 from surgeon.model.model import Model, load_model
 from surgeon.plan.plan import KVOverride, Plan, TypeRule
-from surgeon.llama_quantize.options import parse_job
 from surgeon.resolve.resolve import Resolution, TensorOp, resolve
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.measure.base_cache import Base, estimated_bytes, trim
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.measure.evaluation import Wanted, task_kind
 from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.measure.base_cache import Base, estimated_bytes, trim
+from surgeon.measure.evaluation import Wanted, task_kind
+from surgeon.measure.scratch import scratch_folder, sweep
 from surgeon.plan.plan import Plan, parse_rule
 from surgeon.plan.recipe import read_recipe
-from surgeon.measure.scratch import scratch_folder, sweep
+from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
 from surgeon.trials.records import free_label, is_unchanged, recipe_text, record, written_output
 from surgeon.trials.tables import compare, front, markdown, sorted_by, unlike_conditions
-from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
 
 
 def measured(kld: float, text: str = "a.txt", **more: float) -> Measured:
@@ -279,7 +279,7 @@ def test_a_scratch_folder_goes_with_its_run(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom surgeon.scratch import scratch_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom surgeon.measure.scratch import scratch_folder\n"
         "with scratch_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'plan.gguf').write_bytes(bytes(10)); print('ready', flush=True); time.sleep(60)\n"
     )

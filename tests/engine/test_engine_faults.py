@@ -171,7 +171,7 @@ def test_a_toy_model_with_other_logits_is_refused() -> None:
     code = (
         "import numpy as np\n"
         "from surgeon.engine import toy\n"
-        "from surgeon.engine.binding import Binding\n"
+        "from surgeon.engine.child.binding import Binding\n"
         "from surgeon.engine.libraries import find_libraries\n"
         "binding = Binding(find_libraries())\n"
         "toy.check(binding)\n"

@@ -12,15 +12,15 @@ from engine_helpers import TEXT
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import Engine
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.measure.evaluation import Evaluation, Subject, Wanted
 from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.measure.evaluation import Evaluation, Subject, Wanted
+from surgeon.measure.progress import Standing
 from surgeon.model.model import load_model
-from surgeon.write.operation import WriteOptions, write
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
-from surgeon.measure.progress import Standing
-from surgeon.trials.records import recipe_text
 from surgeon.trials.journal import Journal
+from surgeon.trials.records import recipe_text
+from surgeon.write.operation import WriteOptions, write
 
 KLD = Wanted(divergence=True, text=TEXT, n_ctx=64, n_chunks=2)
 
@@ -159,7 +159,7 @@ def test_a_full_disk_is_told_with_the_way_out(
     def full(*_: object) -> None:
         raise SurgeonError("plan.gguf: cannot be written: No space left on device: 9 bytes needed")
 
-    monkeypatch.setattr("surgeon.evaluation.write", full)
+    monkeypatch.setattr("surgeon.measure.evaluation.write", full)
     evaluation = Evaluation(subject(demo_model, demo_imatrix, Plan("F16")), KLD, Engine(), journal, tmp_path / "cache")
     with pytest.raises(SurgeonError, match=r"cache: No space left.*SURGEON_CACHE_DIR"):
         list(evaluation.steps())

@@ -14,12 +14,12 @@ from engine_helpers import ONE_THREAD, TEXT, Base, at_each
 
 from surgeon.engine.child.base_file import BaseFile
 from surgeon.engine.errors import EngineError
-from surgeon.measure.imatrix_run import Collection, ImatrixRun
 from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Step
 from surgeon.errors import Cancelled, UsageError
 from surgeon.gguf.file import open_gguf
 from surgeon.imatrix.imatrix import load_imatrix
 from surgeon.imatrix.influence import load_influence
+from surgeon.measure.imatrix_run import Collection, ImatrixRun
 
 CHUNKS, N_CTX = 4, 64
 

@@ -8,7 +8,7 @@ import gguf.quants
 import numpy as np
 import pytest
 
-from surgeon_kernels import grids
+from surgeon_kernels.search import grids
 
 GGUF_CLASS = {"IQ1": "IQ1_S"}
 

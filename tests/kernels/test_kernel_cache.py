@@ -55,7 +55,7 @@ def test_a_changed_helper_in_another_file_recompiles(tmp_path: Path) -> None:
     shutil.copytree(_PACKAGE, packages / "surgeon_kernels", ignore=shutil.ignore_patterns("__pycache__"))
     cache = str(tmp_path / "cache")
     before = _run(_QUANTIZE, packages=packages, SURGEON_CACHE_DIR=cache)
-    lanes = packages / "surgeon_kernels" / "lane_memory.py"
+    lanes = packages / "surgeon_kernels" / "lanes" / "memory.py"
     source = lanes.read_text()
     assert "load_f32 = _loader(FLOAT, (types.float32,), f32, lambda builder, v: v)" in source
     lanes.write_text(source.replace(
@@ -135,10 +135,10 @@ except TypeError as error:
 def test_what_another_process_compiles_is_waited_for_at_the_end(tmp_path: Path) -> None:
     code = """
 import surgeon_kernels as k
-from surgeon_kernels import cache, warming
+from surgeon_kernels import compilation, warming
 from surgeon_kernels.registry import module_of
 warming._MOST_HELPERS = 0
-with cache._locked(k.cache_directory(), "q4_0.quantize", True):
+with compilation._locked(k.cache_directory(), "q4_0.quantize", True):
     steps = k.warm(["Q4_0", "Q8_0"], sources=[])
     print([(step.name, step.index) for _, step in zip(range(4), steps)])
     print(module_of("Q4_0").quantize._compiled)

@@ -13,7 +13,7 @@ import pytest
 from numba import njit
 from numba.core.errors import TypingError
 
-from surgeon_kernels import lanes as ln
+from surgeon_kernels.lanes import arithmetic as ln
 
 _F = np.float32
 
@@ -185,7 +185,7 @@ def test_a_float64_is_refused() -> None:
 _HALVES = """
 import numpy as np
 from numba import njit
-from surgeon_kernels import lanes as ln
+from surgeon_kernels.lanes import arithmetic as ln
 
 @njit
 def up(a, out):

@@ -18,7 +18,7 @@ import pytest
 from golden_blocks import RECORD, key
 
 import surgeon_kernels
-from surgeon_kernels import processor
+from surgeon_kernels.lanes import processor
 
 _TYPES = ("Q3_K", "IQ4_NL", "IQ2_S")
 _AVX = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx"

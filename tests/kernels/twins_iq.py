@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from twins import F, Twin, Vector, clip, fields, half, importance, make_qp, nearest_int, sequential_sum, squares
 
-from surgeon_kernels.grids import CODEBOOKS
+from surgeon_kernels.search.grids import CODEBOOKS
 
 # How many of the smallest distinct distances make a point a neighbour.
 RINGS = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ3_XXS": 2, "IQ3_S": 3, "IQ1": 3}

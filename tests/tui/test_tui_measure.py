@@ -16,10 +16,10 @@ from tui_helpers import opened, session_of, text_of, typed
 from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.measure.progress import Standing
 from surgeon.session.layer_figures import last_damages
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import Session
-from surgeon.measure.progress import Standing
 from surgeon.trials.journal import Journal
 from surgeon.tui import answers as kept_answers
 from surgeon.tui.app import SurgeonApp
@@ -38,7 +38,7 @@ SMALL = {"text": str(TEXT), "chunks": "2", "context": "64"}
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The bases of this test; the kernels stay where they are."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr("surgeon.bases.cache_folder", lambda: folder)
+    monkeypatch.setattr("surgeon.measure.base_cache.cache_folder", lambda: folder)
     return folder
 
 

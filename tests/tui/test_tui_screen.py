@@ -19,9 +19,8 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.values import Value, ValueType
 from surgeon.model.model import load_model
-from surgeon.write.operation import Progress, Summary
-from surgeon.problems import Problem
 from surgeon.plan.recipe import load_recipe
+from surgeon.problems import Problem
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import Session, layer_key
 from surgeon.tui.app import SurgeonApp, open_session
@@ -39,6 +38,7 @@ from surgeon.tui.jobs import writing
 from surgeon.tui.jobs.writing import default_output
 from surgeon.tui.keys import ACTIONS
 from surgeon.tui.main_screen import MainScreen
+from surgeon.write.operation import Progress, Summary
 
 LAYERS = [layer_key(number) for number in range(12)]
 TOP = ["token_embd.weight", *LAYERS, "output.weight", "output_norm.weight"]

@@ -8,7 +8,6 @@ from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.llama_quantize.translation import export, from_model
 from surgeon.model.model import load_model
-from surgeon.write.operation import WriteOptions
 from surgeon.plan.recipe import load_recipe, save_recipe
 from surgeon.tui.dialogs.command import CommandReader
 from surgeon.tui.dialogs.confirm import Confirm
@@ -18,6 +17,7 @@ from surgeon.tui.dialogs.write import WriteDialog
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.workbench import Workbench
+from surgeon.write.operation import WriteOptions
 
 
 class FileActions(Workbench):

@@ -12,13 +12,12 @@ from textual import on
 from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.imatrix.imatrix import load_imatrix
-from surgeon.write.operation import Summary
+from surgeon.measure.scratch import sweep
 from surgeon.plan.recipe import read_recipe
 from surgeon.resolve.resolve import resolve
-from surgeon.measure.scratch import sweep
 from surgeon.session.layer_figures import last_damages
-from surgeon.trials.records import recipe_text, record, written_output
 from surgeon.trials.journal import Journal, Trial, model_identity, state_folder
+from surgeon.trials.records import recipe_text, record, written_output
 from surgeon.tui.answers import Answers, remember, remembered
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.journal import JournalDialog, Wish
@@ -36,6 +35,7 @@ from surgeon.tui.jobs.measuring import (
 )
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.workbench import Workbench
+from surgeon.write.operation import Summary
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Engine

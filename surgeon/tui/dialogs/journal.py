@@ -14,9 +14,9 @@ from textual.containers import Vertical
 from textual.widgets import OptionList, Static
 
 from surgeon.errors import SurgeonError
+from surgeon.trials.journal import Journal, Trial
 from surgeon.trials.records import free_label
 from surgeon.trials.tables import markdown
-from surgeon.trials.journal import Journal, Trial
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.picker import Entry, Picker

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgeon import figures
-from surgeon.measure.base_cache import estimated_bytes
 from surgeon.engine.protocol import ImatrixJob
 from surgeon.errors import SurgeonError, UsageError
+from surgeon.measure.base_cache import estimated_bytes
 from surgeon.measure.evaluation import Subject, Wanted, task_kind
 from surgeon.model.model import Model
 from surgeon.trials.records import is_unchanged

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from surgeon import figures
-from surgeon.write.operation import Progress, Summary
 from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, wrap
 from surgeon.tui.jobs.writing import WriteJob
+from surgeon.write.operation import Progress, Summary
 
 
 class ProgressDialog(JobDialog):

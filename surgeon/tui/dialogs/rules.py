@@ -9,8 +9,8 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
-from surgeon.plan import plan as plans
 from surgeon.errors import SurgeonError
+from surgeon.plan import plan as plans
 from surgeon.plan.plan import Plan
 from surgeon.session.session import Session, numbers
 from surgeon.session.typed_edits import option_words, without_option

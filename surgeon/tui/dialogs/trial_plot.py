@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgeon import figures
-from surgeon.trials.tables import measured_on
 from surgeon.trials.journal import Trial
+from surgeon.trials.tables import measured_on
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.scatter import LETTERS, Point, scatter
 from surgeon.tui.drawing.spans import Line, clean, fit

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from surgeon import figures
-from surgeon.trials.tables import compare, front, measured_on, unlike_conditions
 from surgeon.trials.journal import Trial
+from surgeon.trials.tables import compare, front, measured_on, unlike_conditions
 from surgeon.tui.drawing.spans import Line, clean, fit, wrap
 
 NAME_LEAST = 18

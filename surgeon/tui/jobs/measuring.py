@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.measure.progress import Standing, followed
 from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
+from surgeon.measure.progress import Standing, followed
 from surgeon.tui.drawing.spans import Line, clean
 
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
-    from surgeon.measure.imatrix_run import Collection, ImatrixRun
     from surgeon.engine.protocol import Engine, LayerDamage
-    from surgeon.measure.prune_scan import PruneScan
-    from surgeon.measure.evaluation import Evaluation
     from surgeon.imatrix.influence import Influence
+    from surgeon.measure.evaluation import Evaluation
+    from surgeon.measure.imatrix_run import Collection, ImatrixRun
+    from surgeon.measure.prune_scan import PruneScan
 
 TICK = 0.1  # seconds between two reports at most: each is a few hundred bytes on the wire
 GROWTH_SECONDS = 1.0  # between two updates of the tree while an importance matrix grows

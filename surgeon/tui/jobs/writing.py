@@ -11,9 +11,9 @@ from textual.message import Message
 
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.write.operation import Progress, Summary, WriteOptions, write
 from surgeon.resolve.resolve import Resolution
 from surgeon.tui.jobs.messages import Reported, WriteFailed, Written
+from surgeon.write.operation import Progress, Summary, WriteOptions, write
 
 
 @dataclass

@@ -1,0 +1,36 @@
+"""F16: one IEEE float16 per weight; rounded to nearest even, beyond 65504 to infinity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..compilation import DEQUANTIZE, QUANTIZE, kernel
+from ..lanes.arithmetic import LANES, from_half_bits, half_bits, load_bytes_u16, load_f32, store_bytes_u16, store_f32
+
+
+@kernel(QUANTIZE)
+def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+    end = len(x) // LANES * LANES
+    for i in range(0, end, LANES):
+        store_bytes_u16(out, 2 * i, half_bits(load_f32(x, i)))
+    values, halves = np.zeros(LANES, np.float32), np.empty(2 * LANES, np.uint8)
+    for i in range(end, len(x)):
+        values[i - end] = x[i]
+    store_bytes_u16(halves, 0, half_bits(load_f32(values, 0)))
+    for i in range(2 * end, len(out)):
+        out[i] = halves[i - 2 * end]
+
+
+@kernel(DEQUANTIZE)
+def dequantize(blocks: Any, out: Any) -> None:
+    end = len(out) // LANES * LANES
+    for i in range(0, end, LANES):
+        store_f32(out, i, from_half_bits(load_bytes_u16(blocks, 2 * i)))
+    halves, values = np.zeros(2 * LANES, np.uint8), np.empty(LANES, np.float32)
+    for i in range(2 * end, len(blocks)):
+        halves[i - 2 * end] = blocks[i]
+    store_f32(values, 0, from_half_bits(load_bytes_u16(halves, 0)))
+    for i in range(end, len(out)):
+        out[i] = values[i - end]

@@ -1,0 +1,78 @@
+"""Q4_K: 256 weights in 144 bytes, 4.5 bits per weight.
+
+    0    d      float16   step of the scales
+    2    dmin   float16   step of the minima
+    4    scales 12 bytes  eight 6-bit scales and eight 6-bit minima (packed: min_superblocks.put_scales)
+    16   qs     128 bytes byte 32c + l = q[64c + l] | q[64c + 32 + l] << 4,  c = 0..3, l = 0..31
+
+    w[32g + l] = d * scale[g] * q - dmin * minimum[g],  q = 0..15
+
+Search: ggml's quantize_q4_K. Per group of 32 scale and minimum by make_qkx, weighing errors by imatrix *
+sqrt(2 mean(x^2) + x^2), without an imatrix by sqrt(mean(x^2)) + |x|; then 6-bit scales and minima by make_qp, without
+an imatrix by rounding to the largest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..lanes.arithmetic import LANES, half_at, load_u8, put_half, store_f32, store_u8, to_float
+from ..search.min_superblocks import SIZE, fit_tile, group_codes, put_scales, scale_at, steps_of, workspace
+from ..search.tiles import dead_slices, next_tile, pack
+
+_BYTES = 144
+_NMAX = np.float32(15)
+_PLAIN_SEARCH = (np.float32(-1), np.float32(0.1), 20)
+
+
+@helper
+def _put_block(values: Any, fits: Any, codes: Any, lane: int, plain: bool, d: Any, dmin: Any, out: Any,
+               at: int) -> None:  # fmt: skip
+    put_half(out, at, d)
+    put_half(out, at + 2, dmin)
+    put_scales(codes, lane, out, at + 4)
+    d, dmin = half_at(out, at), half_at(out, at + 2)
+    for chunk in range(4):
+        d0, low0 = steps_of(out, at + 4, 2 * chunk, d, dmin)
+        d1, low1 = steps_of(out, at + 4, 2 * chunk + 1, d, dmin)
+        for half in range(2):
+            low = group_codes(values, fits, lane, 2 * chunk, half, d0, low0, 15, plain)
+            high = group_codes(values, fits, lane, 2 * chunk + 1, half, d1, low1, 15, plain)
+            store_u8(out, at + 16 + 32 * chunk + 16 * half, low | high << 4)
+
+
+@kernel(QUANTIZE)
+def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+    dead = dead_slices(weights, SIZE, compat)
+    chosen = np.zeros(LANES, np.int64)
+    values, importance, fits, codes = workspace()
+    blocks = len(x) // SIZE
+    for plain in range(2):
+        block = 0
+        while block < blocks:
+            count, block = next_tile(dead, plain, block, blocks, chosen)
+            if count > 0:
+                pack(x, blocks, chosen, SIZE, values)
+                if not plain:
+                    pack(weights, columns // SIZE, chosen, SIZE, importance)
+                d, dmin = fit_tile(values, importance, fits, codes, plain == 1, _NMAX, _PLAIN_SEARCH)
+                for lane in range(count):
+                    at = chosen[lane] * _BYTES
+                    _put_block(values, fits, codes, lane, plain == 1, d[lane], dmin[lane], out, at)
+
+
+@kernel(DEQUANTIZE)
+def dequantize(blocks: Any, out: Any) -> None:
+    for block in range(len(blocks) // _BYTES):
+        at = block * _BYTES
+        d, dmin = half_at(blocks, at), half_at(blocks, at + 2)
+        for group in range(8):
+            scale, low = scale_at(blocks, at + 4, group)
+            step, offset = d * np.float32(scale), dmin * np.float32(low)
+            for half in range(2):
+                byte = load_u8(blocks, at + 16 + 32 * (group >> 1) + 16 * half)
+                q = to_float(byte >> 4 * (group & 1) & 15)
+                store_f32(out, block * SIZE + 32 * group + 16 * half, step * q - offset)

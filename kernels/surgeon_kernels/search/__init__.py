@@ -1,0 +1,1 @@
+"""What the quantizers of several types share: searches for scales, codebooks, packing. May import lanes, no type."""
