@@ -1,7 +1,8 @@
 """Which module holds the kernels of each tensor format.
 
-To add a type: write one module in quants/ and add one line to `MODULES`. Importing this file imports neither numba nor numpy; a
-type's module is imported when its kernels are first asked for. A module defines, with `@kernel(...)` of compilation.py:
+To add a type: write one module in quants/ and add one line to `MODULES`. Importing this file imports neither numba nor
+numpy; a type's module is imported when its kernels are first asked for. A module defines, with `@kernel(...)` of
+compilation.py:
 
     quantize    QUANTIZE signature:    quantize(x, columns, weights, compat, out)
     dequantize  DEQUANTIZE signature:  dequantize(blocks, out)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from surgeon.anatomy.roles import Leading, Metadata, Role, Trailing
-from surgeon.anatomy.table import LAYER_NUMBERS, NOT_PER_LAYER, PER_LAYER, PER_LAYER_ABSOLUTE, Assumed
+from surgeon.anatomy.table import LAYER_NUMBERS, NOT_PER_LAYER, PER_LAYER_ABSOLUTE, Assumed
 from surgeon.gguf.values import CODES, Value, ValueType
+from surgeon.model.layer_keys import PER_LAYER
 from surgeon.problems import Problem
 
 Edits = dict[str, Value]

@@ -14,9 +14,10 @@ from surgeon.anatomy.edits import (
     unlisted_arrays,
 )
 from surgeon.anatomy.roles import Leading, Metadata, Periodic, Role, Trailing
-from surgeon.anatomy.shifts import describe, neighbours, shifted, spans
+from surgeon.anatomy.shifts import describe, neighbours, shifted
 from surgeon.anatomy.table import COMMON, HARMLESS, INDEXERS, Anatomy, anatomy_of
 from surgeon.gguf.values import Value, ValueType
+from surgeon.layer_lists import spans
 from surgeon.model.model import Model
 from surgeon.problems import Problem
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from surgeon.anatomy.roles import Metadata, Periodic, Role
+from surgeon.layer_lists import spans
 
 # Longer windows than this are no advice any more.
 _LONGEST_WINDOW = 64
@@ -31,20 +32,6 @@ def describe(changes: dict[int, tuple[str, str]]) -> str:
         f"{old or 'ordinary'} → {new or 'ordinary'}: {spans(layers, _LONGEST_LIST)}"
         for (old, new), layers in groups.items()
     )
-
-
-def spans(layers: Sequence[int], limit: int = 0) -> str:
-    """`[1, 2, 3, 7]` -> `1-3, 7`; more than `limit` parts are cut to `5, 11, …, 47 (8 layers)`."""
-    parts: list[list[int]] = []
-    for layer in sorted(layers):
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    words = [str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
-    if 0 < limit < len(words):
-        return f"{', '.join(words[: limit - 2])}, …, {words[-1]} ({len(layers)} layers)"
-    return ", ".join(words)
 
 
 def neighbours(

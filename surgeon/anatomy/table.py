@@ -24,15 +24,7 @@ from surgeon.anatomy.derived import (
 )
 from surgeon.anatomy.roles import Leading, Listed, Metadata, Periodic, Role, Trailing
 
-# `<architecture>.<key>`: an array with one entry per layer (or a scalar for all): pruning drops the layer's entry.
-PER_LAYER = frozenset(
-    """
-    attention.head_count attention.head_count_kv feed_forward_length expert_used_count expert_feed_forward_length
-    swiglu_clamp_exp swiglu_clamp_shexp attention.recurrent_layers attention.compress_ratios
-    attention.sliding_window_pattern attention.rope_pattern attention.indexer.types deepstack_mapping
-    """.split()
-)
-# The same without the architecture's name in front.
+# As `model.layer_keys.PER_LAYER`, without the architecture's name in front.
 PER_LAYER_ABSOLUTE = frozenset("xielu.alpha_p xielu.alpha_n xielu.beta xielu.eps".split())
 # Arrays whose values are layer numbers: renumbered.
 LAYER_NUMBERS = frozenset(["ple.layers"])

@@ -8,15 +8,15 @@ import os
 from typing import Any
 
 from surgeon.commands.engine_options import (
-    ProgressLine,
     add_engine_options,
     add_journal_options,
     engine_of,
     log_shown,
     positive,
     record,
-    table,
 )
+from surgeon.commands.progress_line import ProgressLine
+from surgeon.commands.text_table import table
 from surgeon.errors import UsageError
 
 DESCRIPTION = """Tokens per second as llama-bench measures them: pp N processes a prompt of N tokens, tg N generates N

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
-    from surgeon.engine.protocol import Engine, Message, Step
-
-_SECONDS_BETWEEN = 0.1  # progress lines on a terminal
-_SECONDS_BETWEEN_LINES = 10.0  # and elsewhere
+    from surgeon.engine.protocol import Engine
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, model_required: bool = True) -> None:
@@ -103,72 +99,6 @@ def log_shown(options: argparse.Namespace, run: EngineRun) -> Iterator[None]:
     finally:
         if options.show_log:
             print(run.log_text(), file=sys.stderr)
-
-
-class ProgressLine:
-    """Steps on stderr: one line rewritten on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, what: str, unit: str, stream: TextIO | None = None) -> None:
-        self._what, self._unit = what, unit
-        self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
-        self._start = self._last = time.monotonic()
-
-    def watch(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Pass all messages on, showing Loaded, Started and Step."""
-        from surgeon.engine.protocol import Loaded, Started, Step
-
-        try:
-            for message in messages:
-                if isinstance(message, Loaded):
-                    self._line(f"{message.engine}, {message.threads} threads; {message.description}")
-                elif isinstance(message, Started):
-                    self._start = time.monotonic()
-                elif isinstance(message, Step):
-                    self._step(message)
-                yield message
-        finally:
-            if self._terminal:
-                self._stream.write("\r\x1b[K")
-
-    def _step(self, step: Step) -> None:
-        now = time.monotonic()
-        wait = _SECONDS_BETWEEN if self._terminal else _SECONDS_BETWEEN_LINES
-        if now - self._last < wait and step.done < step.total:
-            return
-        self._last = now
-        left = (now - self._start) / max(1, step.done) * (step.total - step.done)
-        figures = "".join(f"  {name} {value:.4f}" for name, value in step.values.items() if not name.endswith("error"))
-        text = f"{self._what}: {step.done}/{step.total} {self._unit}{figures}  {_duration(left)} left"
-        if self._terminal:
-            self._stream.write(f"\r\x1b[K{text[:110]}")
-            self._stream.flush()
-        else:
-            self._line(text)
-
-    def _line(self, text: str) -> None:
-        start, end = ("\r\x1b[K", "\n") if self._terminal else ("", "\n")
-        self._stream.write(f"{start}{text}{end}")
-        self._stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns of text, the first to the left, the others to the right."""
-    widths = [max(len(row[index]) for row in [header, *rows]) for index in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        aligned = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return "  ".join([cells[0].ljust(widths[0]), *aligned]).rstrip()
-
-    return "\n".join(map(line, [header, *rows]))
 
 
 def require_file(path: str) -> str:

@@ -75,7 +75,7 @@ def _tell_recipe(recipe: Recipe, output: str | None) -> int:
 
 def _tell_command(options: argparse.Namespace) -> int:
     from surgeon.errors import SurgeonError
-    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.files import load_imatrix
     from surgeon.llama_quantize.translation import export
     from surgeon.model.model import load_model
     from surgeon.plan.recipe import load_recipe

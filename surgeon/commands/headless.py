@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.problems import Problem
-    from surgeon.resolve.resolution import Resolution, TensorOp
+    from surgeon.resolve.resolution import Resolution
+    from surgeon.resolve.tensor_op import TensorOp
     from surgeon.write.operation import Progress, Summary
 
 MIB = 1 << 20
@@ -54,7 +55,7 @@ def run_job(job: Job) -> int:
 def _load_imatrix(job: Job) -> Imatrix | None:
     if job.imatrix is None:
         return None
-    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.files import load_imatrix
     from surgeon.plan.recipe import file_sha256
 
     imatrix = load_imatrix(job.imatrix)
@@ -93,7 +94,7 @@ def _check_save_imatrix(job: Job, imatrix: Imatrix | None) -> None:
 
 
 def _save_imatrix(imatrix: Imatrix, resolution: Resolution, path: Path) -> None:
-    from surgeon.imatrix.imatrix import save_dat, save_gguf
+    from surgeon.imatrix.files import save_dat, save_gguf
 
     kept = {old: new for old, new in resolution.renumbering.items() if new is not None}
     save = save_dat if path.suffix == ".dat" else save_gguf
@@ -266,6 +267,6 @@ def as_json(job: Job, resolution: Resolution, summary: Summary | None = None) ->
 def _planned_bytes(job: Job, resolution: Resolution) -> int:
     if not job.split_max_bytes:
         return resolution.total_bytes
-    from surgeon.resolve.shards import lay_out
+    from surgeon.write.layouts import lay_out
 
     return sum(layout.header.total_bytes for layout in lay_out(resolution, job.output, job.split_max_bytes))

@@ -8,14 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import (
-    ProgressLine,
-    add_engine_options,
-    add_window_options,
-    engine_of,
-    require_file,
-)
+from surgeon.commands.engine_options import add_engine_options, add_window_options, engine_of, require_file
 from surgeon.commands.influence_table import influence_json, influence_table
+from surgeon.commands.progress_line import ProgressLine
 from surgeon.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) -> int:
-    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.influence import load_influence, merged
     from surgeon.measure.imatrix_run import write_out
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import require_file, table
+from surgeon.commands.engine_options import require_file
+from surgeon.commands.text_table import table
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from surgeon.commands.engine_options import (
-    ProgressLine,
     add_engine_options,
     add_journal_options,
     add_window_options,
@@ -16,6 +15,7 @@ from surgeon.commands.engine_options import (
     record,
     require_file,
 )
+from surgeon.commands.progress_line import ProgressLine
 from surgeon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,15 +102,14 @@ def _job(options: argparse.Namespace) -> Job:
 
 
 def _measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    from surgeon.engine.client import EngineRun
+    from surgeon.engine.client import EngineRun, perplexity
     from surgeon.engine.protocol import Finished, Loaded, TaskJob
-    from surgeon.measure import prune_scan as runs
 
     run = EngineRun(engine_of(options), job)
     progress = ProgressLine("tasks" if isinstance(job, TaskJob) else "perplexity", "done")
     values: dict[str, Any] = {}
     with log_shown(options, run):
-        for message in progress.watch(runs.perplexity(run)):
+        for message in progress.watch(perplexity(run)):
             if isinstance(message, Loaded):
                 values["engine"] = message.engine
             elif isinstance(message, Finished):

@@ -11,14 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import (
-    ProgressLine,
-    add_engine_options,
-    engine_of,
-    positive,
-    require_file,
-    table,
-)
+from surgeon.commands.engine_options import add_engine_options, engine_of, positive, require_file
+from surgeon.commands.progress_line import ProgressLine
+from surgeon.commands.text_table import table
 from surgeon.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
@@ -65,9 +60,10 @@ def main(arguments: list[str]) -> int:
 
 def _scan(options: argparse.Namespace) -> PruneScan:
     from surgeon.engine.protocol import PruneScanJob
+    from surgeon.folders import state_folder
+    from surgeon.gguf.identity import model_identity
     from surgeon.measure.prune_scan import PruneScan
     from surgeon.model.model import load_model
-    from surgeon.trials.journal import model_identity, state_folder
 
     model_path, text = Path(require_file(options.model)), Path(require_file(options.file))
     model = load_model(model_path)
@@ -130,7 +126,7 @@ def _cell(value: float | None) -> str:
 
 def _statistics(path: str) -> dict[str, dict[int, float]]:
     """Name -> layer -> value, of everything the file knows about layers."""
-    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.influence import load_influence
     from surgeon.imatrix.statistics import layer_statistics, tensor_statistics
 

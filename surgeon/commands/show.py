@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 def _matrix(model: Model, path: Path) -> Matrix:
     from surgeon.imatrix.coverage import coverage
-    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.statistics import layer_statistics, shared_inputs, tensor_statistics
 
     imatrix = load_imatrix(path)

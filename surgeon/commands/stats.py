@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.influence_table import influence_json, influence_table
+from surgeon.layer_lists import spans
 
 if TYPE_CHECKING:
     from surgeon.imatrix.imatrix import Imatrix
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="both tables in full precision (NaN is null)")
     options = parser.parse_args(arguments)
 
-    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.influence import load_influence
     from surgeon.imatrix.statistics import layer_statistics, tensor_statistics
 
@@ -134,14 +135,6 @@ def shared_lines(imatrix: Imatrix) -> Iterator[str]:
     for group, layers in sorted(kinds.items()):
         where = f" (layer{'s' if len(layers) > 1 else ''} {spans(layers)})" if layers else ""
         yield f"  {' = '.join(group)}{where}"
-
-
-def spans(numbers: Iterable[int]) -> str:
-    """`0-3, 7`: runs of whole numbers."""
-    ordered = sorted(numbers)
-    starts = [n for n in ordered if n - 1 not in ordered]
-    ends = [n for n in ordered if n + 1 not in ordered]
-    return ", ".join(f"{a}-{b}" if b > a else str(a) for a, b in zip(starts, ends, strict=True))
 
 
 def as_json(

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _problems(model: Model, imatrix: Path | None) -> Iterator[Problem]:
-    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.files import load_imatrix
     from surgeon.model.verification import check_numbers, kind, structure_problems
 
     yield from structure_problems(model)
@@ -61,7 +61,7 @@ def _problems(model: Model, imatrix: Path | None) -> Iterator[Problem]:
 
 def _imatrix_problems(model: Model, path: Path) -> Iterator[Problem]:
     from surgeon.imatrix.coverage import coverage
-    from surgeon.imatrix.imatrix import load_imatrix
+    from surgeon.imatrix.files import load_imatrix
     from surgeon.problems import Problem
 
     found = coverage(model, load_imatrix(path))

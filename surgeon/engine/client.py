@@ -12,28 +12,29 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from surgeon.engine.errors import EngineError, EngineMissing
-from surgeon.engine.protocol import Engine, Failed, Finished, Job, Message, ProtocolError, read_message, write_message
+from surgeon.engine.protocol import (
+    Engine,
+    Failed,
+    Finished,
+    Job,
+    Message,
+    PerplexityJob,
+    ProtocolError,
+    read_message,
+    write_message,
+)
 from surgeon.errors import Cancelled
+from surgeon.folders import log_folder
+from surgeon.whole_files import written_whole
 
 _POLL_SECONDS = 0.1  # how long a cancel may go unseen
 _KEPT_LOGS = 20
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "error", "failed", "terminate called", "out of memory", "Error")
-
-
-def log_folder() -> Path:
-    """Where the logs of the last runs are kept: the user's log directory, or the temporary one without a home."""
-    import platformdirs
-
-    for folder in (Path(platformdirs.user_log_dir("surgeon")), Path(tempfile.gettempdir(), "surgeon-logs")):
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-    return Path(tempfile.mkdtemp(prefix="surgeon-logs-"))
 
 
 class EngineRun:
@@ -158,3 +159,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         with contextlib.suppress(BrokenPipeError):  # what was never read
             process.stdin.close()
+
+
+def perplexity(run: EngineRun) -> Iterator[Message]:
+    """The messages of a PerplexityJob; its `save_base` appears whole or not at all."""
+    job = run.job
+    if not isinstance(job, PerplexityJob) or job.save_base is None:
+        yield from run.messages()
+        return
+    with written_whole(Path(job.save_base)) as temporary:
+        run.job = replace(job, save_base=str(temporary))
+        yield from run.messages()

@@ -1,0 +1,1 @@
+"""Importance matrices: both file formats, statistics, coverage, what is collected beside them. May import `model`."""

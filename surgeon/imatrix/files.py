@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from surgeon.gguf.file import GGUFFile, TensorInfo, Value, ValueType, open_gguf
 from surgeon.gguf.header import DEFAULT_ALIGNMENT, MAGIC
 from surgeon.gguf.layout import Entry, header
 from surgeon.imatrix.imatrix import COUNTS, DEFAULT_CHUNK_SIZE, SUMS, Imatrix, ImatrixEntry, ImatrixError
+from surgeon.whole_files import write_whole
 from surgeon_kernels.formats import FORMATS
 
 _F32 = FORMATS["F32"].number
@@ -33,26 +33,6 @@ def read(path: Path) -> Imatrix:
                     return _DatReader(path, os.fstat(file.fileno()).st_size).read()
     with open_gguf(path) as gguf:
         return _read_gguf(path, gguf)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` and rename it there; raises ImatrixError when that fails."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # the mode an ordinary open() gives
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise ImatrixError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
 
 
 def _read_gguf(path: Path, file: GGUFFile) -> Imatrix:
@@ -245,3 +225,18 @@ def _dat_entry(imatrix: Imatrix, name: str) -> bytes:
 
 def _sorted(imatrix: Imatrix) -> list[str]:
     return sorted(imatrix.entries, key=str.encode)
+
+
+def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
+    """Read an importance matrix of either format; raises ImatrixError or GGUFError."""
+    return read(Path(path))
+
+
+def save_gguf(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
+    """Write the GGUF format as llama-imatrix does; an existing file is replaced in one step."""
+    write_whole(Path(path), gguf_bytes(imatrix.raw_sums()))
+
+
+def save_dat(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
+    """Write the old format: counts per expert and all but the last dataset's name are lost."""
+    write_whole(Path(path), dat_bytes(imatrix))

@@ -10,7 +10,6 @@ calls:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -103,27 +102,6 @@ class Imatrix:
                 for name, entry in self.entries.items()
             }
         return replace(self, entries=entries, chunk_count=_chunks(entries, size), is_legacy=False)
-
-
-def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
-    """Read an importance matrix of either format; raises ImatrixError or GGUFError."""
-    from surgeon.imatrix.files import read
-
-    return read(Path(path))
-
-
-def save_gguf(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
-    """Write the GGUF format as llama-imatrix does; an existing file is replaced in one step."""
-    from surgeon.imatrix.files import gguf_bytes, replace_file
-
-    replace_file(Path(path), gguf_bytes(imatrix.raw_sums()))
-
-
-def save_dat(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
-    """Write the old format: counts per expert and all but the last dataset's name are lost."""
-    from surgeon.imatrix.files import dat_bytes, replace_file
-
-    replace_file(Path(path), dat_bytes(imatrix))
 
 
 def merge(imatrices: Iterable[Imatrix]) -> Imatrix:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from surgeon.gguf.file import GGUFFile, Value, ValueType, open_gguf
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.layout import Entry, header
-from surgeon.imatrix.files import replace_file
 from surgeon.imatrix.imatrix import COUNTS, SUMS, Imatrix, ImatrixEntry, merge
+from surgeon.whole_files import write_whole
 from surgeon_kernels.formats import FORMATS
 
 Float64 = NDArray[np.float64]
@@ -113,7 +113,7 @@ def save(
     out[: len(layout.data)] = layout.data
     for (_, values), offset in zip(tensors, layout.offsets, strict=True):
         out[offset : offset + values.nbytes] = values.astype("<f4", copy=False).tobytes()
-    replace_file(Path(path), bytes(out))
+    write_whole(Path(path), bytes(out))
 
 
 def _entry(imatrix: Imatrix, influence: Influence | None, name: str) -> list[tuple[str, Float32]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
+from surgeon.model.model import BLOCK
 
 Floats = NDArray[np.float32]
 
@@ -122,7 +122,7 @@ def split_name(name: str) -> tuple[int | None, str]:
 
 def _predecessor(name: str) -> str:
     """The same tensor one layer before; '' for layer 0 and outside blocks."""
-    match = re.search(r"blk\.([0-9]+)\.", name)
+    match = BLOCK.search(name)
     if match is None or int(match[1]) == 0:
         return ""
     return f"{name[: match.start()]}blk.{int(match[1]) - 1}.{name[match.end() :]}"

@@ -1,0 +1,1 @@
+"""llama-quantize's command line: read, and written from a plan. May import `resolve`."""

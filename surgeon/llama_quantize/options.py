@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
+from surgeon.plan.file_types import FILE_TYPES, FileType, find_file_type
 from surgeon.plan.plan import KVOverride, Plan, TypeRule, parse_rule, tensor_type
 from surgeon.plan.recipe import Recipe, load_recipe
-from surgeon.resolve.mixes import FILE_TYPES, FileType, find_file_type
 
 USAGE = """\
 usage: surgeon quantize [options] INPUT.gguf [OUTPUT.gguf] TYPE [threads]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from surgeon.errors import SurgeonError
 from surgeon.llama_quantize.options import plan_of, read_type_file, read_words
 from surgeon.model.model import Model
+from surgeon.plan.file_types import FILE_TYPES, find_file_type
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.plan.recipe import Recipe
-from surgeon.resolve.mixes import FILE_TYPES, find_file_type
 from surgeon.resolve.resolve import Resolution, resolve
 from surgeon.resolve.tensor_facts import facts_of
 

@@ -8,28 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
-from surgeon.trials.journal import model_identity
+from surgeon.gguf.identity import model_identity
 
 LIMIT = 8 << 30  # bytes of all bases together; the newest one is kept whatever its size
-
-
-def cache_folder() -> Path:
-    """The user's cache directory for surgeon, or one in the temporary directory without a home. Raises SurgeonError."""
-    import platformdirs
-
-    named = os.environ.get("SURGEON_CACHE_DIR")
-    home = Path(named) if named else Path(platformdirs.user_cache_dir("surgeon"))
-    for folder in (home, Path(tempfile.gettempdir(), "surgeon-cache")):
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-    raise SurgeonError("no directory for the cache can be written; set SURGEON_CACHE_DIR to one")
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from surgeon.engine.client import EngineRun
+from surgeon.engine.client import EngineRun, perplexity
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import BenchJob, DivergenceJob, Engine, Finished, Job, Loaded, PerplexityJob, TaskJob
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.progress import Standing, followed
-from surgeon.measure.prune_scan import perplexity
 from surgeon.measure.scratch import scratch_folder, sweep
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolution import Resolution

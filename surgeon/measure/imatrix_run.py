@@ -16,7 +16,8 @@ from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, Finished, ImatrixJob, Message, Snapshot, Step
 from surgeon.errors import UsageError
 from surgeon.gguf.file import Value, ValueType, open_gguf
-from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix, save_dat
+from surgeon.imatrix.files import load_imatrix, save_dat
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
 from surgeon.imatrix.weight_scores import weight_zd
 from surgeon.model.model import load_model

@@ -1,52 +1,19 @@
-"""Whole measurements from the parent's side: one call each, for the commands and the screen."""
+"""A scan of layers from the parent's side: set after set, kept so that it can go on."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import Engine, LayerDamage, Message, PerplexityJob, PruneScanJob
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place at the end, or is removed where that is not reached.
-
-    Raises EngineError for whatever the file system refuses.
-    """
-    name = ""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        yield Path(name)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except OSError as error:
-        raise EngineError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(name)
-
-
-def perplexity(run: EngineRun) -> Iterator[Message]:
-    """The messages of a PerplexityJob; its `save_base` appears whole or not at all."""
-    job = run.job
-    if not isinstance(job, PerplexityJob) or job.save_base is None:
-        yield from run.messages()
-        return
-    with written_whole(Path(job.save_base)) as temporary:
-        run.job = replace(job, save_base=str(temporary))
-        yield from run.messages()
+from surgeon.engine.protocol import Engine, LayerDamage, Message, PruneScanJob
+from surgeon.whole_files import write_whole
 
 
 @dataclass
@@ -93,7 +60,6 @@ class PruneScan:
 
     def _save(self) -> None:
         kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}
-        with suppress(OSError):  # written_whole tells what is wrong
+        with suppress(OSError):  # the write says what is wrong
             self.state.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.state) as temporary:
-            temporary.write_text(json.dumps(kept))
+        write_whole(self.state, json.dumps(kept))

@@ -12,13 +12,12 @@ from surgeon.gguf.file import GGUFFile, TensorInfo
 from surgeon.gguf.header import Shard
 from surgeon.gguf.layout import padded
 from surgeon.gguf.values import ValueType
+from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
 from surgeon.problems import Problem
 from surgeon_kernels.formats import Format
 
 SLAB_BYTES = 8 << 20
-# Keys that may be one number or one per layer; llama.cpp refuses a list of any other length.
-PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 INTEGERS = frozenset({"I8", "I16", "I32", "I64"})  # every bit pattern is a number
 
 
@@ -75,11 +74,8 @@ def _model_problems(model: Model) -> list[Problem]:
     declared = model.hparam("block_count")
     if not isinstance(declared, int) or not model.layers:
         return []
-    found = [
-        Problem("error", f"{model.architecture}.{key} has {len(values)} entries for {declared} layers")
-        for key in PER_LAYER
-        if isinstance(values := model.hparam(key), list) and len(values) != declared
-    ]
+    refusal = wrong_length(model, declared)
+    found = [] if refusal is None else [Problem("error", refusal)]
     present = {layer.index for layer in model.layers}
     missing = sorted(set(range(min(declared, 1 << 16))) - present)
     beyond = sorted(index for index in present if index >= declared)

@@ -1,0 +1,4 @@
+"""What the user wants: the plan with its undo, recipes, TYPEs, patterns.
+
+May import leaves and `gguf`, and knows no model.
+"""

@@ -67,7 +67,7 @@ def tensor_type(text: str) -> str:
 
     Raises SurgeonError, with the hint that a mix is no tensor type where that is the mistake.
     """
-    from surgeon.resolve.mixes import FILE_TYPES
+    from surgeon.plan.file_types import FILE_TYPES
     from surgeon_kernels.formats import by_name
 
     try:
@@ -89,7 +89,7 @@ def parse_rule(text: str) -> TypeRule:
 
 def with_file_type(plan: Plan, name: str) -> Plan:
     """The base file type changed, everything else kept."""
-    from surgeon.resolve.mixes import parse_file_type
+    from surgeon.plan.file_types import parse_file_type
 
     return replace(plan, file_type=parse_file_type(name).name)
 

@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import SurgeonError
+from surgeon.plan.file_types import parse_file_type
 from surgeon.plan.plan import KVOverride, Plan, parse_rule, tensor_type
-from surgeon.resolve.mixes import parse_file_type
+from surgeon.whole_files import write_whole
 
 FORMAT = 1
 
@@ -92,16 +93,13 @@ def read_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
-    """Write a recipe whole or not at all; raises RecipeError."""
+    """Write a recipe whole or not at all; raises SurgeonError."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(to_toml(recipe, path.parent), encoding="utf-8")
-        temporary.replace(path)
-    except (OSError, UnicodeEncodeError) as error:
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else f"{error.object!r:.60} is not UTF-8, as TOML must be"
-        raise RecipeError(f"{path}: cannot be written: {reason}") from None
+        data = to_toml(recipe, path.parent).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"{path}: cannot be written: {error.object!r:.60} is not UTF-8, as TOML must be") from None
+    write_whole(path, data)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

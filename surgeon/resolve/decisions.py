@@ -8,8 +8,8 @@ from surgeon.errors import SurgeonError
 from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS
 from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.preflight import Findings
-from surgeon.resolve.resolution import TensorOp
 from surgeon.resolve.tensor_facts import TensorFacts
+from surgeon.resolve.tensor_op import TensorOp
 from surgeon.resolve.type_choice import Chooser, UnfitError, Wanted, fitted
 from surgeon_kernels.formats import REQUIRES_IMATRIX, USES_IMATRIX
 

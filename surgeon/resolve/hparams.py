@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.anatomy import ARCHITECTURES
+from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
 from surgeon.plan.plan import KVOverride
 
-# `<architecture>.<key>`: one number for all layers, or an array with exactly one entry per layer.
-PER_LAYER = (
-    "attention.head_count attention.head_count_kv feed_forward_length expert_used_count expert_feed_forward_length "
-    "swiglu_clamp_exp swiglu_clamp_shexp attention.recurrent_layers"
-).split()
 _REQUIRED = ("context_length", "embedding_length", "block_count")
 
 
@@ -68,16 +64,7 @@ def loader_refusal(model: Model, overrides: Sequence[KVOverride] = ()) -> str | 
     for key in _REQUIRED:
         if get.value(key) is None:
             return f"the key {model.architecture}.{key} is missing"
-    return array_length_refusal(model, get.integer("block_count", 0))
-
-
-def array_length_refusal(model: Model, block_count: int) -> str | None:
-    """The first per-layer array that does not have one entry per layer, in words, or None."""
-    for key in PER_LAYER:
-        value = model.file.kv.get(f"{model.architecture}.{key}")
-        if value is not None and value.element_type is not None and value.count != block_count:
-            return f"{model.architecture}.{key} has {value.count} entries for {block_count} layers"
-    return None
+    return wrong_length(model, get.integer("block_count", 0))
 
 
 class _Reader:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_BLOCK = re.compile(r"blk\.([0-9]+)\.")
+from surgeon.model.model import BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def number_layers_as_seen(names: Iterable[str], pruned: frozenset[int]) -> Numbe
     renamed: dict[str, str | None] = {}
     following = 0
     for name in names:
-        match = _BLOCK.search(name)
+        match = BLOCK.search(name)
         if match is None:
             renamed[name] = name
             continue

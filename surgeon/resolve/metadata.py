@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 from surgeon.errors import SurgeonError
 from surgeon.gguf.values import LENGTH, Value, ValueType
 from surgeon.model.model import Model
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import KVOverride, Plan
-from surgeon.resolve.mixes import FILE_TYPES
 
 QUANTIZATION_VERSION = 2
 GUESSED = 1024  # a file type that was guessed from the tensors carries this bit

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from surgeon.anatomy import ARCHITECTURES
+from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan
 from surgeon.problems import Problem
-from surgeon.resolve.hparams import array_length_refusal, loader_refusal
+from surgeon.resolve.hparams import loader_refusal
 from surgeon.resolve.layer_numbers import Numbering
-from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.resolve.tensor_facts import ModelFacts
 from surgeon_kernels.formats import FORMATS
 from surgeon_kernels.registry import dequantizable, quantizable
 
 if TYPE_CHECKING:
-    from surgeon.resolve.resolution import TensorOp
+    from surgeon.resolve.tensor_op import TensorOp
 
 _PLAIN = frozenset({"F32", "F16", "BF16"})
 _RANK = {"error": 0, "warning": 1, "note": 2}
@@ -83,7 +84,7 @@ def _structure(model: Model, plan: Plan, findings: Findings) -> None:
             f"architecture {model.architecture!r} is unknown to llama.cpp; its tensors are quantized all the same"
         )
         return
-    mismatch = array_length_refusal(model, model.block_count)
+    mismatch = wrong_length(model, model.block_count)
     if mismatch:
         findings.warning(f"{model.file.path}: {mismatch}: llama.cpp will not load this model, nor what is made of it")
 

@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
-from typing import Literal, NamedTuple
 
-from surgeon.anatomy import TensorSlice
-from surgeon.gguf.layout import padded
 from surgeon.gguf.values import Value
-from surgeon.model.categories import dimensions
-from surgeon.model.model import Model, Tensor
+from surgeon.model.model import Model
 from surgeon.plan.plan import Plan
 from surgeon.problems import Problem
-
-
-class TensorOp(NamedTuple):
-    """What happens to one tensor.
-
-    source, name: in the input and in the output (the same when dropped); nbytes: in the output; reason: one phrase for
-    the user; imatrix_name: the entry that weighs the error, if any is used; slice: what stays of a tensor that holds
-    all layers side by side, when some are pruned; scale: what an F32 tensor that is copied is multiplied by.
-
-    A named tuple: thousands are made on every keystroke, and a frozen dataclass takes six times as long to make.
-    """
-
-    tensor: Tensor
-    source: str
-    name: str
-    action: Literal["drop", "copy", "convert"]
-    from_type: str
-    to_type: str
-    nbytes: int
-    reason: str
-    imatrix_name: str | None = None
-    slice: TensorSlice | None = None
-    scale: float | None = None
-
-    @property
-    def ne(self) -> tuple[int, ...]:
-        """Dimensions in the output."""
-        return self.tensor.ne if self.slice is None else sliced(self.tensor.ne, self.slice)
-
-    @property
-    def n_elements(self) -> int:
-        """Elements in the output."""
-        return self.tensor.n_elements if self.slice is None else prod(self.ne)
+from surgeon.resolve.tensor_op import TensorOp, file_bytes
 
 
 @dataclass(frozen=True)
@@ -117,17 +78,3 @@ class Resolution:
                 for part in parts(self, self.model.file.path)
             )
         return file_bytes(self.metadata, self.kept, self.alignment)
-
-
-def file_bytes(metadata: Iterable[tuple[str, Value]], ops: Sequence[TensorOp], alignment: int) -> int:
-    """Size of a file with these keys and tensors: `gguf_layout.header`'s total without making its bytes."""
-    head = 24 + sum([12 + len(key.encode()) + len(value.raw) for key, value in metadata])
-    shapes = Counter([op.ne for op in ops])
-    head += 24 * len(ops) + 8 * sum([count * dimensions(ne) for ne, count in shapes.items()])
-    head += len("".join([op.name for op in ops]).encode())
-    return padded(head, alignment) + sum([padded(op.nbytes, alignment) for op in ops])
-
-
-def sliced(ne: tuple[int, ...], kept: TensorSlice) -> tuple[int, ...]:
-    """The dimensions that remain of `ne`."""
-    return (*ne[: kept.dimension], kept.length, *ne[kept.dimension + 1 :])

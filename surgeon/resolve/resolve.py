@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 from surgeon.anatomy import AnatomyResult, TensorSlice, prune_metadata
 from surgeon.anatomy.roles import MAX_BLOCKS
 from surgeon.errors import SurgeonError
+from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.values import Value, ValueType
 from surgeon.model.model import Model
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.resolve.decisions import Decider, Weights
 from surgeon.resolve.hparams import read_hparams
 from surgeon.resolve.layer_numbers import Numbering, number_layers, number_layers_as_seen
 from surgeon.resolve.metadata import add_imatrix, add_provenance, apply_edits, base_metadata, set_block_count
-from surgeon.resolve.mixes import FILE_TYPES, Mix
+from surgeon.resolve.mixes import Mix
 from surgeon.resolve.preflight import Findings, report
-from surgeon.resolve.resolution import Resolution, TensorOp, sliced
+from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.tensor_facts import ModelFacts, TensorFacts, facts_of, matching
+from surgeon.resolve.tensor_op import TensorOp, sliced
 from surgeon.resolve.type_choice import Chooser, chosen_by, winning_rules
 from surgeon_kernels.formats import FORMATS
 
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Resolution", "TensorOp", "resolve"]
 
-DEFAULT_ALIGNMENT = 32
 
 Order = tuple[TensorFacts, ...]
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.gguf.file import Value, ValueType
-from surgeon.gguf.layout import Entry, Header, header
-from surgeon.resolve.resolution import Resolution, TensorOp
-from surgeon_kernels.formats import FORMATS
+from surgeon.gguf.header import DEFAULT_ALIGNMENT
+from surgeon.resolve.resolution import Resolution
+from surgeon.resolve.tensor_op import TensorOp
 
 SHARD_SUFFIX = re.compile(r"-(\d{5})-of-(\d{5})$")
 SPLIT_KEYS = frozenset({"split.no", "split.count", "split.tensors.count"})
-DEFAULT_ALIGNMENT = 32
 
 Metadata = tuple[tuple[str, Value], ...]
 Numbers = tuple[int, ...]
@@ -34,29 +33,10 @@ class Part:
     alignment: int
 
 
-@dataclass(frozen=True, slots=True)
-class OutputLayout:
-    """One file to be written: its header and, for each tensor in it, where its data goes.
-
-    kv: what the header holds; numbers: the place of each tensor in `Resolution.kept`, parallel to header.offsets.
-    """
-
-    path: Path
-    kv: Metadata
-    entries: tuple[Entry, ...]
-    header: Header
-    numbers: Numbers
-
-
 def shard_path(out: Path, number: int, count: int) -> Path:
     """`out` as shard `number` (from 0) of `count`; a `.gguf` or a shard number at the end of the name is replaced."""
     prefix = SHARD_SUFFIX.sub("", out.name.removesuffix(".gguf"))
     return out.with_name(f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf")
-
-
-def lay_out(resolution: Resolution, out: Path, split_max_bytes: int = 0) -> tuple[OutputLayout, ...]:
-    """The files that `resolution` becomes when written to `out`; split_max_bytes: as in `parts`."""
-    return tuple(_layout(resolution, part) for part in parts(resolution, out, split_max_bytes))
 
 
 def parts(resolution: Resolution, out: Path, split_max_bytes: int = 0) -> tuple[Part, ...]:
@@ -140,13 +120,3 @@ def _shards(
         alignment = resolution.alignment if number == 0 else DEFAULT_ALIGNMENT
         found.append(Part(shard_path(out, number, len(groups)), kv, group, alignment))
     return tuple(found)
-
-
-def _layout(resolution: Resolution, part: Part) -> OutputLayout:
-    entries = tuple(_entry(resolution.kept[number]) for number in part.numbers)
-    return OutputLayout(part.path, part.kv, entries, header(part.kv, entries, part.alignment), part.numbers)
-
-
-def _entry(op: TensorOp) -> Entry:
-    type_id = op.tensor.info.type_id if op.action == "copy" else FORMATS[op.to_type].number
-    return Entry(op.name, op.ne, type_id, op.nbytes)

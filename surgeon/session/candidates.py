@@ -12,7 +12,7 @@ import surgeon_kernels
 from surgeon.errors import SurgeonError
 from surgeon.model.model import Tensor
 from surgeon.plan import plan as plans
-from surgeon.resolve.mixes import FILE_TYPES
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.session.session import Session
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX
 

@@ -15,9 +15,11 @@ from typing import Literal
 from surgeon.anatomy.pruning import layer_roles
 from surgeon.errors import SurgeonError
 from surgeon.imatrix.coverage import Coverage, coverage
-from surgeon.imatrix.imatrix import Imatrix, load_imatrix
+from surgeon.imatrix.files import load_imatrix
+from surgeon.imatrix.imatrix import Imatrix
 from surgeon.imatrix.influence import Influence
 from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
+from surgeon.layer_lists import spans
 from surgeon.model.model import Model, Tensor
 from surgeon.plan import plan as plans
 from surgeon.plan.plan import History, Plan
@@ -131,9 +133,9 @@ class Session:
         known = {layer.index for layer in self.model.layers}
         strange = [number for number in chosen if number not in known]
         if strange:
-            raise SurgeonError(f"{self.model.name} has no layer {numbers(strange)}: it has {numbers(sorted(known))}")
+            raise SurgeonError(f"{self.model.name} has no layer {spans(strange)}: it has {spans(sorted(known))}")
         restoring = frozenset(chosen) <= self.plan.pruned
-        label = f"{'restore' if restoring else 'prune'} {numbers(chosen)}"
+        label = f"{'restore' if restoring else 'prune'} {spans(chosen)}"
         if not restoring and known <= self.plan.pruned | frozenset(chosen):
             raise SurgeonError("this would prune every layer: a model needs at least one")
         self.change(plans.with_pruned_toggled(self.plan, chosen), label)
@@ -307,17 +309,6 @@ def layer_key(number: int) -> str:
 
 def layer_number(key: str) -> int | None:
     return int(key[6:]) if key.startswith("layer ") and key[6:].isdigit() else None
-
-
-def numbers(values: Iterable[int]) -> str:
-    """`2, 5-7, 9`: as `--prune-layers` reads them, with runs drawn together."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def shared_inputs(model: Model, measurements: Measurements) -> dict[str, tuple[str, ...]]:

@@ -2,20 +2,19 @@ r"""What `:` understands: rules in llama-quantize's syntax, layers to prune, a b
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from surgeon.errors import SurgeonError
+from surgeon.layer_lists import read_spans, spans
 from surgeon.llama_quantize.options import plan_of, read_words
 from surgeon.plan import plan as plans
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan
-from surgeon.resolve.mixes import FILE_TYPES
-from surgeon.session.session import Session, numbers
+from surgeon.session.session import Session
 
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 # Options that are about a run, not about the plan: they have keys of their own.
 _NOT_HERE = {
     "--imatrix": "i loads an imatrix",
@@ -62,12 +61,12 @@ def _prune(session: Session, rest: str) -> Edit:
     known = {layer.index for layer in session.model.layers}
     if known <= session.plan.pruned | layers:
         raise SurgeonError("this would prune every layer: a model needs at least one")
-    return Edit(plans.with_pruned(session.plan, layers), f"prune {numbers(layers)}")
+    return Edit(plans.with_pruned(session.plan, layers), f"prune {spans(layers)}")
 
 
 def _restore(session: Session, rest: str) -> Edit:
     layers = _layers(session, rest)
-    return Edit(plans.without_pruned(session.plan, layers), f"restore {numbers(layers)}")
+    return Edit(plans.without_pruned(session.plan, layers), f"restore {spans(layers)}")
 
 
 def _base(session: Session, rest: str) -> Edit:
@@ -85,17 +84,7 @@ _COMMANDS: dict[str, Callable[[Session, str], Edit]] = {
 
 def _layers(session: Session, text: str) -> frozenset[int]:
     """`26,29`, `3-5`, in numbers of the model as it was opened."""
-    known = [layer.index for layer in session.model.layers]
-    chosen: set[int] = set()
-    for item in re.split(r"[\s,]+", text.strip(", ")):
-        match = _RANGE.fullmatch(item)
-        if match is None:
-            raise SurgeonError(f"{item!r} is no layer number: write 26,29 or 3-5")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if first > last or last > known[-1] or first not in known or last not in known:
-            raise SurgeonError(f"there is no layer {item}: the model has {numbers(known)}")
-        chosen.update(number for number in known if first <= number <= last)
-    return frozenset(chosen)
+    return read_spans(text, [layer.index for layer in session.model.layers])
 
 
 def _options(session: Session, text: str) -> Edit:
@@ -112,7 +101,7 @@ def _options(session: Session, text: str) -> Edit:
     known = {layer.index for layer in session.model.layers}
     strange = words.pruned - known
     if strange:
-        raise SurgeonError(f"there is no layer {numbers(strange)}: the model has {numbers(known)}")
+        raise SurgeonError(f"there is no layer {spans(strange)}: the model has {spans(known)}")
     return Edit(plan_of(words, session.plan), text)
 
 

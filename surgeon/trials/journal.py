@@ -6,12 +6,9 @@ One file of JSON lines per source model in the user's state directory. Lines are
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import SurgeonError
+from surgeon.folders import state_folder
+from surgeon.gguf.identity import model_identity
 
-_SAMPLE = 1 << 20  # bytes at each end of a file that make its identity
 # The figures of a measurement that are kept, with what they mean under CONDITIONS.
 FIGURES = (
     "ppl", "ppl_error", "ppl_base", "ppl_ratio", "correlation", "mean_kld", "mean_kld_error", "median_kld", "kld_99",
@@ -78,31 +76,6 @@ class Trial:
         if name in self.measured.speed:
             return self.measured.speed[name].mean
         return self.measured.figures.get(name)
-
-
-def model_identity(path: Path) -> str:
-    """16 hex digits that tell files apart without reading gigabytes: size, first and last MiB."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(size.to_bytes(8, "little") + file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            digest.update(file.read(_SAMPLE))
-    except OSError as error:
-        raise SurgeonError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()[:16]
-
-
-def state_folder() -> Path:
-    """Where journals lie: the user's state directory, or the temporary one without a home that can be written."""
-    import platformdirs
-
-    for folder in (Path(platformdirs.user_state_dir("surgeon")), Path(tempfile.gettempdir(), "surgeon-state")):
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-    raise SurgeonError("no directory for the journal can be written; set XDG_STATE_HOME to one")
 
 
 class Journal:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from surgeon.gguf.identity import model_identity
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import load_model
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, file_sha256, to_toml
 from surgeon.resolve.resolution import Resolution
-from surgeon.trials.journal import Journal, Measured, Trial, model_identity, new_trial
+from surgeon.trials.journal import Journal, Measured, Trial, new_trial
 
 
 def recipe_text(plan: Plan, imatrix: Imatrix | None) -> str:

@@ -5,38 +5,39 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
-from surgeon.tui.config import state_path
+from surgeon.errors import SurgeonError
+from surgeon.folders import state_folder
+from surgeon.whole_files import write_whole
 
 Answers = dict[str, str]
 
 
 def _path(model: Path | None) -> Path:
     if model is None:
-        return state_path() / "answers" / "last.json"
+        return state_folder() / "answers" / "last.json"
     digest = hashlib.sha256(str(model.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return state_path() / "answers" / f"{model.stem[:60]}-{digest}.json"
+    return state_folder() / "answers" / f"{model.stem[:60]}-{digest}.json"
 
 
 def remembered(model: Path, dialog: str, general: tuple[str, ...] = ()) -> Answers:
     """The last answers; of another model only those named in `general` (a text, but not an output)."""
-    own = _read(_path(model)).get(dialog)
-    if own is not None:
-        return own
-    return {key: value for key, value in _read(_path(None)).get(dialog, {}).items() if key in general}
+    try:
+        own = _read(_path(model)).get(dialog)
+        last = _read(_path(None)).get(dialog, {})
+    except SurgeonError:  # no folder to remember anything in
+        return {}
+    return own if own is not None else {key: value for key, value in last.items() if key in general}
 
 
 def remember(model: Path, dialog: str, answers: Answers) -> None:
     """Keep them; where that is not possible the next dialog merely starts empty."""
-    for path in (_path(model), _path(None)):
-        known = _read(path) | {dialog: answers}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, SurgeonError):
+        for path in (_path(model), _path(None)):
+            known = _read(path) | {dialog: answers}
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(known), encoding="utf-8")
-            temporary.replace(path)
+            write_whole(path, json.dumps(known))
 
 
 def _read(path: Path) -> dict[str, Answers]:

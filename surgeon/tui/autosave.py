@@ -6,16 +6,16 @@ import hashlib
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
+from surgeon.folders import state_folder
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
-from surgeon.tui.config import state_path
 
 
 def plan_path(model: Path) -> Path:
     """Where the plan for the model at this path is kept: one per path, readable by its name."""
     absolute = model.absolute()
     digest = hashlib.sha256(str(absolute).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return state_path() / "plans" / f"{absolute.stem[:60]}-{digest}.toml"
+    return state_folder() / "plans" / f"{absolute.stem[:60]}-{digest}.toml"
 
 
 def keep(recipe: Recipe, model: Path) -> str:

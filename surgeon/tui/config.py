@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_config_path, user_state_path
-
+from surgeon.folders import config_folder
 from surgeon.session.metrics import METRICS
 from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
 from surgeon.tui.keys import BY_ID
@@ -33,11 +32,7 @@ class Config:
 
 
 def config_path() -> Path:
-    return user_config_path("surgeon") / "config.toml"
-
-
-def state_path() -> Path:
-    return user_state_path("surgeon")
+    return config_folder() / "config.toml"
 
 
 def load_config(path: Path | None = None) -> Config:

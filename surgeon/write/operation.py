@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ from typing import Literal
 
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
+from surgeon.machine import available_cores
 from surgeon.resolve.resolution import Resolution
-from surgeon.resolve.shards import OutputLayout, lay_out
 from surgeon.write.kernel_compilation import Warming
+from surgeon.write.layouts import OutputLayout, lay_out
 from surgeon.write.output_file import refuse_inputs, resolve_target
 from surgeon.write.output_set import OutputSet, digest
 from surgeon.write.slab_workers import SlabWorkers
@@ -83,11 +83,6 @@ class Summary:
     copied: int
     converted: int
     resumed: int
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write(

@@ -17,7 +17,7 @@ from surgeon.errors import SurgeonError
 from surgeon.gguf.header import parse_shard
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.resolve.resolution import Resolution
-from surgeon.resolve.shards import OutputLayout
+from surgeon.write.layouts import OutputLayout
 from surgeon.write.output_file import OutputFile, companion, refuse_existing, sync_folder, write_error
 from surgeon.write.resume_log import Identity, Journal, Recorded, read
 

@@ -21,7 +21,7 @@ import surgeon_kernels
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import GGUFFile
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.resolve.resolution import TensorOp
+from surgeon.resolve.tensor_op import TensorOp
 from surgeon.write.output_file import OutputFile, write_error
 from surgeon_kernels.formats import FORMATS, USES_CODEBOOK, Format
 

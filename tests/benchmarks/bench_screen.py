@@ -27,7 +27,8 @@ import numpy as np
 
 from surgeon.gguf.file import Value, ValueType
 from surgeon.gguf.layout import Entry, header
-from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, save_gguf
+from surgeon.imatrix.files import save_gguf
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon_kernels.formats import FORMATS
 
 LAYERS = 250

@@ -39,7 +39,8 @@ from oracle import oracle  # noqa: E402
 import surgeon_kernels  # noqa: E402
 from surgeon.gguf.file import Value, ValueType  # noqa: E402
 from surgeon.gguf.layout import Entry, header  # noqa: E402
-from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix, save_gguf  # noqa: E402
+from surgeon.imatrix.files import load_imatrix, save_gguf  # noqa: E402
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry  # noqa: E402
 from surgeon.model.model import load_model  # noqa: E402
 from surgeon.plan.plan import Plan  # noqa: E402
 from surgeon.resolve.resolve import Resolution, resolve  # noqa: E402

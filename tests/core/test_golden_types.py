@@ -15,8 +15,8 @@ import pytest
 
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.model.model import Model, load_model
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan
-from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.resolve.resolve import resolve
 
 GOLDEN = Path(__file__).parent.parent / "golden"

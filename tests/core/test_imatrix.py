@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from surgeon.errors import SurgeonError
 from surgeon.imatrix.coverage import coverage
-from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, ImatrixError, load_imatrix, merge, save_dat, save_gguf
+from surgeon.imatrix.files import load_imatrix, save_dat, save_gguf
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, ImatrixError, merge
 from surgeon.model.model import load_model
 
 F = np.float32

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix, save_gguf
+from surgeon.imatrix.files import load_imatrix, save_gguf
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
 from surgeon.imatrix.rank_correlation import spearman
 from surgeon.imatrix.weight_scores import layer_zd, weight_zd

@@ -6,7 +6,8 @@ import pytest
 
 from surgeon.errors import SurgeonError
 from surgeon.model.categories import Category, category, dimensions, kept_because
-from surgeon.resolve.mixes import FILE_TYPES, Mix, Subject, choose, find_file_type, parse_file_type, use_more_bits
+from surgeon.plan.file_types import FILE_TYPES, find_file_type, parse_file_type
+from surgeon.resolve.mixes import Mix, Subject, choose, use_more_bits
 from surgeon_kernels.formats import FORMATS
 
 

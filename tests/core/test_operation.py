@@ -16,7 +16,8 @@ import surgeon_kernels
 from surgeon.anatomy import TensorSlice
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.file import open_gguf
-from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix
+from surgeon.imatrix.files import load_imatrix
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.model.model import load_model
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve

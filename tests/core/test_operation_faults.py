@@ -18,7 +18,7 @@ import pytest
 from gguf_builder import toy_llama
 
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.imatrix.files import load_imatrix
 from surgeon.model.model import load_model
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve

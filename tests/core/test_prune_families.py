@@ -21,7 +21,7 @@ from gguf_builder import build_gguf
 from toy_architectures import Toy
 
 from surgeon import cli
-from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.imatrix.files import load_imatrix
 from surgeon.model.model import Model, load_model
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import Resolution, resolve

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon import cli
-from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.imatrix.files import load_imatrix
 from surgeon.llama_quantize.options import parse_job
 from surgeon.llama_quantize.translation import export, from_command, from_model, from_type_file
 from surgeon.model.model import load_model
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import KVOverride, Plan, TypeRule
 from surgeon.plan.recipe import Recipe, RecipeError, file_sha256, load_recipe, save_recipe, to_toml
-from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.resolve.resolve import resolve
 from surgeon_kernels.formats import FORMATS
 

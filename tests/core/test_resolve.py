@@ -18,7 +18,8 @@ from surgeon import cli
 from surgeon.errors import SurgeonError
 from surgeon.gguf.layout import header
 from surgeon.gguf.values import Value, ValueType
-from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix
+from surgeon.imatrix.files import load_imatrix
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.llama_quantize.options import parse_job
 from surgeon.model.model import Model, load_model
 from surgeon.plan.plan import KVOverride, Plan, TypeRule

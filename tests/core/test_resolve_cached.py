@@ -13,13 +13,13 @@ from test_resolve import weights_for
 
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import load_model
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.resolve import metadata as output_metadata
 from surgeon.resolve import tensor_facts
-from surgeon.resolve.mixes import FILE_TYPES
 from surgeon.resolve.resolve import Resolution, resolve
-from surgeon.resolve.shards import lay_out
 from surgeon.resolve.type_choice import chosen_by
+from surgeon.write.layouts import lay_out
 
 MODELS = ("dense.gguf", "moe8.gguf", "gemma3.gguf", "shard-00001-of-00003.gguf")
 TYPES = ("Q4_K", "Q6_K", "IQ2_XXS", "Q8_0", "F16")

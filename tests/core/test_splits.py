@@ -10,7 +10,8 @@ from surgeon.gguf.file import open_gguf
 from surgeon.model.model import load_model
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
-from surgeon.resolve.shards import groups_by_size, lay_out, shard_path
+from surgeon.resolve.shards import groups_by_size, shard_path
+from surgeon.write.layouts import lay_out
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from surgeon.commands.stats import layer_json, layer_line, tensor_json, tensor_line
-from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, load_imatrix
+from surgeon.imatrix.files import load_imatrix
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.statistics import layer_statistics, shared_inputs, split_name, tensor_statistics
 
 STATISTICS = Path(__file__).parent.parent / "golden" / "statistics"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.base_cache import Base, estimated_bytes, trim
 from surgeon.measure.evaluation import Wanted, task_kind
 from surgeon.measure.scratch import scratch_folder, sweep

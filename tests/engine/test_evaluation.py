@@ -12,7 +12,7 @@ from engine_helpers import TEXT
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import Engine
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.evaluation import Evaluation, Subject, Wanted
 from surgeon.measure.progress import Standing
 from surgeon.model.model import load_model

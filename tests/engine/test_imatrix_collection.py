@@ -17,7 +17,7 @@ from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Step
 from surgeon.errors import Cancelled, UsageError
 from surgeon.gguf.file import open_gguf
-from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.influence import load_influence
 from surgeon.measure.imatrix_run import Collection, ImatrixRun
 

@@ -14,6 +14,7 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, to_toml
 from surgeon.session.session import Session
 from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
+from surgeon.trials.tables import signs
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.form import Form
@@ -23,7 +24,7 @@ from surgeon.tui.dialogs.trial_plot import TrialPlot, plot_lines
 from surgeon.tui.dialogs.write import WriteDialog
 from surgeon.tui.drawing.scatter import Point, scatter
 from surgeon.tui.drawing.spans import plain, width_of
-from surgeon.tui.drawing.trial_lines import columns_for, compare_lines, head_line, ordered, signs, trial_line
+from surgeon.tui.drawing.trial_lines import columns_for, compare_lines, head_line, ordered, trial_line
 
 
 def trial(label: str, size: int, kld: float | None = None, plan: Plan | None = None, **rest: Any) -> Trial:

@@ -15,7 +15,7 @@ from tui_helpers import opened, session_of, text_of, typed
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
-from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.progress import Standing
 from surgeon.session.layer_figures import last_damages
 from surgeon.session.metrics import METRICS

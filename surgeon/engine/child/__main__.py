@@ -24,6 +24,7 @@ from surgeon.engine.protocol import (
     read_message,
     write_message,
 )
+from surgeon.machine import available_cores
 
 if TYPE_CHECKING:
     from surgeon.engine.child.llama import Model
@@ -74,7 +75,7 @@ def _run(engine: Engine, job: Job) -> Iterator[Message]:
     binding = Binding(find_libraries(engine.library))
     toy.check(binding, engine.n_gpu_layers)
     model = Model(binding, job.model, engine.n_gpu_layers)
-    threads = engine.threads if engine.threads > 0 else _available_cpus()
+    threads = engine.threads if engine.threads > 0 else available_cores()
     yield Loaded(
         binding.label, binding.devices(), model.description, model.n_params, model.nbytes, model.n_vocab,
         model.n_layer, model.n_ctx_train, threads,
@@ -110,12 +111,6 @@ def _answers(model: Model, job: Job, threads: int) -> Iterator[Message]:
             from surgeon.engine.child import prune_scan
 
             return prune_scan.measure(model, job, threads)
-
-
-def _available_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from textual import on
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
-from surgeon.imatrix.imatrix import load_imatrix
+from surgeon.folders import state_folder
+from surgeon.gguf.identity import model_identity
+from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.scratch import sweep
 from surgeon.plan.recipe import read_recipe
 from surgeon.resolve.resolve import resolve
 from surgeon.session.layer_figures import last_damages
-from surgeon.trials.journal import Journal, Trial, model_identity, state_folder
+from surgeon.trials.journal import Journal, Trial
 from surgeon.trials.records import recipe_text, record, written_output
 from surgeon.tui.answers import Answers, remember, remembered
 from surgeon.tui.dialogs.confirm import Confirm
@@ -161,7 +163,7 @@ class MeasureActions(Workbench):
         await self.ask(evaluate_form(subject, model, known), answered)
 
     def _evaluate(self, subject: Subject, answers: Answers) -> None:
-        from surgeon.measure.base_cache import cache_folder
+        from surgeon.folders import cache_folder
         from surgeon.measure.evaluation import Evaluation
         from surgeon.tui.dialogs.measure_forms import wanted_of
 
@@ -347,7 +349,7 @@ class MeasureActions(Workbench):
 
     def tidy(self) -> None:
         """Remove the temporary files of a run that was killed with its program."""
-        from surgeon.measure.base_cache import cache_folder
+        from surgeon.folders import cache_folder
 
         with suppress(SurgeonError):  # without a cache folder there is nothing in it
             sweep(cache_folder())

@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from surgeon import figures
-from surgeon.resolve.mixes import FILE_TYPES
+from surgeon.plan.file_types import FILE_TYPES
 from surgeon.session.candidates import Candidate, base_candidates
 from surgeon.session.session import Session
 from surgeon.tui.dialogs.base import Choices

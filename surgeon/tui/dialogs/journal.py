@@ -16,7 +16,7 @@ from textual.widgets import OptionList, Static
 from surgeon.errors import SurgeonError
 from surgeon.trials.journal import Journal, Trial
 from surgeon.trials.records import free_label
-from surgeon.trials.tables import markdown
+from surgeon.trials.tables import markdown, signs
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.picker import Entry, Picker
@@ -24,7 +24,7 @@ from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.dialogs.trial_plot import TrialPlot
 from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, plain, wrap
-from surgeon.tui.drawing.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, signs, trial_line
+from surgeon.tui.drawing.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, trial_line
 
 Answer = TypeVar("Answer")
 # What the screen is to do with a trial once the journal is closed.

@@ -10,9 +10,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
 from surgeon.errors import SurgeonError
+from surgeon.layer_lists import spans
 from surgeon.plan import plan as plans
 from surgeon.plan.plan import Plan
-from surgeon.session.session import Session, numbers
+from surgeon.session.session import Session
 from surgeon.session.typed_edits import option_words, without_option
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.dialogs.prompt import Prompt
@@ -77,7 +78,7 @@ class Rules(Dialog[None]):
         if key == "by hand":
             return [(f"{len(plan.types)} types set by hand", "text"), ("  before any rule", "muted")]
         if key == "pruned":
-            return [(f"prune {numbers(plan.pruned)}", "pruned")]
+            return [(f"prune {spans(plan.pruned)}", "pruned")]
         return [(clean(key), "text")]
 
     @property
@@ -131,7 +132,7 @@ class Rules(Dialog[None]):
         elif key == "by hand":
             self.change(replace(plan, types=()), "delete types set by hand")
         elif key == "pruned":
-            self.change(plans.without_pruned(plan, plan.pruned), f"restore {numbers(plan.pruned)}")
+            self.change(plans.without_pruned(plan, plan.pruned), f"restore {spans(plan.pruned)}")
         elif key:
             self.change(without_option(plan, key), f"without {key}")
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from surgeon import figures
 from surgeon.trials.journal import Trial
-from surgeon.trials.tables import measured_on
+from surgeon.trials.tables import measured_alike, measured_front, measured_on
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.scatter import LETTERS, Point, scatter
 from surgeon.tui.drawing.spans import Line, clean, fit
-from surgeon.tui.drawing.trial_lines import measured_alike, measured_front
 
 MOST_ROWS = 30  # of the plot; a higher one is not easier to read
 

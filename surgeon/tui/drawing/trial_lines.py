@@ -8,7 +8,7 @@ from datetime import datetime
 
 from surgeon import figures
 from surgeon.trials.journal import Trial
-from surgeon.trials.tables import compare, front, measured_on, unlike_conditions
+from surgeon.trials.tables import compare, measured_on, task_average, unlike_conditions
 from surgeon.tui.drawing.spans import Line, clean, fit, wrap
 
 NAME_LEAST = 18
@@ -38,12 +38,6 @@ def _ppl(trial: Trial) -> str:
     if value is None:
         return "–"
     return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
-
-
-def task_average(trial: Trial) -> float | None:
-    """Mean score over the tasks measured, per cent."""
-    scores = [score for score, _ in trial.measured.tasks.values()]
-    return sum(scores) / len(scores) if scores else None
 
 
 def _tasks(trial: Trial) -> str:
@@ -86,37 +80,6 @@ def columns_for(width: int) -> tuple[tuple[TrialColumn, ...], int]:
         kept.add(column.key)
         room -= column.width + 2
     return tuple(column for column in COLUMNS if column.key in kept), NAME_LEAST + room
-
-
-def measured_alike(trials: Sequence[Trial]) -> set[str]:
-    """Trials whose figures can be compared with the newest ones: same text, context, chunks; by their ids."""
-    placed = [(trial, key) for trial in trials if (key := _windows(trial)) is not None]
-    if not placed:
-        return set()
-    compared = [pair for pair in placed if "mean_kld" in pair[0].measured.figures]
-    reference = max(compared or placed, key=lambda pair: pair[0].when)[1]
-    return {trial.id for trial, key in placed if key == reference}
-
-
-def _windows(trial: Trial) -> tuple[object, ...] | None:
-    """What the perplexity and KL divergence of a trial were measured on; None where they were not."""
-    found = trial.measured
-    if "ppl" not in found.figures:
-        return None
-    return tuple(found.conditions.get(name) for name in ("text", "n_ctx", "n_chunks"))
-
-
-def measured_front(trials: Sequence[Trial]) -> set[str]:
-    """The ids of those that no other beats in size and KL divergence, among `measured_alike`."""
-    alike = measured_alike(trials)
-    return {trial.id for trial in front(trial for trial in trials if trial.id in alike)}
-
-
-def signs(trials: Sequence[Trial]) -> dict[str, str]:
-    """Trial id -> ◆ on the front, ≠ measured on another text or other chunks than the newest."""
-    alike, best = measured_alike(trials), measured_front(trials)
-    unlike = {trial.id: "≠" for trial in trials if trial.id not in alike and _windows(trial) is not None}
-    return unlike | dict.fromkeys(best, "◆")
 
 
 def head_line(width: int, sort: str, descending: bool) -> Line:

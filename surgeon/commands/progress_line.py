@@ -1,0 +1,63 @@
+"""Progress of a long command on stderr: one line that is overwritten on a terminal, few lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from surgeon.figures import duration
+
+if TYPE_CHECKING:
+    from surgeon.engine.protocol import Message, Step
+
+_SECONDS_BETWEEN = 0.1  # progress lines on a terminal
+_SECONDS_BETWEEN_LINES = 10.0  # and elsewhere
+
+
+class ProgressLine:
+    """Steps on stderr: one line rewritten on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, what: str, unit: str, stream: TextIO | None = None) -> None:
+        self._what, self._unit = what, unit
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._start = self._last = time.monotonic()
+
+    def watch(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Pass all messages on, showing Loaded, Started and Step."""
+        from surgeon.engine.protocol import Loaded, Started, Step
+
+        try:
+            for message in messages:
+                if isinstance(message, Loaded):
+                    self._line(f"{message.engine}, {message.threads} threads; {message.description}")
+                elif isinstance(message, Started):
+                    self._start = time.monotonic()
+                elif isinstance(message, Step):
+                    self._step(message)
+                yield message
+        finally:
+            if self._terminal:
+                self._stream.write("\r\x1b[K")
+
+    def _step(self, step: Step) -> None:
+        now = time.monotonic()
+        wait = _SECONDS_BETWEEN if self._terminal else _SECONDS_BETWEEN_LINES
+        if now - self._last < wait and step.done < step.total:
+            return
+        self._last = now
+        left = (now - self._start) / max(1, step.done) * (step.total - step.done)
+        figures = "".join(f"  {name} {value:.4f}" for name, value in step.values.items() if not name.endswith("error"))
+        text = f"{self._what}: {step.done}/{step.total} {self._unit}{figures}  {duration(left)} left"
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K{text[:110]}")
+            self._stream.flush()
+        else:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        start, end = ("\r\x1b[K", "\n") if self._terminal else ("", "\n")
+        self._stream.write(f"{start}{text}{end}")
+        self._stream.flush()

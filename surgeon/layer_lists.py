@@ -1,0 +1,39 @@
+"""Lists of layers as people read and write them: `26,29`, `3-5`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from surgeon.errors import SurgeonError
+
+_SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+
+
+def spans(layers: Iterable[int], limit: int = 0) -> str:
+    """`[1, 2, 3, 7]` -> `1-3, 7`; more than `limit` parts are cut to `5, 11, …, 47 (8 layers)`."""
+    layers = sorted(layers)
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    words = [str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
+    if 0 < limit < len(words):
+        return f"{', '.join(words[: limit - 2])}, …, {words[-1]} ({len(layers)} layers)"
+    return ", ".join(words)
+
+
+def read_spans(text: str, known: Sequence[int]) -> frozenset[int]:
+    """`26,29`, `3-5`, separated by commas or blanks, of the layers in `known`. Raises SurgeonError."""
+    chosen: set[int] = set()
+    for item in re.split(r"[\s,]+", text.strip(", ")):
+        match = _SPAN.fullmatch(item)
+        if match is None:
+            raise SurgeonError(f"{item!r} is not a layer number; use 26,29 or 3-5")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or first not in known or last not in known:
+            raise SurgeonError(f"layer {item} does not exist; this model has layers {spans(known)}")
+        chosen.update(number for number in known if first <= number <= last)
+    return frozenset(chosen)
