@@ -1,4 +1,4 @@
 """What the user wants: the plan with its undo, recipes, TYPEs, patterns.
 
-May import leaves and `gguf`, and knows no model.
+May import leaves; knows no model.
 """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from surgeon.gguf.values import Value
 from surgeon.model.model import Model
 from surgeon.plan.plan import Plan
 from surgeon.problems import Problem
+from surgeon.resolve.shards import Contents, Part, parts
 from surgeon.resolve.tensor_op import TensorOp, file_bytes
 
 
@@ -67,14 +69,17 @@ class Resolution:
         count = self.model.n_parameters if self.plan.compat else self.n_parameters
         return 8 * nbytes / count if count else 0.0
 
+    def parts(self, out: Path, split_max_bytes: int = 0) -> tuple[Part, ...]:
+        """What each file holds that this becomes when written to `out`; split_max_bytes as in `shards.parts`."""
+        shards = len(self.model.file.paths) if self.plan.keep_split else 0
+        return parts(Contents(self.kept, self.metadata, self.alignment, shards), out, split_max_bytes)
+
     @cached_property
     def total_bytes(self) -> int:
         """Bytes of the file, or of all shards with `keep_split`."""
         if self.plan.keep_split:
-            from surgeon.resolve.shards import parts
-
             return sum(
                 file_bytes(part.kv, [self.kept[number] for number in part.numbers], part.alignment)
-                for part in parts(self, self.model.file.path)
+                for part in self.parts(self.model.file.path)
             )
         return file_bytes(self.metadata, self.kept, self.alignment)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from surgeon.gguf.file import Value, ValueType
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
-from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.tensor_op import TensorOp
 
 SHARD_SUFFIX = re.compile(r"-(\d{5})-of-(\d{5})$")
@@ -39,23 +38,32 @@ def shard_path(out: Path, number: int, count: int) -> Path:
     return out.with_name(f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf")
 
 
-def parts(resolution: Resolution, out: Path, split_max_bytes: int = 0) -> tuple[Part, ...]:
-    """What each file holds that `resolution` becomes when written to `out`.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is to be spread over files. shards: of the input where its split is kept (`keep_split`), else 0."""
+
+    kept: Sequence[TensorOp]
+    metadata: Metadata
+    alignment: int
+    shards: int = 0
+
+
+def parts(contents: Contents, out: Path, split_max_bytes: int = 0) -> tuple[Part, ...]:
+    """What each file holds that `contents` become when written to `out`.
 
     split_max_bytes: 0 for no limit, else at most so many bytes of tensor data in a shard (a tensor larger than that has
-    a shard to itself); it takes precedence over the plan's `keep_split`.
+    a shard to itself); it takes precedence over the input's split.
     """
-    kept = resolution.kept
-    plain = tuple((key, value) for key, value in resolution.metadata if key not in SPLIT_KEYS)
+    kept = contents.kept
+    plain = tuple((key, value) for key, value in contents.metadata if key not in SPLIT_KEYS)
     if split_max_bytes:
         sizes = [-(-op.nbytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT for op in kept]
-        return _shards(resolution, out, plain, groups_by_size(sizes, split_max_bytes), _gguf_split_keys)
-    if not resolution.plan.keep_split:
-        return (Part(out, plain, tuple(range(len(kept))), resolution.alignment),)
-    shards = len(resolution.model.file.paths)
-    if shards == 1:
-        return (Part(shard_path(out, 0, 1), plain, tuple(range(len(kept))), resolution.alignment),)
-    return _shards(resolution, out, plain, groups_of_input(kept, shards), _keep_split_keys)
+        return _shards(contents.alignment, out, plain, groups_by_size(sizes, split_max_bytes), _gguf_split_keys)
+    if not contents.shards:
+        return (Part(out, plain, tuple(range(len(kept))), contents.alignment),)
+    if contents.shards == 1:
+        return (Part(shard_path(out, 0, 1), plain, tuple(range(len(kept))), contents.alignment),)
+    return _shards(contents.alignment, out, plain, groups_of_input(kept, contents.shards), _keep_split_keys)
 
 
 def groups_by_size(sizes: Sequence[int], limit: int) -> list[Numbers]:
@@ -106,7 +114,7 @@ def _gguf_split_keys(number: int, count: int, tensors: int) -> Metadata:
 
 
 def _shards(
-    resolution: Resolution,
+    alignment: int,
     out: Path,
     plain: Metadata,
     groups: Sequence[Numbers],
@@ -117,6 +125,6 @@ def _shards(
     found = []
     for number, group in enumerate(groups):
         kv = (plain if number == 0 else ()) + keys(number, len(groups), tensors)
-        alignment = resolution.alignment if number == 0 else DEFAULT_ALIGNMENT
-        found.append(Part(shard_path(out, number, len(groups)), kv, group, alignment))
+        aligned = alignment if number == 0 else DEFAULT_ALIGNMENT
+        found.append(Part(shard_path(out, number, len(groups)), kv, group, aligned))
     return tuple(found)

@@ -1,4 +1,4 @@
 """What is on the table: the plan with its undo, marks, rows, filters and edits.
 
-May import `measure` and whatever lies below it; knows no textual.
+May import everything below the screen but `measure`; knows no textual.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from surgeon.gguf.layout import Entry, Header, header
 from surgeon.resolve.resolution import Resolution
-from surgeon.resolve.shards import Metadata, Numbers, Part, parts
+from surgeon.resolve.shards import Metadata, Numbers, Part
 from surgeon.resolve.tensor_op import TensorOp
 from surgeon_kernels.formats import FORMATS
 
@@ -27,8 +27,8 @@ class OutputLayout:
 
 
 def lay_out(resolution: Resolution, out: Path, split_max_bytes: int = 0) -> tuple[OutputLayout, ...]:
-    """The files that `resolution` becomes when written to `out`; split_max_bytes: as in `parts`."""
-    return tuple(_layout(resolution, part) for part in parts(resolution, out, split_max_bytes))
+    """The files that `resolution` becomes when written to `out`; split_max_bytes: as in `shards.parts`."""
+    return tuple(_layout(resolution, part) for part in resolution.parts(out, split_max_bytes))
 
 
 def _layout(resolution: Resolution, part: Part) -> OutputLayout:
