@@ -21,7 +21,7 @@ from .compilation import Kernel, cache_directory
 from .formats import by_name
 from .registry import dequantizable, module_of, quantizable
 
-Job = tuple[str, str]
+KernelJob = tuple[str, str]
 """A type and what is done with it: `quantize`, `dequantize`; or `validation` and `validate`."""
 
 _MOST_HELPERS = 3  # each takes about 300 MB
@@ -55,7 +55,7 @@ def warm(names: Iterable[str], *, weights: bool = True, sources: Iterable[str] |
     left = jobs
     with _helped(jobs):
         for wait in (False, True):
-            passed_over: list[Job] = []
+            passed_over: list[KernelJob] = []
             for place, (name, job) in enumerate(left):
                 yield WarmProgress(name, len(jobs) - len(left) + place - len(passed_over), len(jobs))
                 if not _is_ready(name, job, wait=wait):
@@ -80,7 +80,7 @@ def _is_kept(name: str, job: str) -> bool:
 
 
 @contextlib.contextmanager
-def _helped(jobs: Sequence[Job]) -> Iterator[None]:
+def _helped(jobs: Sequence[KernelJob]) -> Iterator[None]:
     """Other processes compile with this one, unless they do so for another thread already."""
     if not _helping.acquire(blocking=False):
         yield
@@ -96,7 +96,7 @@ def _helped(jobs: Sequence[Job]) -> Iterator[None]:
         _helping.release()
 
 
-def _helpers(cold: Sequence[Job]) -> list[subprocess.Popen[bytes]]:
+def _helpers(cold: Sequence[KernelJob]) -> list[subprocess.Popen[bytes]]:
     """Processes that each begin at another place of what is not in the cache."""
     count = min(len(cold), _processors(), 1 + _MOST_HELPERS) - 1
     if cache_directory() is None or not Path(sys.executable).name.startswith("python"):  # a program around Python
@@ -108,7 +108,7 @@ def _helpers(cold: Sequence[Job]) -> list[subprocess.Popen[bytes]]:
         return []
 
 
-def _helper(jobs: Sequence[Job]) -> subprocess.Popen[bytes]:
+def _helper(jobs: Sequence[KernelJob]) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-c", _START, *(f"{name}:{job}" for name, job in jobs)],

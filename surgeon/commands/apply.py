@@ -28,12 +28,12 @@ def main(arguments: list[str]) -> int:
         parser.error("OUT is needed, or --dry-run")
 
     from surgeon.commands.headless import run_job
-    from surgeon.llama_quantize.options import Job
+    from surgeon.llama_quantize.options import QuantizeCommand
     from surgeon.plan.recipe import load_recipe
 
     recipe = load_recipe(options.recipe)
     return run_job(
-        Job(
+        QuantizeCommand(
             plan=recipe.plan,
             input=options.input,
             output=options.output or options.input,

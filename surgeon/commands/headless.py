@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from surgeon.errors import SurgeonError
-from surgeon.llama_quantize.options import Job
+from surgeon.llama_quantize.options import QuantizeCommand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def run_job(job: Job) -> int:
+def run_job(job: QuantizeCommand) -> int:
     """Do what `job` says; returns the exit code. Raises SurgeonError for everything that is in the way."""
     from surgeon.model.model import load_model
     from surgeon.resolve.resolve import resolve
@@ -52,7 +52,7 @@ def run_job(job: Job) -> int:
     return 0
 
 
-def _load_imatrix(job: Job) -> Imatrix | None:
+def _load_imatrix(job: QuantizeCommand) -> Imatrix | None:
     if job.imatrix is None:
         return None
     from surgeon.imatrix.files import load_imatrix
@@ -64,7 +64,7 @@ def _load_imatrix(job: Job) -> Imatrix | None:
     return imatrix
 
 
-def _dry_run(job: Job, resolution: Resolution) -> int:
+def _dry_run(job: QuantizeCommand, resolution: Resolution) -> int:
     """Types and sizes only. A missing imatrix is only warned of, as llama-quantize does; other errors count."""
     _tell_problems(resolution.problems)
     if job.json:
@@ -84,7 +84,7 @@ def _tell_problems(problems: Sequence[Problem]) -> None:
         print(f"surgeon: {problem.severity}: {problem.text}", file=sys.stderr)
 
 
-def _check_save_imatrix(job: Job, imatrix: Imatrix | None) -> None:
+def _check_save_imatrix(job: QuantizeCommand, imatrix: Imatrix | None) -> None:
     if job.save_imatrix is None:
         return
     if imatrix is None:
@@ -101,7 +101,7 @@ def _save_imatrix(imatrix: Imatrix, resolution: Resolution, path: Path) -> None:
     save(imatrix.renumbered(kept), path)
 
 
-def _write(job: Job, resolution: Resolution, imatrix: Imatrix | None) -> Summary:
+def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None) -> Summary:
     from surgeon.write.operation import Summary, WriteOptions, write
 
     options = WriteOptions(
@@ -222,7 +222,7 @@ def _print_sizes(resolution: Resolution) -> None:
         print(f"WARNING: {resolution.fallbacks} of {total} tensor(s) required fallback quantization")
 
 
-def _report(job: Job, resolution: Resolution, summary: Summary) -> None:
+def _report(job: QuantizeCommand, resolution: Resolution, summary: Summary) -> None:
     if job.json:
         print(json.dumps(as_json(job, resolution, summary), indent=1))
         return
@@ -233,7 +233,7 @@ def _report(job: Job, resolution: Resolution, summary: Summary) -> None:
     print(f"{names}: {summary.nbytes} bytes in {summary.seconds:.1f} s ({speed:.0f} MB/s{resumed})")
 
 
-def as_json(job: Job, resolution: Resolution, summary: Summary | None = None) -> dict[str, Any]:
+def as_json(job: QuantizeCommand, resolution: Resolution, summary: Summary | None = None) -> dict[str, Any]:
     """The object that `--json` prints.
 
     tensors: those written, in output order, sizes without padding; pruned: names in the input; total_bytes: of the
@@ -264,7 +264,7 @@ def as_json(job: Job, resolution: Resolution, summary: Summary | None = None) ->
     }
 
 
-def _planned_bytes(job: Job, resolution: Resolution) -> int:
+def _planned_bytes(job: QuantizeCommand, resolution: Resolution) -> int:
     if not job.split_max_bytes:
         return resolution.total_bytes
     from surgeon.write.layouts import lay_out

@@ -64,7 +64,7 @@ class OptionError(SurgeonError):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class QuantizeCommand:
     """What one run shall do. input: None until the positional words are read; threads: 0 for all cores."""
 
     plan: Plan
@@ -111,7 +111,7 @@ def usage() -> str:
     return USAGE + "\n".join([*rows, f"       {'COPY':<10} {FILE_TYPES['COPY'].description}"])
 
 
-def parse_job(arguments: list[str]) -> Job:
+def parse_job(arguments: list[str]) -> QuantizeCommand:
     """The job that `arguments` (without the program's name) describe; raises SurgeonError with exit code 1."""
     words = read_words(arguments)
     recipe = load_recipe(words.values["--recipe"]) if "--recipe" in words.values else Recipe(Plan())
@@ -119,7 +119,7 @@ def parse_job(arguments: list[str]) -> Job:
     plan = replace(plan_of(words, recipe.plan), file_type=kind.name)
     if "--dry-run" not in words.flags and not plan.keep_split:
         _refuse_same_file(source, output)
-    return Job(
+    return QuantizeCommand(
         plan=plan,
         input=source,
         output=output,

@@ -140,7 +140,7 @@ def with_pruned_toggled(plan: Plan, layers: Iterable[int]) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class HistoryStep:
     """A plan and what led to it ("prune 26, 29")."""
 
     plan: Plan
@@ -151,13 +151,13 @@ class Step:
 class History:
     """Undo and redo: every state is a whole plan, so going back can never be half done."""
 
-    present: Step
-    past: tuple[Step, ...] = ()
-    future: tuple[Step, ...] = ()
+    present: HistoryStep
+    past: tuple[HistoryStep, ...] = ()
+    future: tuple[HistoryStep, ...] = ()
 
     @classmethod
     def starting(cls, plan: Plan) -> History:
-        return cls(Step(plan, ""))
+        return cls(HistoryStep(plan, ""))
 
     @property
     def plan(self) -> Plan:
@@ -167,7 +167,7 @@ class History:
         """A new state; what had been undone is forgotten. An edit that changes nothing leaves no state behind."""
         if plan == self.plan:
             return self
-        return History(Step(plan, label), (*self.past, self.present))
+        return History(HistoryStep(plan, label), (*self.past, self.present))
 
     def undo(self) -> History:
         """One state back (the same history when there is none); `self.present.label` says what was undone."""

@@ -10,7 +10,7 @@ from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.preflight import Findings
 from surgeon.resolve.tensor_facts import TensorFacts
 from surgeon.resolve.tensor_op import TensorOp
-from surgeon.resolve.type_choice import Chooser, UnfitError, Wanted, fitted
+from surgeon.resolve.type_choice import Chooser, TypeWish, UnfitError, fitted
 from surgeon_kernels.formats import REQUIRES_IMATRIX, USES_IMATRIX
 
 # Types that llama-quantize refuses to make without an importance matrix.
@@ -53,7 +53,7 @@ class Decider:
         nbytes = facts.nbytes_as(wanted.type)
         return TensorOp(tensor, source, name, "convert", from_type, wanted.type, nbytes, reason, entry, facts.slice)
 
-    def _copied(self, facts: TensorFacts, name: str, wanted: Wanted) -> str:
+    def _copied(self, facts: TensorFacts, name: str, wanted: TypeWish) -> str:
         if wanted.type is None:
             return wanted.why
         # A copy needs no importances, yet llama-quantize refuses it when there is no imatrix at all.
@@ -61,7 +61,7 @@ class Decider:
             self.findings.needs_imatrix.append(name)
         return f"copied: same type ({wanted.why})"
 
-    def _wanted(self, facts: TensorFacts, name: str) -> Wanted:
+    def _wanted(self, facts: TensorFacts, name: str) -> TypeWish:
         """The type chosen and made to fit; a tensor for which there is none is left as it is, with an error."""
         chooser = self.chooser
         compat = chooser.plan.compat
@@ -75,7 +75,7 @@ class Decider:
             self.findings.error(f"{facts.name}: {error}")
         except SurgeonError as error:
             self.findings.error(str(error))
-        return Wanted(None, "no type fits")
+        return TypeWish(None, "no type fits")
 
     def _weigh(self, facts: TensorFacts, name: str, type_name: str) -> str | None:
         """The imatrix entry that weighs this tensor's error, if there is one and the type makes use of it."""

@@ -28,7 +28,7 @@ PRUNED_LAYERS, SOURCE, PLAN_HASH = "surgeon.pruned_layers", "surgeon.source", "s
 # llama-quantize keeps strings of its own in 128 bytes, the last of them NUL.
 _C_STRING_BYTES = 127
 
-Metadata = dict[str, Value]
+KeyValues = dict[str, Value]
 _SIGNED = (ValueType.INT8, ValueType.INT16, ValueType.INT32, ValueType.INT64)
 _UNSIGNED = (ValueType.UINT8, ValueType.UINT16, ValueType.UINT32, ValueType.UINT64)
 
@@ -42,7 +42,7 @@ _GUESSES = {
 } | {"NVFP4": 39}
 
 
-def base_metadata(model: Model, plan: Plan, types: tuple[str, ...]) -> Metadata:
+def base_metadata(model: Model, plan: Plan, types: tuple[str, ...]) -> KeyValues:
     """Steps up to the user's overrides; types: those of all tensors of the input, in output order."""
     kv = _cut_at_nul(model) if plan.compat else dict(model.file.kv)
     _set(kv, "general.quantization_version", Value.of(ValueType.UINT32, QUANTIZATION_VERSION))
@@ -54,7 +54,7 @@ def base_metadata(model: Model, plan: Plan, types: tuple[str, ...]) -> Metadata:
     return kv
 
 
-def add_imatrix(kv: Metadata, plan: Plan, path: str, datasets: tuple[str, ...], entries: int, chunks: int) -> None:
+def add_imatrix(kv: KeyValues, plan: Plan, path: str, datasets: tuple[str, ...], entries: int, chunks: int) -> None:
     """What is told about the importance matrix; entries: after `--include-weights` and `--exclude-weights`."""
     if not plan.hide_imatrix:
         _set(kv, "quantize.imatrix.file", _text(plan.imatrix_file or path, plan.compat))
@@ -65,11 +65,11 @@ def add_imatrix(kv: Metadata, plan: Plan, path: str, datasets: tuple[str, ...], 
         _set(kv, "quantize.imatrix.chunks_count", Value.of(ValueType.UINT32, chunks))
 
 
-def set_block_count(kv: Metadata, model: Model, count: int) -> None:
+def set_block_count(kv: KeyValues, model: Model, count: int) -> None:
     _set(kv, f"{model.architecture}.block_count", Value.of(ValueType.UINT32, count))
 
 
-def apply_edits(kv: Metadata, edits: Iterable[tuple[str, Value | None]]) -> None:
+def apply_edits(kv: KeyValues, edits: Iterable[tuple[str, Value | None]]) -> None:
     """Each key replaced where it stands (appended when new), or removed with None."""
     for key, value in edits:
         if value is None:
@@ -78,7 +78,7 @@ def apply_edits(kv: Metadata, edits: Iterable[tuple[str, Value | None]]) -> None
             kv[key] = value
 
 
-def add_provenance(kv: Metadata, model: Model, plan: Plan) -> None:
+def add_provenance(kv: KeyValues, model: Model, plan: Plan) -> None:
     """Which layers of which file are gone; numbers and name are those of the first file when it was pruned before."""
     stored = model.file.kv.get(PRUNED_LAYERS)
     ours = stored is not None and stored.element_type is ValueType.INT32
@@ -170,15 +170,15 @@ def _text(text: str, compat: bool) -> Value:
     return Value.of(ValueType.STRING, raw.split(b"\0")[0][:_C_STRING_BYTES] if compat else raw)
 
 
-def _set(kv: Metadata, key: str, value: Value) -> None:
+def _set(kv: KeyValues, key: str, value: Value) -> None:
     kv.pop(key, None)
     kv[key] = value
 
 
-_cut: WeakKeyDictionary[Model, Metadata] = WeakKeyDictionary()
+_cut: WeakKeyDictionary[Model, KeyValues] = WeakKeyDictionary()
 
 
-def _cut_at_nul(model: Model) -> Metadata:
+def _cut_at_nul(model: Model) -> KeyValues:
     """The source's metadata as it looks after a passage through C strings; worked out once per model."""
     if model not in _cut:
         _cut[model] = {key: _cut_value(value) for key, value in model.file.kv.items()}

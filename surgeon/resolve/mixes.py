@@ -18,7 +18,7 @@ from surgeon.plan.file_types import FileType
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
-class Subject(NamedTuple):
+class MixTensor(NamedTuple):
     """The tensor to be judged: columns: row length; matrices: ne[2]; layer: of a leading `blk.<n>.` in the output."""
 
     name: str
@@ -84,7 +84,7 @@ def use_more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def choose(mix: Mix, subject: Subject, index: int, block: int) -> Choice:
+def choose(mix: Mix, subject: MixTensor, index: int, block: int) -> Choice:
     """The type the mix gives `subject`, and why.
 
     index: how many tensors of the same counter came before; block: elements per block of the base type.
@@ -108,7 +108,7 @@ def choose(mix: Mix, subject: Subject, index: int, block: int) -> Choice:
     return Choice(found[0], f"mix rule: {found[1]}")
 
 
-def _glm5_next(mix: Mix, subject: Subject) -> _Rule:
+def _glm5_next(mix: Mix, subject: MixTensor) -> _Rule:
     if mix.architecture != "glm5-next":
         return None
     if any(part in subject.name for part in ("attn_q_a", "attn_q_b", "nextn.eh_proj")):
@@ -116,7 +116,7 @@ def _glm5_next(mix: Mix, subject: Subject) -> _Rule:
     return None
 
 
-def _output(mix: Mix, subject: Subject, block: int) -> _Rule:
+def _output(mix: Mix, subject: MixTensor, block: int) -> _Rule:
     what = "output" if subject.category is Category.OUTPUT else "token_embd serves as output"
     if mix.output_type is not None:
         return mix.output_type, "--output-tensor-type, for a tied embedding"
@@ -131,7 +131,7 @@ def _output(mix: Mix, subject: Subject, block: int) -> _Rule:
     return ("Q6_K", what) if mix.base != "Q8_0" else None
 
 
-def _mxfp4_moe(mix: Mix, subject: Subject) -> _Rule:
+def _mxfp4_moe(mix: Mix, subject: MixTensor) -> _Rule:
     experts = (Category.FFN_UP, Category.FFN_GATE, Category.FFN_DOWN)
     if subject.matrices > 1 and (mix.architecture != "bailingmoe3" or subject.category in experts):
         return None
@@ -148,7 +148,7 @@ def _token_embedding(mix: Mix) -> _Rule:
     return None
 
 
-def _iq2_family(mix: Mix, subject: Subject, index: int) -> _Rule:
+def _iq2_family(mix: Mix, subject: MixTensor, index: int) -> _Rule:
     larger = mix.name in ("IQ2_S", "IQ2_M")
     raised = "IQ3_S" if larger else "Q2_K"
     kind = subject.category
@@ -170,7 +170,7 @@ def _iq2_family(mix: Mix, subject: Subject, index: int) -> _Rule:
     return None
 
 
-def _attention_v(mix: Mix, subject: Subject, index: int) -> _Rule:
+def _attention_v(mix: Mix, subject: MixTensor, index: int) -> _Rule:
     chosen = _attention_v_by_type(mix, subject.category, index)
     if mix.is_70b and (chosen[0] if chosen else mix.base) in ("Q3_K", "Q4_K"):
         chosen = "Q5_K", f"{subject.category} of a 70B model"
@@ -201,18 +201,18 @@ def _attention_v_by_type(mix: Mix, kind: str, index: int) -> _Rule:
     return None
 
 
-def _attention_k(mix: Mix, subject: Subject, index: int) -> _Rule:
+def _attention_k(mix: Mix, subject: MixTensor, index: int) -> _Rule:
     if mix.n_expert == 8:
         return "Q8_0", "attn_k, 8 experts"
     return _attention_q(mix, subject, index)
 
 
-def _attention_q(mix: Mix, subject: Subject, _index: int) -> _Rule:
+def _attention_q(mix: Mix, subject: MixTensor, _index: int) -> _Rule:
     lowered = {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(mix.name)
     return (lowered, subject.category) if lowered else None
 
 
-def _ffn_down(mix: Mix, subject: Subject, index: int) -> _Rule:
+def _ffn_down(mix: Mix, subject: MixTensor, index: int) -> _Rule:
     layer = _layer_of(mix, subject, index)
     more, early = use_more_bits(layer, mix.n_layer), layer < mix.n_layer // 8
     place = _place(layer, mix.n_layer)
@@ -267,7 +267,7 @@ _OUTPUT_8_EXPERTS = frozenset("Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q
 _OUTPUT_RAISED = {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}
 
 
-def _attention_output(mix: Mix, _subject: Subject, _index: int) -> _Rule:
+def _attention_output(mix: Mix, _subject: MixTensor, _index: int) -> _Rule:
     if mix.architecture == "falcon":
         return ("Q4_K", "attn_output of falcon") if mix.name == "Q3_K_L" else None
     if mix.n_expert == 8:
@@ -276,14 +276,14 @@ def _attention_output(mix: Mix, _subject: Subject, _index: int) -> _Rule:
     return (raised, "attn_output") if raised else None
 
 
-def _ffn_gate_up(mix: Mix, subject: Subject, index: int) -> _Rule:
+def _ffn_gate_up(mix: Mix, subject: MixTensor, index: int) -> _Rule:
     layer = _layer_of(mix, subject, index)
     if mix.name == "IQ3_XS" and mix.n_layer // 8 <= layer < 7 * mix.n_layer // 8:
         return "IQ3_XXS", f"{subject.category}, {_place(layer, mix.n_layer)} (middle)"
     return None
 
 
-_RULES: dict[Category, Callable[[Mix, Subject, int], _Rule]] = {
+_RULES: dict[Category, Callable[[Mix, MixTensor, int], _Rule]] = {
     **dict.fromkeys(ATTENTION_V_LIKE, _attention_v),
     Category.ATTENTION_K: _attention_k,
     Category.ATTENTION_Q: _attention_q,
@@ -294,7 +294,7 @@ _RULES: dict[Category, Callable[[Mix, Subject, int], _Rule]] = {
 }
 
 
-def _layer_of(mix: Mix, subject: Subject, index: int) -> int:
+def _layer_of(mix: Mix, subject: MixTensor, index: int) -> int:
     """Layer the feed-forward rules count with: with experts (several tensors a layer) the name's, else the order."""
     if mix.n_expert <= 1:
         return index

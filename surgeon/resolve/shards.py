@@ -18,7 +18,7 @@ from surgeon.resolve.tensor_op import TensorOp
 SHARD_SUFFIX = re.compile(r"-(\d{5})-of-(\d{5})$")
 SPLIT_KEYS = frozenset({"split.no", "split.count", "split.tensors.count"})
 
-Metadata = tuple[tuple[str, Value], ...]
+KeyValueList = tuple[tuple[str, Value], ...]
 Numbers = tuple[int, ...]
 
 
@@ -27,7 +27,7 @@ class Part:
     """What one file to be written holds; numbers: the places of its tensors in `Resolution.kept`."""
 
     path: Path
-    kv: Metadata
+    kv: KeyValueList
     numbers: Numbers
     alignment: int
 
@@ -43,7 +43,7 @@ class Contents:
     """What is to be spread over files. shards: of the input where its split is kept (`keep_split`), else 0."""
 
     kept: Sequence[TensorOp]
-    metadata: Metadata
+    metadata: KeyValueList
     alignment: int
     shards: int = 0
 
@@ -95,7 +95,7 @@ def groups_of_input(kept: Sequence[TensorOp], shards: int) -> list[Numbers]:
     return [tuple(group) for place, group in enumerate(groups) if group or place == 0]
 
 
-def _keep_split_keys(number: int, count: int, tensors: int) -> Metadata:
+def _keep_split_keys(number: int, count: int, tensors: int) -> KeyValueList:
     """llama-quantize's order."""
     return (
         ("split.no", Value.of(ValueType.UINT16, number)),
@@ -104,7 +104,7 @@ def _keep_split_keys(number: int, count: int, tensors: int) -> Metadata:
     )
 
 
-def _gguf_split_keys(number: int, count: int, tensors: int) -> Metadata:
+def _gguf_split_keys(number: int, count: int, tensors: int) -> KeyValueList:
     """llama-gguf-split's order: it knows the number of shards only at the end."""
     return (
         ("split.no", Value.of(ValueType.UINT16, number)),
@@ -116,9 +116,9 @@ def _gguf_split_keys(number: int, count: int, tensors: int) -> Metadata:
 def _shards(
     alignment: int,
     out: Path,
-    plain: Metadata,
+    plain: KeyValueList,
     groups: Sequence[Numbers],
-    keys: Callable[[int, int, int], Metadata],
+    keys: Callable[[int, int, int], KeyValueList],
 ) -> tuple[Part, ...]:
     """One file per group. Only the first carries `general.alignment`, so the others are laid out by the default."""
     tensors = sum(map(len, groups))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from surgeon.errors import SurgeonError
 from surgeon.model.categories import OUTPUT, TOKEN_EMBEDDINGS, Category
 from surgeon.plan.plan import Plan, TypeRule
-from surgeon.resolve.mixes import COUNTER, Mix, Subject, choose
+from surgeon.resolve.mixes import COUNTER, Mix, MixTensor, choose
 from surgeon.resolve.tensor_facts import TensorFacts
 from surgeon_kernels.formats import FORMATS
 
@@ -28,7 +28,7 @@ class UnfitError(SurgeonError):
     """A row that no replacement fits."""
 
 
-class Wanted(NamedTuple):
+class TypeWish(NamedTuple):
     """type: None to copy; dedicated: by an option that in llama-quantize has no shape fallback; fell_back: it did."""
 
     type: str | None
@@ -37,12 +37,12 @@ class Wanted(NamedTuple):
     fell_back: bool = False
 
 
-_COPIED = Wanted(None, "copied: COPY")
+_COPIED = TypeWish(None, "copied: COPY")
 Asked = tuple[object, ...]
 
 
 @lru_cache(8)
-def chosen_by(mix: Mix) -> dict[Asked, Wanted]:
+def chosen_by(mix: Mix) -> dict[Asked, TypeWish]:
     """What `mix` chose so far; what was asked -> its answer."""
     return {}
 
@@ -61,14 +61,14 @@ class Chooser:
     mix: Mix | None
     rules: dict[str, TypeRule]
     types: dict[str, str]
-    chosen: dict[Asked, Wanted]
+    chosen: dict[Asked, TypeWish]
     counters: dict[str, int] = field(default_factory=dict)
 
-    def wanted(self, facts: TensorFacts, name: str, layer: int | None, rule_name: str) -> Wanted:
+    def wanted(self, facts: TensorFacts, name: str, layer: int | None, rule_name: str) -> TypeWish:
         """name, layer: in the output; rule_name: the name rules are matched with. Raises SurgeonError."""
         explicit = self._explicit(facts, rule_name)
         if self.mix is None:
-            return Wanted(self.base, self._base_reason) if explicit is None else explicit
+            return TypeWish(self.base, self._base_reason) if explicit is None else explicit
         counter = COUNTER.get(facts.category)
         index = self.counters.get(counter, 0) if counter else 0
         # llama-quantize counts only what the mix decides, so that one override shifts the choice for later tensors.
@@ -80,37 +80,37 @@ class Chooser:
     def _base_reason(self) -> str:
         return f"base type of {self.plan.file_type}{', --pure' if self.plan.pure else ''}"
 
-    def _mixed(self, mix: Mix, facts: TensorFacts, name: str, layer: int | None, index: int) -> Wanted:
+    def _mixed(self, mix: Mix, facts: TensorFacts, name: str, layer: int | None, index: int) -> TypeWish:
         """The mix's choice, looked up when the same mix was asked the same before, for this plan or an earlier one."""
         key: Asked = (facts.category, index, facts.columns, facts.matrices)
         if mix.reads_names:
             key += (name, layer)
         known = self.chosen.get(key)
         if known is None:
-            subject = Subject(name, facts.category, facts.columns, facts.matrices, layer)
-            known = self.chosen[key] = Wanted(*choose(mix, subject, index, FORMATS[mix.base].block))
+            subject = MixTensor(name, facts.category, facts.columns, facts.matrices, layer)
+            known = self.chosen[key] = TypeWish(*choose(mix, subject, index, FORMATS[mix.base].block))
         return known
 
-    def _explicit(self, facts: TensorFacts, rule_name: str) -> Wanted | None:
+    def _explicit(self, facts: TensorFacts, rule_name: str) -> TypeWish | None:
         plan, name = self.plan, facts.name
         by_hand = self.types.get(name)
         if by_hand is not None:
-            return Wanted(by_hand, "set by hand")
+            return TypeWish(by_hand, "set by hand")
         if self.base is None:
             return _COPIED
         if plan.leave_output_tensor and name == OUTPUT:
-            return Wanted(None, "copied: --leave-output-tensor")
+            return TypeWish(None, "copied: --leave-output-tensor")
         rule = self.rules.get(rule_name) if self.base_quantized else None
         if name in TOKEN_EMBEDDINGS and plan.token_embedding_type is not None:
             if rule is not None and name == "per_layer_token_embd.weight":
-                return Wanted(rule.type, f"rule {rule}")
-            return Wanted(plan.token_embedding_type, "--token-embedding-type", dedicated=True)
+                return TypeWish(rule.type, f"rule {rule}")
+            return TypeWish(plan.token_embedding_type, "--token-embedding-type", dedicated=True)
         if facts.category is Category.OUTPUT and plan.output_tensor_type is not None:
-            return Wanted(plan.output_tensor_type, "--output-tensor-type", dedicated=True)
-        return None if rule is None else Wanted(rule.type, f"rule {rule}")
+            return TypeWish(plan.output_tensor_type, "--output-tensor-type", dedicated=True)
+        return None if rule is None else TypeWish(rule.type, f"rule {rule}")
 
 
-def fitted(wanted: Wanted, columns: int, *, fallback: bool) -> Wanted:
+def fitted(wanted: TypeWish, columns: int, *, fallback: bool) -> TypeWish:
     """`wanted` itself when whole blocks fill a row, else its replacement; raises UnfitError when there is none."""
     if wanted.type is None or columns % FORMATS[wanted.type].block == 0:
         return wanted
@@ -124,7 +124,7 @@ def fitted(wanted: Wanted, columns: int, *, fallback: bool) -> Wanted:
         raise UnfitError(f"{reason}, and {wanted.type} has none to fall back to; {remedy}")
     if columns % FORMATS[replacement].block:
         replacement = "F16"
-    return Wanted(replacement, f"{reason}: {wanted.type} falls back to {replacement}", wanted.dedicated, True)
+    return TypeWish(replacement, f"{reason}: {wanted.type} falls back to {replacement}", wanted.dedicated, True)
 
 
 def winning_rules(rules: Iterable[tuple[TypeRule, frozenset[str]]]) -> dict[str, TypeRule]:

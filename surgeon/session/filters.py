@@ -47,7 +47,7 @@ _FLAGS = ("pruned", "marked", "changed", "fallback", "rule", "uncovered")
 _ALIASES = {"bias": "sum", "entropy": "h", "cossim": "cos", "shape": "cols"}
 
 
-class Subject(Protocol):
+class Filterable(Protocol):
     """What a filter asks of a tensor's row."""
 
     @property
@@ -60,7 +60,7 @@ class Subject(Protocol):
     def flag(self, key: str) -> bool: ...
 
 
-Predicate = Callable[[Subject], bool]
+Predicate = Callable[[Filterable], bool]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _comparison(key: str, sign: str, operand: str) -> Predicate:
         return lambda row: row.number_field(key) != wanted
     compare = _OPERATORS[sign]
 
-    def holds(row: Subject) -> bool:
+    def holds(row: Filterable) -> bool:
         value = row.number_field(key)
         return value is not None and compare(value, wanted)
 

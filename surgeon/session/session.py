@@ -250,7 +250,7 @@ class Session:
     ) -> None:
         """Show these figures, of the plan's importance matrix or of one that is being collected."""
         self.measurements = Measurements.of(rows, layers, influence_figures(influence) | {"kld": self.damages})
-        self._shared = shared_inputs(self.model, self.measurements)
+        self._shared = same_statistics(self.model, self.measurements)
         self._coverage = None if self.imatrix is None else coverage(self.model, self.imatrix)
         self.uncovered = frozenset(self._coverage.missing if self._coverage else ())
 
@@ -311,7 +311,7 @@ def layer_number(key: str) -> int | None:
     return int(key[6:]) if key.startswith("layer ") and key[6:].isdigit() else None
 
 
-def shared_inputs(model: Model, measurements: Measurements) -> dict[str, tuple[str, ...]]:
+def same_statistics(model: Model, measurements: Measurements) -> dict[str, tuple[str, ...]]:
     """Tensor name -> short names of the others in its layer with the same statistics: they see the same activations."""
     shared: dict[str, tuple[str, ...]] = {}
     for layer in model.layers:

@@ -24,7 +24,7 @@ from surgeon.tui.drawing.ascii_filter import AsciiFilter
 from surgeon.tui.drawing.theme import DARK, LIGHT, theme
 from surgeon.tui.host import Host
 from surgeon.tui.jobs.measuring import MeasureJob
-from surgeon.tui.jobs.messages import Measured, Reported, Warmed, WarmFailed, WriteFailed, Written
+from surgeon.tui.jobs.messages import Reported, StatisticsReady, Warmed, WarmFailed, WriteFailed, Written
 from surgeon.tui.jobs.warm_up import WarmUp
 from surgeon.tui.jobs.writing import WriteJob
 from surgeon.tui.main_screen import MainScreen
@@ -84,10 +84,10 @@ class SurgeonApp(Host):
         self.session.measure_later = False
         imatrix = self.session.imatrix
         if imatrix is not None:
-            self.run_worker(lambda: self.post_message(Measured(imatrix, *statistics_of(imatrix))), thread=True)
+            self.run_worker(lambda: self.post_message(StatisticsReady(imatrix, *statistics_of(imatrix))), thread=True)
 
-    @on(Measured)
-    def measured(self, event: Measured) -> None:
+    @on(StatisticsReady)
+    def measured(self, event: StatisticsReady) -> None:
         if event.imatrix is self.session.imatrix:
             self.session.show_statistics(event.rows, event.layers, event.influence)
             self.main.show_rows()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from surgeon.gguf.layout import Entry, Header, header
 from surgeon.resolve.resolution import Resolution
-from surgeon.resolve.shards import Metadata, Numbers, Part
+from surgeon.resolve.shards import KeyValueList, Numbers, Part
 from surgeon.resolve.tensor_op import TensorOp
 from surgeon_kernels.formats import FORMATS
 
@@ -20,7 +20,7 @@ class OutputLayout:
     """
 
     path: Path
-    kv: Metadata
+    kv: KeyValueList
     entries: tuple[Entry, ...]
     header: Header
     numbers: Numbers

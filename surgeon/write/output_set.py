@@ -19,7 +19,7 @@ from surgeon.imatrix.imatrix import Imatrix
 from surgeon.resolve.resolution import Resolution
 from surgeon.write.layouts import OutputLayout
 from surgeon.write.output_file import OutputFile, companion, refuse_existing, sync_folder, write_error
-from surgeon.write.resume_log import Identity, Journal, Recorded, read
+from surgeon.write.resume_log import Identity, Recorded, ResumeLog, read
 
 
 class OutputSet:
@@ -28,7 +28,7 @@ class OutputSet:
     def __init__(self, layouts: Sequence[OutputLayout]) -> None:
         self.layouts = tuple(layouts)
         self.files = tuple(OutputFile(layout.path, layout.header.total_bytes) for layout in layouts)
-        self._journal = Journal(companion(layouts[0].path, ".surgeon-journal"))
+        self._journal = ResumeLog(companion(layouts[0].path, ".surgeon-journal"))
         self._closing = (
             threading.Lock()
         )  # held while a thread left behind could write to a number that is closed by now

@@ -30,7 +30,7 @@ class Identity:
     outputs: tuple[int, ...]
 
 
-class Journal:
+class ResumeLog:
     """Appends to the journal file `path`."""
 
     def __init__(self, path: Path) -> None:

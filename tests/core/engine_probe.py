@@ -10,14 +10,14 @@ import sys
 import numpy as np
 
 from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.llama import ContextSize, Model, opened
+from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
 from surgeon.engine.libraries import find_libraries
 
 TOKENS = np.array([1, 5, 9, 30, 17, 3, 22, 8, 8, 14, 29, 4, 11, 26, 7, 19], np.int32)
 
 
 def logits(binding: Binding, path: str) -> np.ndarray:
-    model = Model(binding, path)
+    model = LlamaModel(binding, path)
     try:
         with opened(model, ContextSize(n_ctx=256, n_batch=64, n_ubatch=64), threads=1) as context:
             positions = np.arange(len(TOKENS), dtype=np.int32)

@@ -7,7 +7,7 @@ import pytest
 from surgeon.errors import SurgeonError
 from surgeon.model.categories import Category, category, dimensions, kept_because
 from surgeon.plan.file_types import FILE_TYPES, find_file_type, parse_file_type
-from surgeon.resolve.mixes import Mix, Subject, choose, use_more_bits
+from surgeon.resolve.mixes import Mix, MixTensor, choose, use_more_bits
 from surgeon_kernels.formats import FORMATS
 
 
@@ -26,7 +26,7 @@ def mix(name: str, **changes: object) -> Mix:
 
 
 def chosen(mix: Mix, kind: Category, index: int = 0, columns: int = 4096, matrices: int = 1, layer: int = 0) -> str:
-    subject = Subject(f"blk.{layer}.{kind}.weight", kind, columns, matrices, layer)
+    subject = MixTensor(f"blk.{layer}.{kind}.weight", kind, columns, matrices, layer)
     choice = choose(mix, subject, index, FORMATS[mix.base].block)
     assert choice.why
     return choice.type
@@ -151,7 +151,7 @@ def test_experts_count_by_the_number_in_the_name() -> None:
     with pytest.raises(SurgeonError, match="outside the 32 layers"):
         chosen(experts, Category.FFN_UP, layer=32)
     with pytest.raises(SurgeonError, match="needs `blk"):
-        choose(experts, Subject("ffn_up.weight", Category.FFN_UP, 256, 1, None), 0, 256)
+        choose(experts, MixTensor("ffn_up.weight", Category.FFN_UP, 256, 1, None), 0, 256)
 
 
 def test_mxfp4_is_for_experts() -> None:
@@ -164,7 +164,7 @@ def test_mxfp4_is_for_experts() -> None:
 
 
 def test_glm5_next_keeps_its_low_rank_queries() -> None:
-    subject = Subject("blk.0.attn_q_a.weight", Category.OTHER, 4096, 1, 0)
+    subject = MixTensor("blk.0.attn_q_a.weight", Category.OTHER, 4096, 1, 0)
     assert choose(mix("Q4_K_M", architecture="glm5-next"), subject, 0, 256).type == "Q8_0"
     assert choose(mix("Q4_K_M"), subject, 0, 256).type == "Q4_K"
 

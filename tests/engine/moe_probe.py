@@ -11,13 +11,13 @@ import numpy as np
 
 from surgeon.engine.child.binding import Binding
 from surgeon.engine.child.imatrix_collection import Collector
-from surgeon.engine.child.llama import ContextSize, Model, opened
+from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
 from surgeon.engine.libraries import find_libraries
 
 TOKENS = np.random.default_rng(11).integers(3, 30, 48, dtype=np.int32)
 
 if __name__ == "__main__":
-    model = Model(Binding(find_libraries()), sys.argv[2])
+    model = LlamaModel(Binding(find_libraries()), sys.argv[2])
     collector = Collector(model, process_output=False)
     with opened(model, ContextSize(n_ctx=256, n_batch=64, n_ubatch=24), 1, collector) as context:
         positions = np.arange(len(TOKENS), dtype=np.int32)

@@ -27,7 +27,7 @@ from surgeon.engine.protocol import (
 from surgeon.machine import available_cores
 
 if TYPE_CHECKING:
-    from surgeon.engine.child.llama import Model
+    from surgeon.engine.child.llama import LlamaModel
 
 
 def main() -> int:
@@ -69,12 +69,12 @@ def _one_line(error: BaseException) -> str:
 def _run(engine: Engine, job: Job) -> Iterator[Message]:
     from surgeon.engine.child import toy
     from surgeon.engine.child.binding import Binding
-    from surgeon.engine.child.llama import Model
+    from surgeon.engine.child.llama import LlamaModel
     from surgeon.engine.libraries import find_libraries
 
     binding = Binding(find_libraries(engine.library))
     toy.check(binding, engine.n_gpu_layers)
-    model = Model(binding, job.model, engine.n_gpu_layers)
+    model = LlamaModel(binding, job.model, engine.n_gpu_layers)
     threads = engine.threads if engine.threads > 0 else available_cores()
     yield Loaded(
         binding.label, binding.devices(), model.description, model.n_params, model.nbytes, model.n_vocab,
@@ -84,7 +84,7 @@ def _run(engine: Engine, job: Job) -> Iterator[Message]:
     model.close()
 
 
-def _answers(model: Model, job: Job, threads: int) -> Iterator[Message]:
+def _answers(model: LlamaModel, job: Job, threads: int) -> Iterator[Message]:
     """Each job's module is imported only when it is asked for."""
     match job:
         case ImatrixJob():

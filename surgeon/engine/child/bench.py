@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surgeon.engine.child.llama import Context, ContextSize, Model, Tokens, opened
+from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.protocol import BenchJob, Finished, Message, Started, Step
 
 
@@ -22,7 +22,7 @@ def label(prompt: int, generated: int, depth: int = 0) -> str:
     return "+".join(parts) + (f" @ d{depth}" if depth else "")
 
 
-def measure(model: Model, job: BenchJob, threads: int) -> Iterator[Message]:
+def measure(model: LlamaModel, job: BenchJob, threads: int) -> Iterator[Message]:
     """Started, a Step per repetition (`tokens_per_second`), Finished with `tests`: mean, deviation, best of each."""
     yield Started(0, len(job.tests) * job.repetitions, 0)
     results = []

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.engine.child.graph import GGML_TYPE_F32, Node, rows
-from surgeon.engine.child.llama import Model, opened
+from surgeon.engine.child.llama import LlamaModel, opened
 from surgeon.engine.child.log_probabilities import Float64, negative_log_likelihood
 from surgeon.engine.child.perplexity import PerplexitySum
 from surgeon.engine.child.windows import Rows, chunk_count, evaluate, read_tokens, window_size
@@ -58,7 +58,7 @@ class Collector:
     the first of them stops the graph.
     """
 
-    def __init__(self, model: Model, *, process_output: bool) -> None:
+    def __init__(self, model: LlamaModel, *, process_output: bool) -> None:
         self._binding, self._process_output = model.binding, process_output
         self.matrices: dict[str, ActivationSum] = {}
         self.layers = np.zeros((model.n_layer, 5))
@@ -179,7 +179,7 @@ def _add_experts(entry: ActivationSum, x: NDArray[np.float32], chosen: NDArray[n
         entry.counts[int(expert)] += len(token)
 
 
-def collect(model: Model, job: ImatrixJob, threads: int) -> Iterator[Message]:
+def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Message]:
     """Started, a Step per chunk (`ppl` unless turned off), a Snapshot every `save_every` chunks and last, Finished."""
     tokens = read_tokens(model, job.text, parse_special=job.parse_special)
     n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks, job.first_chunk)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.engine.child.base_file import BaseFile, Decoded
-from surgeon.engine.child.llama import Context, Model, opened
+from surgeon.engine.child.llama import Context, LlamaModel, opened
 from surgeon.engine.child.log_probabilities import Float64, by_slabs, normaliser
 from surgeon.engine.child.windows import Rows, evaluate, read_tokens, window_size
 from surgeon.engine.errors import EngineError
@@ -70,7 +70,7 @@ def compare(rows: Rows, base: Decoded) -> Comparison:
     return Comparison.joined(list(by_slabs(rows.logits.shape, part)))
 
 
-def measure(model: Model, job: DivergenceJob, threads: int) -> Iterator[Message]:
+def measure(model: LlamaModel, job: DivergenceJob, threads: int) -> Iterator[Message]:
     """Started, a Step with the running figures after each chunk, Finished with `statistics()`."""
     base = BaseFile(job.base)
     require_same_tokens(model, base, job.text)
@@ -86,7 +86,7 @@ def measure(model: Model, job: DivergenceJob, threads: int) -> Iterator[Message]
     yield Finished({**figures, "n_chunks": n_chunks, "n_ctx": base.n_ctx})
 
 
-def require_same_tokens(model: Model, base: BaseFile, text: str | None) -> None:
+def require_same_tokens(model: LlamaModel, base: BaseFile, text: str | None) -> None:
     """Raise EngineError where model and base cannot have the same tokenizer, or the text is not the base's."""
     if base.n_vocab != model.n_vocab:
         raise EngineError(

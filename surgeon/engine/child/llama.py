@@ -41,7 +41,7 @@ class ContextSize:
         return self.n_ctx if self.unified else self.n_ctx * self.n_seq
 
 
-class Model:
+class LlamaModel:
     """A model file loaded by llama.cpp. Raises EngineError where it does not load."""
 
     def __init__(self, binding: Binding, path: str, n_gpu_layers: int = 0) -> None:
@@ -94,7 +94,9 @@ class Model:
 class Context:
     """A context over `model`. The callback, if any, sees every node of the graph; see EvalCallback."""
 
-    def __init__(self, model: Model, size: ContextSize, threads: int, callback: EvalCallback | None = None) -> None:
+    def __init__(
+        self, model: LlamaModel, size: ContextSize, threads: int, callback: EvalCallback | None = None
+    ) -> None:
         self.model, self.size = model, size
         self._llama = model.binding.llama
         self._failures: list[BaseException] = []
@@ -190,7 +192,9 @@ def _guard(callback: EvalCallback, failures: list[BaseException]) -> Callable[[i
 
 
 @contextlib.contextmanager
-def opened(model: Model, size: ContextSize, threads: int, callback: EvalCallback | None = None) -> Iterator[Context]:
+def opened(
+    model: LlamaModel, size: ContextSize, threads: int, callback: EvalCallback | None = None
+) -> Iterator[Context]:
     """A Context that is freed at the end."""
     context = Context(model, size, threads, callback)
     try:

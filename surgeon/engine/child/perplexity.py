@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from surgeon.engine.child.base_file import BaseWriter
-from surgeon.engine.child.llama import Context, ContextSize, Model, Tokens, opened
+from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.child.log_probabilities import Float64, negative_log_likelihood
 from surgeon.engine.child.windows import chunk_count, evaluate, read_tokens, window_size
 from surgeon.engine.errors import EngineError
@@ -52,7 +52,7 @@ class PerplexitySum:
         return self.mean_error * self.ppl
 
 
-def measure(model: Model, job: PerplexityJob, threads: int) -> Iterator[Message]:
+def measure(model: LlamaModel, job: PerplexityJob, threads: int) -> Iterator[Message]:
     """Started, a Step with `ppl` after each chunk, Finished with ppl, ppl_error, n_tokens, n_chunks."""
     tokens = read_tokens(model, job.text)
     if job.stride > 0:
@@ -82,7 +82,7 @@ def _figures(sums: PerplexitySum) -> dict[str, float]:
     return {"ppl": sums.ppl, "ppl_error": sums.ppl_error}
 
 
-def _strided(model: Model, job: PerplexityJob, threads: int, tokens: Tokens) -> Iterator[Message]:
+def _strided(model: LlamaModel, job: PerplexityJob, threads: int, tokens: Tokens) -> Iterator[Message]:
     """Windows every `stride` tokens, only the last `stride` positions of each scored."""
     if job.save_base is not None:
         raise EngineError("log-probabilities cannot be saved with --ppl-stride: leave one of the two away")

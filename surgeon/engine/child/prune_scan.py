@@ -15,7 +15,7 @@ from surgeon.engine.child.base_file import BaseFile, BaseWriter
 from surgeon.engine.child.graph import Node, rows
 from surgeon.engine.child.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
 from surgeon.engine.child.kl_divergence import Comparison, compare, statistics
-from surgeon.engine.child.llama import Context, ContextSize, Model, Tokens, opened
+from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.child.windows import Rows, chunk_count, evaluate, read_tokens
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, LayerDamage, Message, PruneScanJob, Started, Step
@@ -24,7 +24,7 @@ from surgeon.engine.protocol import Finished, LayerDamage, Message, PruneScanJob
 class Bypass:
     """The eval callback that passes over the layers in `skipped` (numbers of this model)."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LlamaModel) -> None:
         self._binding = model.binding
         self.skipped: frozenset[int] = frozenset()
         self._kept: NDArray[np.float32] | None = None
@@ -62,7 +62,7 @@ class Bypass:
             self._kept = None
 
 
-def measure(model: Model, job: PruneScanJob, threads: int) -> Iterator[Message]:
+def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Message]:
     """Started, a Step per chunk of each run, a LayerDamage per set of layers, Finished with the whole model's `ppl`."""
     _require_layers(model, job.layer_sets)
     tokens = read_tokens(model, job.text)
@@ -90,7 +90,7 @@ def measure(model: Model, job: PruneScanJob, threads: int) -> Iterator[Message]:
     yield Finished({"n_chunks": n_chunks, "n_ctx": job.n_ctx})
 
 
-def _require_layers(model: Model, layer_sets: list[list[int]]) -> None:
+def _require_layers(model: LlamaModel, layer_sets: list[list[int]]) -> None:
     for layers in layer_sets:
         wrong = [layer for layer in layers if not 0 <= layer < model.n_layer]
         if wrong:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from surgeon.engine.child import task_files
-from surgeon.engine.child.llama import Context, ContextSize, Logits, Model, Tokens, opened
+from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Logits, Tokens, opened
 from surgeon.engine.child.log_probabilities import negative_log_likelihood
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, Message, Started, Step, TaskJob
@@ -39,7 +39,7 @@ class Item:
         return self.common + sum(len(sequence) - self.common for sequence in self.sequences)
 
 
-def measure(model: Model, job: TaskJob, threads: int) -> Iterator[Message]:
+def measure(model: LlamaModel, job: TaskJob, threads: int) -> Iterator[Message]:
     """Started, a Step with `score` (per cent) after each task, Finished with score, its interval or error, n_tasks."""
     items = _items(model, job)
     yield Started(sum(item.n_tokens for item in items), len(items), job.n_ctx)
@@ -59,7 +59,7 @@ def measure(model: Model, job: TaskJob, threads: int) -> Iterator[Message]:
     yield Finished({"task": job.task, "n_tasks": len(items), **figures})
 
 
-def _items(model: Model, job: TaskJob) -> list[Item]:
+def _items(model: LlamaModel, job: TaskJob) -> list[Item]:
     if job.task == "hellaswag":
         return [_choice_item(model, task) for task in task_files.hellaswag(job.file, job.n_tasks)]
     if job.task == "winogrande":
@@ -67,14 +67,14 @@ def _items(model: Model, job: TaskJob) -> list[Item]:
     return [_choice_item(model, task) for task in task_files.multiple_choice(job.file, job.n_tasks)]
 
 
-def _choice_item(model: Model, task: task_files.Choice) -> Item:
+def _choice_item(model: LlamaModel, task: task_files.Choice) -> Item:
     sequences = tuple(model.tokenize(f"{task.context} {answer}".encode()) for answer in task.answers)
     common = _common_prefix(sequences)
     spans = tuple((common, len(sequence)) for sequence in sequences)
     return Item(sequences, common, spans, task.gold)
 
 
-def _blank_item(model: Model, task: task_files.Blank) -> Item:
+def _blank_item(model: LlamaModel, task: task_files.Blank) -> Item:
     sequences = tuple(model.tokenize(f"{task.before}{choice}{task.after}".encode()) for choice in task.choices)
     common = _common_prefix(sequences)
     starts = [len(model.tokenize(f"{task.before}{choice}".encode())) for choice in task.choices]
@@ -98,11 +98,11 @@ def _common_prefix(sequences: tuple[Tokens, ...]) -> int:
     return common
 
 
-def _tokens_at_once(model: Model, job: TaskJob) -> int:
+def _tokens_at_once(model: LlamaModel, job: TaskJob) -> int:
     return max(1, min(job.n_batch, _LOGITS_BYTES // (4 * model.n_vocab)))
 
 
-def _size(model: Model, job: TaskJob, items: list[Item]) -> ContextSize:
+def _size(model: LlamaModel, job: TaskJob, items: list[Item]) -> ContextSize:
     largest = max(item.n_tokens for item in items)
     n_seq = max(_SEQUENCES, *(len(item.sequences) for item in items))
     n_batch = max(_tokens_at_once(model, job), largest, n_seq)  # llama.cpp aborts with less than one per sequence

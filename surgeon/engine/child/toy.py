@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from surgeon.engine.child.binding import Binding
 from surgeon.engine.child.graph import Node
-from surgeon.engine.child.llama import ContextSize, EvalCallback, Model, opened
+from surgeon.engine.child.llama import ContextSize, EvalCallback, LlamaModel, opened
 from surgeon.engine.errors import INSTALL, EngineError, EngineMissing
 
 _WIDTH, _VOCAB, _EPSILON = 32, 64, 1e-5
@@ -52,7 +52,7 @@ def check(binding: Binding, n_gpu_layers: int = 0) -> None:
 
 
 def _logits(binding: Binding, path: Path, n_gpu_layers: int, watch: EvalCallback) -> NDArray[np.float32]:
-    model = Model(binding, str(path), n_gpu_layers)
+    model = LlamaModel(binding, str(path), n_gpu_layers)
     try:
         size = ContextSize(n_ctx=256, n_batch=64, n_ubatch=64)
         with opened(model, size, threads=1, callback=watch) as context:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon.engine.child.llama import Context, ContextSize, Logits, Model, Tokens
+from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Logits, Tokens
 from surgeon.engine.errors import EngineError
 
 _LOGITS_BYTES = 512 << 20  # of one decode; large vocabularies run fewer sequences at once
@@ -29,7 +29,7 @@ class Rows:
     ends: bool
 
 
-def read_tokens(model: Model, path: str, *, parse_special: bool = False) -> Tokens:
+def read_tokens(model: LlamaModel, path: str, *, parse_special: bool = False) -> Tokens:
     """The tokens of a text file as llama.cpp's tools see it: without its last newline, BOS as the vocabulary says."""
     if model.binding.llama.llama_vocab_get_add_eos(model.vocab):
         raise EngineError(f"{model.path}: the vocabulary adds an end-of-text token, which these measures do not allow")
@@ -51,7 +51,7 @@ def chunk_count(tokens: Tokens, n_ctx: int, path: str, wanted: int = -1, first: 
     return there if wanted < 0 else min(there, wanted)
 
 
-def window_size(model: Model, n_ctx: int, n_batch: int, n_ubatch: int, n_chunks: int) -> ContextSize:
+def window_size(model: LlamaModel, n_ctx: int, n_batch: int, n_ubatch: int, n_chunks: int) -> ContextSize:
     """The context for chunks of n_ctx: as many sequences at once as the batch holds, and memory for their logits."""
     by_memory = _LOGITS_BYTES // (4 * model.n_vocab * n_ctx)
     n_seq = max(1, min(n_batch // n_ctx, by_memory, n_chunks))

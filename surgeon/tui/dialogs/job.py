@@ -13,7 +13,7 @@ from surgeon.tui.drawing.canvas import Canvas
 from surgeon.tui.drawing.spans import Line, plain
 
 
-class Job(Protocol):
+class RunningJob(Protocol):
     """Work in a thread of its own."""
 
     @property
@@ -35,7 +35,7 @@ class JobDialog(Dialog[None]):
     keys_running: ClassVar[str] = ""
     keys_ended: ClassVar[str] = ""
 
-    def __init__(self, job: Job, title: str) -> None:
+    def __init__(self, job: RunningJob, title: str) -> None:
         super().__init__()
         self._job, self._title = job, title
 

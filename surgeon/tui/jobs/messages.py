@@ -57,7 +57,7 @@ class WarmFailed(Message):
         self.text = text
 
 
-class Measured(Message):
+class StatisticsReady(Message):
     """The statistics of an importance matrix."""
 
     def __init__(
