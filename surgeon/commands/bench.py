@@ -13,7 +13,7 @@ from surgeon.commands.engine_options import (
     engine_of,
     log_shown,
     positive,
-    record,
+    record_figures,
 )
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError("nothing to measure: -p, -n or -pg above 0")
     values = _measure(tests, options)
     if options.journal:
-        record(options, values)
+        record_figures(options, values)
     if options.json:
         print(json.dumps(values))
         return 0

@@ -52,20 +52,19 @@ def add_journal_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="FILE", help="the recipe MODEL was made by, kept with the trial")
 
 
-def record(options: argparse.Namespace, values: dict[str, Any], text: str = "") -> None:
+def record_figures(options: argparse.Namespace, values: dict[str, Any], text: str = "") -> None:
     """Put the figures into the journal that `--journal` names. Raises SurgeonError."""
-    from surgeon.trials import journal as trials
+    from surgeon.model.model import load_model
+    from surgeon.trials.journal import Journal
+    from surgeon.trials.records import measured, record
 
-    source = Path(require_file(options.journal))
-    recipe = Path(require_file(options.recipe)).read_text() if options.recipe else ""
+    source = load_model(require_file(options.journal))
+    recipe = Path(require_file(options.recipe)).read_text(encoding="utf-8") if options.recipe else ""
     output = Path(options.model)
-    trials.Journal.of_model(source).record(
-        output,
-        options.label or output.stem,
-        trials.measured(values, text=text),
-        source_size=source.stat().st_size,
-        recipe=recipe,
-    )
+    with source.file:
+        journal, size = Journal.of_model(source.file.path), source.file.nbytes
+    label = options.label or output.stem
+    record(journal, output, label, measured=measured(values, text=text), source_size=size, recipe=recipe)
 
 
 def positive(text: str) -> int:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """What was made of MODEL (the source) and how it measured. `surgeon perplexity --journal MODEL`,
 `surgeon bench --journal MODEL` and the screen write it."""
-_COLUMNS = ("ppl", "mean_kld", "same_top")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,11 +61,13 @@ def _one(journal: Journal, name: str) -> Trial:
 def _listing(journal: Journal, options: argparse.Namespace) -> str:
     from dataclasses import asdict
 
-    from surgeon.trials.tables import front, markdown, sorted_by
+    from surgeon.trials.figure_table import shown_in
+    from surgeon.trials.tables import markdown, measured_front, sorted_by
 
     trials = journal.trials()
+    on_front = measured_front(trials)
     if options.front:
-        trials = front(trials)
+        trials = sorted_by((trial for trial in trials if trial.id in on_front), "size")
     elif options.sort != "when":
         trials = sorted_by(trials, options.sort)
     if options.json:
@@ -75,18 +76,18 @@ def _listing(journal: Journal, options: argparse.Namespace) -> str:
         return f"no trials yet ({journal.path})"
     if options.markdown:
         return markdown(trials).rstrip("\n")
-    on_front = {trial.id for trial in front(trials)}
+    columns = shown_in("list")
     rows = [
         [
             ("* " if trial.best else "  ") + trial.id,
             trial.label,
             f"{trial.size / 1e6:,.1f} MB",
-            *(f"{value:.6g}" if (value := trial.figure(name)) is not None else "-" for name in _COLUMNS),
+            *(figure.with_error(trial) or "-" for figure in columns),
             "front" if trial.id in on_front else "",
         ]
         for trial in trials
     ]
-    return table(["  trial", "label", "size", *_COLUMNS, ""], rows)
+    return table(["  trial", "label", "size", *(figure.name for figure in columns), ""], rows)
 
 
 def _comparison(first: Trial, second: Trial) -> str:

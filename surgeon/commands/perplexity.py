@@ -12,7 +12,7 @@ from surgeon.commands.engine_options import (
     add_window_options,
     engine_of,
     log_shown,
-    record,
+    record_figures,
     require_file,
 )
 from surgeon.commands.progress_line import ProgressLine
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     values = _measure(job, options)
     values = {"model": options.model, **values}
     if options.journal:
-        record(options, values, text=options.file or options.kl_divergence_base or "")
+        record_figures(options, values, text=options.file or options.kl_divergence_base or "")
     if options.json:
         print(json.dumps(values))
     else:

@@ -26,8 +26,8 @@ from surgeon.measure.progress import Standing, followed
 from surgeon.measure.scratch import scratch_folder, sweep
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolution import Resolution
-from surgeon.trials.journal import Journal, Measured, Trial, measured
-from surgeon.trials.records import is_unchanged, recipe_text, record
+from surgeon.trials.journal import Journal, Measured, Trial
+from surgeon.trials.records import is_unchanged, measured, recipe_text, record
 from surgeon.write.operation import Progress, WriteOptions, write
 
 SPEED_TESTS = [[512, 0], [0, 128]]  # llama-bench's own: pp512 and tg128

@@ -19,13 +19,6 @@ from surgeon.errors import SurgeonError
 from surgeon.folders import state_folder
 from surgeon.gguf.identity import model_identity
 
-# The figures of a measurement that are kept, with what they mean under CONDITIONS.
-FIGURES = (
-    "ppl", "ppl_error", "ppl_base", "ppl_ratio", "correlation", "mean_kld", "mean_kld_error", "median_kld", "kld_99",
-    "kld_99.9", "kld_max", "rms_delta_p", "rms_delta_p_error", "same_top", "same_top_error",
-)  # fmt: skip
-CONDITIONS = ("n_ctx", "n_chunks", "engine", "text")
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -40,8 +33,8 @@ class Speed:
 class Measured:
     """What one evaluation adds to a trial.
 
-    figures: see FIGURES; conditions: what they were measured on; tasks: name -> (score, error), per cent;
-    speed: llama-bench's name -> Speed.
+    figures: by key of figure_table.TABLE; conditions: what they were measured on; tasks: name -> (score, error), per
+    cent; speed: llama-bench's name -> Speed.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
@@ -67,10 +60,13 @@ class Trial:
     best: bool = False
 
     def figure(self, name: str) -> float | None:
-        """A figure by name; `size`, `bpw`, a task's score or a speed's mean too; None where not measured."""
+        """A figure by name; `size`, `bpw`, the mean of `tasks`, a task, a speed's mean; None if not measured."""
         if name in ("size", "bpw"):
             found: float | None = getattr(self, name)
             return found
+        if name == "tasks":
+            scores = [score for score, _ in self.measured.tasks.values()]
+            return sum(scores) / len(scores) if scores else None
         if name in self.measured.tasks:
             return self.measured.tasks[name][0]
         if name in self.measured.speed:
@@ -114,18 +110,6 @@ class Journal:
         """Leave a trial out from now on."""
         self._require(trial_id)
         self._append({"event": "forgotten", "id": trial_id})
-
-    def record(self, output: Path, label: str, measured: Measured, *, source_size: int = 0, recipe: str = "") -> Trial:
-        """Add figures to the trial whose output file this is, or to a new one."""
-        identity = model_identity(output)
-        known = next((trial for trial in self.trials() if trial.output_identity == identity), None)
-        if known is not None:
-            self.add_measured(known.id, measured)
-            return next(trial for trial in self.trials() if trial.id == known.id)
-        return self.add(
-            new_trial(label, output.stat().st_size, source_size, recipe=recipe, output=str(output),
-                      output_identity=identity, measured=measured)
-        )  # fmt: skip
 
     def _require(self, trial_id: str) -> None:
         if not any(trial.id == trial_id for trial in self.trials()):
@@ -173,20 +157,6 @@ def new_trial(label: str, size: int, source_size: int, **rest: Any) -> Trial:
         source_size,
         **rest,
     )
-
-
-def measured(values: dict[str, Any], text: str = "") -> Measured:
-    """What the engine's final figures (of perplexity, KL divergence, a task or bench) add to a trial."""
-    if "task" in values:
-        name = Path(text).stem if values["task"] == "multiple-choice" else str(values["task"])
-        return Measured(tasks={name: (values["score"], values.get("score_error", 0.0))})
-    if "tests" in values:
-        speeds = {test["test"]: Speed(test["mean"], test["deviation"], test["best"]) for test in values["tests"]}
-        return Measured(speed=speeds)
-    conditions = {name: values[name] for name in CONDITIONS if name in values}
-    if text:
-        conditions["text"] = Path(text).name
-    return Measured({name: values[name] for name in FIGURES if name in values}, conditions)
 
 
 def _plain(value: Trial | Measured) -> dict[str, Any]:

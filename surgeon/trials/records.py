@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from surgeon.gguf.identity import model_identity
 from surgeon.imatrix.imatrix import Imatrix
@@ -11,7 +12,26 @@ from surgeon.model.model import load_model
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, file_sha256, to_toml
 from surgeon.resolve.resolution import Resolution
-from surgeon.trials.journal import Journal, Measured, Trial, new_trial
+from surgeon.trials.figure_table import TABLE
+from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
+
+CONDITIONS = ("n_ctx", "n_chunks", "engine", "text")  # what perplexity and KL divergence were measured under
+
+
+def measured(values: dict[str, Any], text: str = "") -> Measured:
+    """What the engine's final figures (of perplexity, KL divergence, a task or bench) add to a trial."""
+    if "task" in values:
+        name = Path(text).stem if values["task"] == "multiple-choice" else str(values["task"])
+        return Measured(tasks={name: (values["score"], values.get("score_error", 0.0))})
+    if "tests" in values:
+        speeds = {test["test"]: Speed(test["mean"], test["deviation"], test["best"]) for test in values["tests"]}
+        return Measured(speed=speeds)
+    conditions = {name: values[name] for name in CONDITIONS if name in values}
+    if text:
+        conditions["text"] = Path(text).name
+    return Measured(
+        {figure.key: values[figure.key] for figure in TABLE if figure.kept and figure.key in values}, conditions
+    )
 
 
 def recipe_text(plan: Plan, imatrix: Imatrix | None) -> str:

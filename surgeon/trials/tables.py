@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from surgeon.trials.figure_table import shown_in
 from surgeon.trials.journal import Trial
 
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-_COMPARED = (
-    "size", "bpw", "ppl", "ppl_ratio", "correlation", "mean_kld", "median_kld", "kld_99", "rms_delta_p", "same_top",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Difference:
 
 def compare(first: Trial, second: Trial) -> list[Difference]:
     """All figures that at least one of the two has, tasks and speeds last."""
-    names = [*_COMPARED]
+    names = [figure.key for figure in shown_in("compare")]
     for trial in (first, second):
         names += [name for name in (*trial.measured.tasks, *trial.measured.speed) if name not in names]
     rows = [Difference(name, first.figure(name), second.figure(name)) for name in names]
@@ -97,30 +95,13 @@ def _sizes(trials: Sequence[Trial]) -> str:
 
 
 def _scores(trials: Sequence[Trial]) -> str:
-    rows = []
-    for trial in trials:
-        figures = trial.measured.figures
-        if "ppl" not in figures:
-            continue
-
-        def cell(name: str, form: Callable[[float], str], found: dict[str, float] = figures) -> str:
-            if name not in found:
-                return "N/A"
-            error = f" ±{form(found[name + '_error'])}" if name + "_error" in found else ""
-            return form(found[name]) + error
-
-        rows.append(
-            [
-                _name(trial),
-                cell("ppl", lambda value: f"{value:.6f}"),
-                cell("correlation", lambda value: f"{100 * value:.2f}%"),
-                cell("mean_kld", lambda value: f"{value:.6f}"),
-                cell("rms_delta_p", lambda value: f"{100 * value:.3f}"),
-                cell("same_top", lambda value: f"{100 * value:.3f}"),
-            ]
-        )
-    header = ["Model", "μPPL", "𝜌PPL", "μKLD", "RMS Δp", "Same top p"]
-    windows = [measured_on(trial) for trial in trials if "ppl" in trial.measured.figures]
+    columns = shown_in("card")
+    scored = [trial for trial in trials if "ppl" in trial.measured.figures]
+    rows = [
+        [_name(trial), *(figure.with_error(trial, figure.card_form) or "N/A" for figure in columns)] for trial in scored
+    ]
+    header = ["Model", *(figure.card or figure.name for figure in columns)]
+    windows = [measured_on(trial) for trial in scored]
     alike = len(set(windows)) == 1
     if not alike:  # figures that cannot be compared must not stand side by side without saying so
         header.append("Measured on")
@@ -169,12 +150,6 @@ def _speeds(trials: Sequence[Trial]) -> str:
         for name, speed in trial.measured.speed.items()
     ]
     return _table("Tokens per second", ["Model", "Size", "Test", "t/s", "Best"], rows)
-
-
-def task_average(trial: Trial) -> float | None:
-    """Mean score over the tasks measured, per cent."""
-    scores = [score for score, _ in trial.measured.tasks.values()]
-    return sum(scores) / len(scores) if scores else None
 
 
 def measured_alike(trials: Sequence[Trial]) -> set[str]:

@@ -180,7 +180,7 @@ def test_tables_of_a_model_card() -> None:
     tables = markdown([new_trial("F16", 10**9, 10**9), best, new_trial("Q8", 5 * 10**8, 10**9, measured=speed)])
     assert "| Model | Source | Size | Shrinkage | BPW |\n|---|---:|---:|---:|---:|\n" in tables
     assert "| Q8 | 1.00 | 0.50 | 50.0% |  |" in tables
-    assert r"| **model\|Q4** | 10.250000 ±0.500000 | 99.00% | 0.250000 ±0.025000 | 1.000 | 90.000 |" in tables
+    assert r"| **model\|Q4** | 10.250000 ±0.500000 | 99.00% | 0.250000 ±0.025000 | 1.000% | 90.00% |" in tables
     assert "| Q8 | 30.0000 ±1.5000 | 40.00 | 35.00 |" in tables
     assert "| Q8 | 0.47 GiB | pp512 | 500.00 ±3.00 | 505.00 |" in tables
 
@@ -191,7 +191,7 @@ def test_a_card_says_what_was_measured_on_what() -> None:
     assert "Measured on |" not in markdown(alike)
     mixed = markdown([*alike, other])
     assert "| Same top p | Measured on |" in mixed
-    assert "| 90.000 | b.txt |" in mixed
+    assert "| 90.00% | b.txt |" in mixed
     assert "Sizes (in kB)" in mixed
 
 

@@ -177,7 +177,7 @@ class JournalDialog(Dialog[Wish]):
         def taken(key: str | None) -> None:
             if key is None:
                 return
-            highest = key in ("when", "same_top", "tasks", "tg128", "pp512")
+            highest = any(column.highest_first for column in COLUMNS if column.key == key)
             self.sort, self.descending = key, not self.descending if key == self.sort else highest
             self.show_trials(self.trial.id if self.trial else None)
 

@@ -8,13 +8,13 @@ from textual.binding import Binding, BindingType
 
 from surgeon import figures
 from surgeon.measure.progress import Standing
+from surgeon.trials.figure_table import shown_in
 from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.canvas import Canvas
 from surgeon.tui.drawing.spans import Line, clean, fit, wrap
 from surgeon.tui.jobs.measuring import MeasureJob
 
-_SHOWN = {"ppl": "PPL", "mean_kld": "KLD", "same_top": "same top", "score": "score", "tokens_per_second": "t/s"}
 _RUN_LINES = 6
 
 
@@ -87,13 +87,12 @@ def _bar(part: float, width: int) -> Line:
 
 def _figures(values: dict[str, float]) -> Line:
     line: Line = []
-    for name, title in _SHOWN.items():
-        if name not in values:
+    for figure in shown_in("running"):
+        if figure.key not in values:
             continue
-        value = values[name]
-        text = f"{100 * value:.2f}%" if name == "same_top" else f"{value:.4f}"
-        error = values.get(f"{name}_error")
-        if error is not None and name == "ppl":
-            text += f" ±{error:.4f}"
-        line += [(f"{title} ", "muted"), (f"{text}   ", "text")]
+        text = figure.text(values[figure.key])
+        error = values.get(figure.error)
+        if error is not None:
+            text += f" ±{figure.text(error)}"
+        line += [(f"{figure.name} ", "muted"), (f"{text}   ", "text")]
     return line

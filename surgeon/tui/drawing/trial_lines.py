@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from surgeon import figures
+from surgeon.trials.figure_table import FIGURES, TABLE, Figure, shown_in
 from surgeon.trials.journal import Trial
-from surgeon.trials.tables import compare, measured_on, task_average, unlike_conditions
+from surgeon.trials.tables import compare, measured_on, unlike_conditions
 from surgeon.tui.drawing.spans import Line, clean, fit, wrap
 
 NAME_LEAST = 18
@@ -23,26 +24,15 @@ class TrialColumn:
     width: int
     rank: int
     text: Callable[[Trial], str]
+    highest_first: bool = False
 
 
-def _number(name: str, form: str, factor: float = 1.0) -> Callable[[Trial], str]:
+def _cell(figure: Figure) -> Callable[[Trial], str]:
     def text(trial: Trial) -> str:
-        value = trial.figure(name)
-        return "–" if value is None else format(factor * value, form)
+        value = trial.figure(figure.key)
+        return "–" if value is None else figure.text(value).removesuffix(figure.unit)
 
     return text
-
-
-def _ppl(trial: Trial) -> str:
-    value, error = trial.figure("ppl"), trial.measured.figures.get("ppl_error")
-    if value is None:
-        return "–"
-    return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
-
-
-def _tasks(trial: Trial) -> str:
-    average = task_average(trial)
-    return "–" if average is None else f"{average:.2f}"
 
 
 def when(trial: Trial) -> str:
@@ -54,20 +44,15 @@ def when(trial: Trial) -> str:
 
 
 COLUMNS: tuple[TrialColumn, ...] = (
-    TrialColumn("size", "size", 8, 0, lambda trial: figures.size(trial.size)),
-    TrialColumn("bpw", "bpw", 5, 2, _number("bpw", ".2f")),
-    TrialColumn("ppl", "PPL", 8, 3, _number("ppl", ".4f")),
-    TrialColumn("ppl_error", "±", 7, 8, lambda trial: figures.figure(trial.measured.figures.get("ppl_error") or 0)),
-    TrialColumn("mean_kld", "KLD", 8, 1, _number("mean_kld", ".6f")),
-    TrialColumn("same_top", "same top", 8, 4, _number("same_top", ".2f", 100)),
-    TrialColumn("tasks", "tasks", 6, 6, _tasks),
-    TrialColumn("tg128", "tg t/s", 7, 5, _number("tg128", ".1f")),
-    TrialColumn("pp512", "pp t/s", 7, 9, _number("pp512", ".0f")),
-    TrialColumn("when", "when", 11, 7, when),
+    *(
+        TrialColumn(
+            figure.key, place.title, place.width, place.rank, _cell(figure), highest_first=figure.better == "higher"
+        )
+        for figure in TABLE
+        if (place := figure.column) is not None
+    ),
+    TrialColumn("when", "when", 11, 7, when, highest_first=True),
 )
-
-
-_OF_TEXT = ("ppl", "ppl_error", "mean_kld", "same_top")
 
 
 def columns_for(width: int) -> tuple[tuple[TrialColumn, ...], int]:
@@ -102,9 +87,13 @@ def trial_line(trial: Trial, width: int, *, chosen: bool, sign: str = "") -> Lin
         (fit(clean(trial.label), name), "strong" if trial.best else "text"),
     ]
     for column in columns:
-        role = "faint" if sign == "≠" and column.key in _OF_TEXT else "text" if column.rank < 4 else "muted"
+        role = "faint" if sign == "≠" and _is_of_text(column.key) else "text" if column.rank < 4 else "muted"
         line.append(("  " + fit(column.text(trial), column.width, "right"), role))
     return line
+
+
+def _is_of_text(key: str) -> bool:
+    return key in FIGURES and FIGURES[key].of_text
 
 
 def ordered(trials: Sequence[Trial], sort: str, descending: bool) -> list[Trial]:
@@ -112,37 +101,17 @@ def ordered(trials: Sequence[Trial], sort: str, descending: bool) -> list[Trial]
     if sort in ("when", "label"):
         by_text: Callable[[Trial], str] = lambda trial: trial.when if sort == "when" else trial.label  # noqa: E731
         return sorted(trials, key=by_text, reverse=descending)
-    values = [(sort_value(trial, sort), trial) for trial in trials]
+    values = [(trial.figure(sort), trial) for trial in trials]
     known = sorted(((value, trial) for value, trial in values if value is not None), key=lambda pair: pair[0])
     ranked = [trial for _, trial in (reversed(known) if descending else known)]
     return ranked + [trial for value, trial in values if value is None]
 
 
-def sort_value(trial: Trial, sort: str) -> float | None:
-    """The figure of a numeric column."""
-    return task_average(trial) if sort == "tasks" else trial.figure(sort)
-
-
 def figure_lines(trial: Trial, width: int = 70) -> list[Line]:
     """All that was measured on a trial, a few lines of at most `width` cells."""
     found = trial.measured
-    lines: list[Line] = []
-    if "ppl" in found.figures:
-        lines.append([("PPL ", "muted"), (_ppl(trial), "text")])
-    if "mean_kld" in found.figures:
-        error = found.figures.get("mean_kld_error", 0.0)
-        same, rms = 100 * found.figures["same_top"], 100 * found.figures["rms_delta_p"]
-        lines[-1] += [("   KLD ", "muted"), (f"{found.figures['mean_kld']:.6f} ±{error:.6f}", "text")]
-        lines.append(
-            [
-                ("same top ", "muted"),
-                (f"{same:.2f}%", "text"),
-                ("   RMS Δp ", "muted"),
-                (f"{rms:.3f}%", "text"),
-                ("   99% KLD ", "muted"),
-                (f"{found.figures.get('kld_99', 0.0):.4f}", "text"),
-            ]
-        )
+    values = [(figure.name, text) for figure in shown_in("about") if (text := figure.with_error(trial))]
+    lines = _flow(values, width)
     if found.conditions:
         lines.append([(clean(measured_on(trial)), "faint")])
     tasks = [
