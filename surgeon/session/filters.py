@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from surgeon.session.metrics import METRICS
+from surgeon.session.metrics import ALIASES, METRICS
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -44,7 +44,7 @@ _NUMBER = re.compile(r"([-+]?[0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)([a-z%]*)", re.IGN
 _TEXTS = ("type", "to", "from", "name")
 _NUMBERS = ("size", "before", "elements", "cols", "rows", "layer")
 _FLAGS = ("pruned", "marked", "changed", "fallback", "rule", "uncovered")
-_ALIASES = {"bias": "sum", "entropy": "h", "cossim": "cos", "shape": "cols"}
+_ALIASES = {"shape": "cols", **ALIASES}
 
 
 class Filterable(Protocol):

@@ -1,68 +1,96 @@
-"""The statistics a row can show: where each value comes from, how it is written and what its bar is scaled to."""
+"""The statistics a row can show: one row of METRICS adds a column with its heading, bar, sort, filter word and help.
+
+A row says where the value comes from: an attribute of the imatrix statistics, or figures that were measured and are
+kept under the metric's key (`Measurements.of_tensors`, `of_layers`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from surgeon import figures
-from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics
+from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, split_name
+
+
+@dataclass(frozen=True)
+class Place:
+    """A column of the tree. rank: the lower, the longer it stays when space gets scarce; bar: cells of the bar beside
+    the number (0: none); shown: among the columns nobody chose."""
+
+    width: int
+    rank: int
+    bar: int = 1
+    shown: bool = False
 
 
 @dataclass(frozen=True)
 class Metric:
-    """key: in filters and the config file; of_tensor, of_layer: the attribute that holds it (layers have few);
-    logarithmic: bars are scaled by order of magnitude, for values that span several; layers_only: not from the
-    statistics of tensors, but measured on whole layers."""
+    """key: in filters and the config file; aliases: other words for it there; attribute: of the statistics' rows, empty
+    for figures kept by key; of: which rows have it; logarithmic: bars are scaled by order of magnitude, for values that
+    span several; factor: what makes the stored value what is shown and filtered;
+    form: "%", a format, or empty for the figures of statistics."""
 
     key: str
     title: str
     help: str
-    attribute: str
-    on_layers: bool = False
+    place: Place
+    attribute: str = ""
+    of: Literal["tensors", "layers", "both"] = "tensors"
     logarithmic: bool = False
-    percent: bool = False
-    layers_only: bool = False
+    factor: float = 1.0
+    form: str = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def on_layers(self) -> bool:
+        return self.of != "tensors"
+
+    @property
+    def layers_only(self) -> bool:
+        return self.of == "layers"
 
     def text(self, value: float | None) -> str:
         if value is None:
             return "–"
-        if self.percent:
+        if self.form == "%":
             return f"{100 * value:.1f}%"
-        if self.key in ("cos", "bi", "lim", "kld"):
-            return f"{value:.4f}"
-        if self.key == "n":
-            return str(int(value))
-        return figures.figure(value)
-
-
-def _of_layers(key: str, title: str, help_: str, *, logarithmic: bool = False, percent: bool = False) -> Metric:
-    return Metric(key, title, help_, "", True, logarithmic, percent, layers_only=True)
+        return format(value, self.form) if self.form else figures.figure(value)
 
 
 METRICS: dict[str, Metric] = {
     metric.key: metric
     for metric in (
-        Metric(
-            "sum", "Σ(Bias)", "sum of the mean squared activations, Σ(Act²) in newer llama.cpp", "sum_bias", True, True
-        ),
-        Metric("h", "H", "entropy of the activations' distribution over the channels, bits", "entropy"),
-        Metric("cos", "CosSim", "cosine similarity to the same tensor of the previous layer", "cossim", True),
-        Metric("zd", "ZD", "share of channels more than one σ above the mean", "zd", True, percent=True),
-        Metric("en", "E norm", "entropy as a share of the highest possible", "entropy_norm", percent=True),
-        Metric("active", "active", "share of channels whose mean square exceeds 1e-5", "active", percent=True),
-        Metric("min", "min", "smallest mean squared activation", "min", logarithmic=True),
-        Metric("max", "max", "largest mean squared activation", "max", logarithmic=True),
-        Metric("mean", "μ", "mean of the mean squared activations", "mean", logarithmic=True),
-        Metric("std", "σ", "their standard deviation", "std", logarithmic=True),
-        Metric("n", "N", "number of channels", "n"),
-        _of_layers("kld", "KLD", "KL divergence measured with the layer left out: S measures it", logarithmic=True),
-        _of_layers("bi", "BI", "block influence: 1 − cosine of the stream before and after", logarithmic=True),
-        _of_layers("lim", "LIM", "layer-input modification: −cosine, over all tokens as one vector"),
-        _of_layers("wzd", "wZD", "share of the layer's weights with a z-score above 1", percent=True),
+        Metric("sum", "Σ(Bias)", "sum of the mean squared activations, Σ(Act²) in newer llama.cpp",
+               Place(7, 3, shown=True), "sum_bias", of="both", logarithmic=True, aliases=("bias",)),
+        Metric("h", "H", "entropy of the activations' distribution over the channels, bits",
+               Place(5, 4, shown=True), "entropy", aliases=("entropy",)),
+        Metric("cos", "CosSim", "cosine similarity to the same tensor of the previous layer",
+               Place(6, 2, bar=4, shown=True), "cossim", of="both", form=".4f", aliases=("cossim",)),
+        Metric("kld", "KLD", "KL divergence measured with the layer left out (S): higher = matters more",
+               Place(6, 2, shown=True), logarithmic=True, form=".4f", of="layers"),
+        Metric("bi", "BI", "block influence, 1 − cosine of the stream before and after: higher = matters more",
+               Place(6, 5, shown=True), logarithmic=True, form=".4f", of="layers"),
+        Metric("zd", "ZD", "share of channels more than one σ above the mean",
+               Place(6, 7, shown=True), "zd", of="both", form="%"),
+        Metric("active", "active", "share of channels whose mean square exceeds 1e-5",
+               Place(6, 9, shown=True), "active", form="%"),
+        Metric("lim", "LIM", "layer-input modification, −cosine over all tokens: higher = matters more",
+               Place(7, 23), form=".4f", of="layers"),
+        Metric("wzd", "wZD", "share of the layer's weights with a z-score above 1",
+               Place(6, 24), form="%", of="layers"),
+        Metric("en", "E norm", "entropy as a share of the highest possible",
+               Place(6, 10), "entropy_norm", factor=0.01, form="%"),
+        Metric("min", "min", "smallest mean squared activation", Place(8, 21), "min", logarithmic=True),
+        Metric("max", "max", "largest mean squared activation", Place(8, 11), "max", logarithmic=True),
+        Metric("mean", "μ", "mean of the mean squared activations", Place(8, 12), "mean", logarithmic=True),
+        Metric("std", "σ", "their standard deviation", Place(8, 13), "std", logarithmic=True),
+        Metric("n", "N", "number of channels", Place(6, 22, bar=0), "n", form=".0f"),
     )
-}
+}  # fmt: skip
+ALIASES: dict[str, str] = {alias: metric.key for metric in METRICS.values() for alias in metric.aliases}
 
 
 @dataclass
@@ -76,6 +104,7 @@ class Measurements:
     tensors: Mapping[str, TensorStatistics] = field(default_factory=dict)
     layers: Mapping[int, LayerStatistics] = field(default_factory=dict)
     of_layers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    of_tensors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     _scales: dict[tuple[str, str], tuple[float, float] | None] = field(default_factory=dict)
 
     @classmethod
@@ -84,24 +113,28 @@ class Measurements:
         rows: Iterable[TensorStatistics],
         layers: Iterable[LayerStatistics],
         of_layers: Mapping[str, Mapping[int, float]] | None = None,
+        of_tensors: Mapping[str, Mapping[str, float]] | None = None,
     ) -> Measurements:
-        """of_layers: the figures of `layers_only` metrics, by metric key and layer number."""
-        return cls({row.name: row for row in rows}, {row.layer: row for row in layers}, of_layers or {})
+        """of_layers, of_tensors: figures kept by metric key, then by layer number or tensor name."""
+        by_name, by_layer = {row.name: row for row in rows}, {row.layer: row for row in layers}
+        return cls(by_name, by_layer, of_layers or {}, of_tensors or {})
 
     def known(self, metric: Metric) -> bool:
-        """Whether a `layers_only` metric was measured; the others have their place in any case."""
-        return not metric.layers_only or bool(self.of_layers.get(metric.key))
+        """Whether a metric without an attribute was measured; the others have their place in any case."""
+        return bool(metric.attribute or self.of_layers.get(metric.key) or self.of_tensors.get(metric.key))
 
     def forget_scales(self) -> None:
         """After figures of layers have come in."""
         self._scales.clear()
 
     def of_tensor(self, metric: Metric, name: str) -> float | None:
+        if not metric.attribute:
+            return self.of_tensors.get(metric.key, {}).get(name)
         row = self.tensors.get(name)
-        return None if row is None or metric.layers_only else value_of(metric, row)
+        return None if row is None else value_of(metric, row)
 
     def of_layer(self, metric: Metric, layer: int) -> float | None:
-        if metric.layers_only:
+        if not metric.attribute:
             return self.of_layers.get(metric.key, {}).get(layer)
         row = self.layers.get(layer) if metric.on_layers else None
         return None if row is None else value_of(metric, row)
@@ -110,8 +143,8 @@ class Measurements:
         """The metric over the layers: of the tensor called `short` (`ffn_down`), or of whole layers for None."""
         if short is None or metric.layers_only:
             return [self.of_layer(metric, layer) for layer in layers]
-        by_layer = {row.layer: row for row in self.tensors.values() if row.tensor == short and row.layer is not None}
-        return [value_of(metric, by_layer[layer]) if layer in by_layer else None for layer in layers]
+        by_layer = dict(self._along(metric, short))
+        return [by_layer.get(layer) for layer in layers]
 
     def fraction(self, metric: Metric, short: str | None, value: float | None) -> float | None:
         """Where `value` lies in the range of its kind, 0-1."""
@@ -125,7 +158,17 @@ class Measurements:
     def _population(self, metric: Metric, short: str | None) -> list[float | None]:
         if short is None or metric.layers_only:
             return [self.of_layer(metric, layer) for layer in self.of_layers.get(metric.key, self.layers)]
-        return [value_of(metric, row) for row in self.tensors.values() if row.tensor == short]
+        return [value for _, value in self._along(metric, short)]
+
+    def _along(self, metric: Metric, short: str) -> Iterator[tuple[int | None, float | None]]:
+        """Layer and value of every tensor called `short`."""
+        if metric.attribute:
+            yield from ((row.layer, value_of(metric, row)) for row in self.tensors.values() if row.tensor == short)
+            return
+        for name, value in self.of_tensors.get(metric.key, {}).items():
+            layer, kind = split_name(name)
+            if kind == short:
+                yield layer, value
 
 
 def scale_of(metric: Metric, values: Iterable[float | None]) -> tuple[float, float] | None:
@@ -155,4 +198,4 @@ def value_of(metric: Metric, row: TensorStatistics | LayerStatistics) -> float |
     value: float | None = getattr(row, metric.attribute)
     if value is None or not math.isfinite(value):
         return None
-    return value / 100 if metric.key == "en" else value
+    return metric.factor * value

@@ -9,11 +9,12 @@ import pytest
 from tui_helpers import session_of
 
 from surgeon.errors import SurgeonError
+from surgeon.layer_lists import spans
 from surgeon.plan.recipe import load_recipe, save_recipe
 from surgeon.session.filters import parse_filter
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import View, as_dict, unfold_matches, visible_rows
-from surgeon.session.session import Session, layer_key, layer_number, numbers
+from surgeon.session.session import Session, layer_key, layer_number
 from surgeon.session.typed_edits import option_words, parse_command, without_option
 
 
@@ -148,7 +149,7 @@ def test_a_recipe_without_its_imatrix_is_still_loaded(session: Session, plain_se
 def test_layer_keys() -> None:
     assert layer_number(layer_key(17)) == 17
     assert layer_number("blk.1.attn_q.weight") is None
-    assert numbers([7, 2, 3, 4, 9]) == "2-4, 7, 9"
+    assert spans([7, 2, 3, 4, 9]) == "2-4, 7, 9"
 
 
 # --- rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from importlib import resources
 from typing import ClassVar
 
@@ -33,6 +34,7 @@ def key_lines(keymap: dict[str, str], width: int) -> list[Line]:
 def page_lines(name: str, width: int) -> list[Line]:
     """A help page: `# ` titles, indented lines as they are, paragraphs wrapped."""
     text = resources.files("surgeon.tui").joinpath("help", f"{name}.md").read_text(encoding="utf-8")
+    text = text.replace("{metrics}", metric_lines())
     lines: list[Line] = []
     for block in text.strip().split("\n\n"):
         if block.startswith("# "):
@@ -44,6 +46,15 @@ def page_lines(name: str, width: int) -> list[Line]:
             lines += wrap(block, width - 2, "muted", "")
         lines.append([])
     return lines
+
+
+def metric_lines() -> str:
+    """The metrics as an indented block: title and help of each, wrapped to 56 cells."""
+    lines: list[str] = []
+    for metric in METRICS.values():
+        first, *rest = textwrap.wrap(metric.help, 46)
+        lines += [f"    {metric.title:<9}{first}", *(f"{'':13}{line}" for line in rest)]
+    return "\n".join(lines)
 
 
 def config_lines(width: int) -> list[Line]:

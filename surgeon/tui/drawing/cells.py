@@ -34,9 +34,9 @@ class Column:
         return self.width + (self.bar + 1 if self.bar else 0)
 
 
-def _metric_column(key: str, width: int, rank: int, bar: int = 1) -> Column:
-    metric = METRICS[key]
-    return Column(key, metric.title, width, rank, metric.help, right=True, bar=bar)
+def _metric_column(metric: Metric) -> Column:
+    place = metric.place
+    return Column(metric.key, metric.title, place.width, place.rank, metric.help, right=True, bar=place.bar)
 
 
 COLUMNS: dict[str, Column] = {
@@ -46,26 +46,12 @@ COLUMNS: dict[str, Column] = {
         Column("type", "type → new", 13, 0, "stored type and type in the output; bits per weight of a layer"),
         Column("before", "before", 8, 20, "size in the input", right=True),
         Column("size", "size", 8, 1, "size in the output", right=True),
-        _metric_column("sum", 7, 3),
-        _metric_column("h", 5, 4),
-        _metric_column("cos", 6, 2, bar=4),
-        _metric_column("kld", 6, 2),
-        _metric_column("bi", 6, 5),
-        _metric_column("lim", 7, 23),
-        _metric_column("wzd", 6, 24),
-        _metric_column("zd", 6, 7),
-        _metric_column("active", 6, 9),
-        _metric_column("en", 6, 10),
-        _metric_column("min", 8, 21),
-        _metric_column("max", 8, 11),
-        _metric_column("mean", 8, 12),
-        _metric_column("std", 8, 13),
-        _metric_column("n", 6, 22, bar=0),
+        *map(_metric_column, METRICS.values()),
         Column("why", "why", 18, 8, "why the tensor gets its type", grows=True),
     )
 }
-# kld and bi take no place until they are measured.
-DEFAULT_COLUMNS = ("shape", "type", "size", "sum", "h", "cos", "kld", "bi", "zd", "active", "why")
+# Metrics that are measured take no place until they are.
+DEFAULT_COLUMNS = ("shape", "type", "size", *(key for key, metric in METRICS.items() if metric.place.shown), "why")
 
 
 @dataclass(frozen=True)

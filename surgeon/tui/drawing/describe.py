@@ -11,8 +11,6 @@ from surgeon.session.session import Session
 from surgeon.tui.drawing.cells import shape_text
 from surgeon.tui.drawing.spans import Line, clean, cut, wrap
 
-ORDER = ("sum", "zd", "cos", "kld", "bi", "lim", "wzd", "h", "en", "active", "min", "max", "mean", "std", "n")
-
 # type name -> relative root mean square error of the row under the cursor, as measured so far
 Errors = Mapping[str, float]
 
@@ -107,7 +105,7 @@ def _shared_line(row: Row) -> Line:
 
 
 def _values(row: Row) -> list[tuple[Metric, float]]:
-    pairs = ((METRICS[key], row.metric(key)) for key in ORDER)
+    pairs = ((metric, row.metric(key)) for key, metric in METRICS.items())
     return [(metric, value) for metric, value in pairs if value is not None]
 
 
