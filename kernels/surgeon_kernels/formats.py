@@ -7,6 +7,19 @@ are those of ggml's type table.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ImatrixUse(IntEnum):
+    """What a quantizer makes of an importance matrix; each includes the ones before."""
+
+    IGNORES = 0
+    USES = 1  # weighs its error by it
+    LOW_BIT = 2  # llama-quantize refuses the type without one
+    REQUIRES = 3  # cannot be quantized without one: ggml stops the process, here it is a ValueError
+
+
+_USES, _LOW_BIT, _REQUIRES = ImatrixUse.USES, ImatrixUse.LOW_BIT, ImatrixUse.REQUIRES
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +27,25 @@ class Format:
     """One tensor format.
 
     name: as ggml prints it, upper case (`Q4_K`); number: the id stored in a GGUF; block: elements per block;
-    block_bytes: bytes per block.
+    block_bytes: bytes per block; imatrix: what its quantizer makes of one; codebook: its quantizer searches a codebook,
+    which is slow; fallback: the type that takes its place where its block does not divide the row (None: F16 takes the
+    place of blocks of up to 32, nothing that of larger ones);
+    kernels: quants/ has a module for it, called like the format in lower case.
     """
 
     name: str
     number: int
     block: int
     block_bytes: int
+    imatrix: ImatrixUse = ImatrixUse.IGNORES
+    codebook: bool = False
+    fallback: str | None = None
+    kernels: bool = True
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Elements and bytes per block."""
+        return self.block, self.block_bytes
 
     @property
     def bpw(self) -> float:
@@ -43,54 +68,53 @@ FORMATS: dict[str, Format] = {
     for format_ in (
         Format("F32", 0, 1, 4),
         Format("F16", 1, 1, 2),
-        Format("Q4_0", 2, 32, 18),
-        Format("Q4_1", 3, 32, 20),
-        Format("Q5_0", 6, 32, 22),
-        Format("Q5_1", 7, 32, 24),
+        Format("Q4_0", 2, 32, 18, _USES),
+        Format("Q4_1", 3, 32, 20, _USES),
+        Format("Q5_0", 6, 32, 22, _USES),
+        Format("Q5_1", 7, 32, 24, _USES),
         Format("Q8_0", 8, 32, 34),
-        Format("Q8_1", 9, 32, 36),
-        Format("Q2_K", 10, 256, 84),
-        Format("Q3_K", 11, 256, 110),
-        Format("Q4_K", 12, 256, 144),
-        Format("Q5_K", 13, 256, 176),
-        Format("Q6_K", 14, 256, 210),
-        Format("Q8_K", 15, 256, 292),
-        Format("IQ2_XXS", 16, 256, 66),
-        Format("IQ2_XS", 17, 256, 74),
-        Format("IQ3_XXS", 18, 256, 98),
-        Format("IQ1_S", 19, 256, 50),
-        Format("IQ4_NL", 20, 32, 18),
-        Format("IQ3_S", 21, 256, 110),
-        Format("IQ2_S", 22, 256, 82),
-        Format("IQ4_XS", 23, 256, 136),
-        Format("I8", 24, 1, 1),
-        Format("I16", 25, 1, 2),
-        Format("I32", 26, 1, 4),
-        Format("I64", 27, 1, 8),
-        Format("F64", 28, 1, 8),
-        Format("IQ1_M", 29, 256, 56),
+        Format("Q8_1", 9, 32, 36, kernels=False),
+        Format("Q2_K", 10, 256, 84, _USES, fallback="Q4_0"),
+        Format("Q3_K", 11, 256, 110, _USES, fallback="Q4_0"),
+        Format("Q4_K", 12, 256, 144, _USES, fallback="Q5_0"),
+        Format("Q5_K", 13, 256, 176, _USES, fallback="Q5_1"),
+        Format("Q6_K", 14, 256, 210, _USES, fallback="Q8_0"),
+        Format("Q8_K", 15, 256, 292, kernels=False),
+        Format("IQ2_XXS", 16, 256, 66, _REQUIRES, codebook=True, fallback="IQ4_NL"),
+        Format("IQ2_XS", 17, 256, 74, _REQUIRES, codebook=True, fallback="IQ4_NL"),
+        Format("IQ3_XXS", 18, 256, 98, _LOW_BIT, codebook=True, fallback="IQ4_NL"),
+        Format("IQ1_S", 19, 256, 50, _REQUIRES, codebook=True, fallback="IQ4_NL"),
+        Format("IQ4_NL", 20, 32, 18, _USES),
+        Format("IQ3_S", 21, 256, 110, _USES, codebook=True, fallback="IQ4_NL"),
+        Format("IQ2_S", 22, 256, 82, _LOW_BIT, codebook=True, fallback="IQ4_NL"),
+        Format("IQ4_XS", 23, 256, 136, _USES, fallback="IQ4_NL"),
+        Format("I8", 24, 1, 1, kernels=False),
+        Format("I16", 25, 1, 2, kernels=False),
+        Format("I32", 26, 1, 4, kernels=False),
+        Format("I64", 27, 1, 8, kernels=False),
+        Format("F64", 28, 1, 8, kernels=False),
+        Format("IQ1_M", 29, 256, 56, _LOW_BIT, codebook=True, fallback="IQ4_NL"),
         Format("BF16", 30, 1, 2),
-        Format("TQ1_0", 34, 256, 54),
-        Format("TQ2_0", 35, 256, 66),
+        Format("TQ1_0", 34, 256, 54, fallback="Q4_0"),
+        Format("TQ2_0", 35, 256, 66, fallback="Q4_0"),
         Format("MXFP4", 39, 32, 17),
         Format("NVFP4", 40, 64, 36),
         Format("Q1_0", 41, 128, 18),
-        Format("Q2_0", 42, 64, 18),
+        Format("Q2_0", 42, 64, 18, fallback="Q4_0"),
     )
 }
 
 BY_NUMBER: dict[int, Format] = {format_.number: format_ for format_ in FORMATS.values()}
 
-# Formats whose quantizer weighs its error by an importance matrix; all others ignore one.
-USES_IMATRIX = frozenset(
-    "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS".split()
-)
 
-# Formats whose quantizer searches a codebook: the slow ones.
-USES_CODEBOOK = frozenset("IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S".split())
+def _that_use(least: ImatrixUse) -> frozenset[str]:
+    return frozenset(name for name, format_ in FORMATS.items() if format_.imatrix >= least)
 
-# Formats that cannot be quantized at all without one (ggml stops the process; here it is a ValueError).
-REQUIRES_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
+
+USES_IMATRIX = _that_use(ImatrixUse.USES)
+LOW_BIT = _that_use(ImatrixUse.LOW_BIT)
+REQUIRES_IMATRIX = _that_use(ImatrixUse.REQUIRES)
+USES_CODEBOOK = frozenset(name for name, format_ in FORMATS.items() if format_.codebook)
 
 
 def by_name(name: str) -> Format:

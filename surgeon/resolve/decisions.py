@@ -9,12 +9,9 @@ from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS
 from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.preflight import Findings
 from surgeon.resolve.tensor_facts import TensorFacts
-from surgeon.resolve.tensor_op import TensorOp
+from surgeon.resolve.tensor_op import Cause, TensorOp
 from surgeon.resolve.type_choice import Chooser, TypeWish, UnfitError, fitted
-from surgeon_kernels.formats import REQUIRES_IMATRIX, USES_IMATRIX
-
-# Types that llama-quantize refuses to make without an importance matrix.
-_LOW_BIT = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+from surgeon_kernels.formats import LOW_BIT, REQUIRES_IMATRIX, USES_IMATRIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +35,24 @@ class Decider:
         tensor, source, name = facts.tensor, facts.name, self.numbering.names[facts.name]
         from_type = facts.from_type
         if name is None:
-            return TensorOp(tensor, source, source, "drop", from_type, from_type, 0, f"pruned: {_place(source)}")
+            reason = f"pruned: {_place(source)}"
+            return TensorOp(tensor, source, source, "drop", from_type, from_type, 0, reason, cause=Cause.PRUNED)
         if facts.kept is not None:
             if source in self.chooser.types:
                 self.findings.by_hand_kept.append(source)
-            return _copy(facts, name, f"not quantized: {facts.kept}")
+            return _copy(facts, name, TypeWish(None, f"not quantized: {facts.kept}", Cause.KEPT))
         wanted = self._wanted(facts, name)
         self.findings.fallbacks += wanted.fell_back
         if wanted.type is None or wanted.type == from_type:
-            return _copy(facts, name, self._copied(facts, name, wanted))
+            return _copy(facts, name, wanted._replace(why=self._copied(facts, name, wanted)))
         entry, reason = self._weigh(facts, name, wanted.type), wanted.why
         if entry is None and self._looked_for(facts, wanted.type):
             reason += "; no imatrix entry"
         nbytes = facts.nbytes_as(wanted.type)
-        return TensorOp(tensor, source, name, "convert", from_type, wanted.type, nbytes, reason, entry, facts.slice)
+        return TensorOp(
+            tensor, source, name, "convert", from_type, wanted.type, nbytes, reason, entry, facts.slice,
+            None, wanted.cause, wanted.rule, wanted.fell_back,
+        )  # fmt: skip
 
     def _copied(self, facts: TensorFacts, name: str, wanted: TypeWish) -> str:
         if wanted.type is None:
@@ -75,7 +76,7 @@ class Decider:
             self.findings.error(f"{facts.name}: {error}")
         except SurgeonError as error:
             self.findings.error(str(error))
-        return TypeWish(None, "no type fits")
+        return TypeWish(None, "no type fits", Cause.UNFIT)
 
     def _weigh(self, facts: TensorFacts, name: str, type_name: str) -> str | None:
         """The imatrix entry that weighs this tensor's error, if there is one and the type makes use of it."""
@@ -99,15 +100,18 @@ class Decider:
     def _required(self, facts: TensorFacts, type_name: str) -> bool:
         if facts.name in IMATRIX_EXEMPT:
             return type_name in REQUIRES_IMATRIX
-        return type_name in _LOW_BIT or (type_name == "Q2_K" and self.chooser.plan.file_type == "Q2_K_S")
+        return type_name in LOW_BIT or (type_name == "Q2_K" and self.chooser.plan.file_type == "Q2_K_S")
 
 
-def _copy(facts: TensorFacts, name: str, reason: str) -> TensorOp:
-    tensor, kind = facts.tensor, facts.from_type
+def _copy(facts: TensorFacts, name: str, wish: TypeWish) -> TensorOp:
+    tensor, kind, reason = facts.tensor, facts.from_type, wish.why
     if facts.scale is not None:
         reason += f"; multiplied by {facts.scale:.6g}, or pruning would change the attention scale"
     nbytes = tensor.nbytes if facts.slice is None else facts.nbytes_as(kind)
-    return TensorOp(tensor, facts.name, name, "copy", kind, kind, nbytes, reason, None, facts.slice, facts.scale)
+    return TensorOp(
+        tensor, facts.name, name, "copy", kind, kind, nbytes, reason, None, facts.slice, facts.scale,
+        wish.cause, wish.rule, wish.fell_back,
+    )  # fmt: skip
 
 
 def _place(name: str) -> str:

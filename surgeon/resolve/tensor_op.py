@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,20 @@ from surgeon.gguf.layout import padded
 from surgeon.gguf.values import Value
 from surgeon.model.categories import dimensions
 from surgeon.model.model import Tensor
+from surgeon.plan.plan import TypeRule
+
+
+class Cause(StrEnum):
+    """What decided the type of a tensor."""
+
+    PRUNED = "pruned"
+    KEPT = "kept"  # never quantized: norms, routers, one-dimensional tensors
+    HAND = "hand"
+    OPTION = "option"
+    RULE = "rule"
+    MIX = "mix"
+    BASE = "base"
+    UNFIT = "unfit"  # no type's blocks fill a row
 
 
 class TensorOp(NamedTuple):
@@ -19,7 +34,8 @@ class TensorOp(NamedTuple):
 
     source, name: in the input and in the output (the same when dropped); nbytes: in the output; reason: one phrase for
     the user; imatrix_name: the entry that weighs the error, if any is used; slice: what stays of a tensor that holds
-    all layers side by side, when some are pruned; scale: what an F32 tensor that is copied is multiplied by.
+    all layers side by side, when some are pruned; scale: what an F32 tensor that is copied is multiplied by; cause,
+    rule: what decided; fell_back: the row length forced another type than the one decided on.
 
     A named tuple: thousands are made on every keystroke, and a frozen dataclass takes six times as long to make.
     """
@@ -35,6 +51,9 @@ class TensorOp(NamedTuple):
     imatrix_name: str | None = None
     slice: TensorSlice | None = None
     scale: float | None = None
+    cause: Cause = Cause.BASE
+    rule: TypeRule | None = None
+    fell_back: bool = False
 
     @property
     def ne(self) -> tuple[int, ...]:

@@ -12,16 +12,8 @@ from surgeon.model.categories import OUTPUT, TOKEN_EMBEDDINGS, Category
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.resolve.mixes import COUNTER, Mix, MixTensor, choose
 from surgeon.resolve.tensor_facts import TensorFacts
+from surgeon.resolve.tensor_op import Cause
 from surgeon_kernels.formats import FORMATS
-
-# What takes the place of a type whose block does not divide the row; then F16 when that one does not either.
-_FALLBACK = {
-    **dict.fromkeys("IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_XS".split(), "IQ4_NL"),
-    **dict.fromkeys("Q2_0 Q2_K Q3_K TQ1_0 TQ2_0".split(), "Q4_0"),
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
 
 
 class UnfitError(SurgeonError):
@@ -33,11 +25,13 @@ class TypeWish(NamedTuple):
 
     type: str | None
     why: str
+    cause: Cause
+    rule: TypeRule | None = None
     dedicated: bool = False
     fell_back: bool = False
 
 
-_COPIED = TypeWish(None, "copied: COPY")
+_COPIED = TypeWish(None, "copied: COPY", Cause.BASE)
 Asked = tuple[object, ...]
 
 
@@ -68,7 +62,7 @@ class Chooser:
         """name, layer: in the output; rule_name: the name rules are matched with. Raises SurgeonError."""
         explicit = self._explicit(facts, rule_name)
         if self.mix is None:
-            return TypeWish(self.base, self._base_reason) if explicit is None else explicit
+            return TypeWish(self.base, self._base_reason, Cause.BASE) if explicit is None else explicit
         counter = COUNTER.get(facts.category)
         index = self.counters.get(counter, 0) if counter else 0
         # llama-quantize counts only what the mix decides, so that one override shifts the choice for later tensors.
@@ -88,26 +82,30 @@ class Chooser:
         known = self.chosen.get(key)
         if known is None:
             subject = MixTensor(name, facts.category, facts.columns, facts.matrices, layer)
-            known = self.chosen[key] = TypeWish(*choose(mix, subject, index, FORMATS[mix.base].block))
+            known = self.chosen[key] = TypeWish(*choose(mix, subject, index, FORMATS[mix.base].block), Cause.MIX)
         return known
 
     def _explicit(self, facts: TensorFacts, rule_name: str) -> TypeWish | None:
         plan, name = self.plan, facts.name
         by_hand = self.types.get(name)
         if by_hand is not None:
-            return TypeWish(by_hand, "set by hand")
+            return TypeWish(by_hand, "set by hand", Cause.HAND)
         if self.base is None:
             return _COPIED
         if plan.leave_output_tensor and name == OUTPUT:
-            return TypeWish(None, "copied: --leave-output-tensor")
+            return TypeWish(None, "copied: --leave-output-tensor", Cause.OPTION)
         rule = self.rules.get(rule_name) if self.base_quantized else None
         if name in TOKEN_EMBEDDINGS and plan.token_embedding_type is not None:
             if rule is not None and name == "per_layer_token_embd.weight":
-                return TypeWish(rule.type, f"rule {rule}")
-            return TypeWish(plan.token_embedding_type, "--token-embedding-type", dedicated=True)
+                return _ruled(rule)
+            return TypeWish(plan.token_embedding_type, "--token-embedding-type", Cause.OPTION, dedicated=True)
         if facts.category is Category.OUTPUT and plan.output_tensor_type is not None:
-            return TypeWish(plan.output_tensor_type, "--output-tensor-type", dedicated=True)
-        return None if rule is None else TypeWish(rule.type, f"rule {rule}")
+            return TypeWish(plan.output_tensor_type, "--output-tensor-type", Cause.OPTION, dedicated=True)
+        return None if rule is None else _ruled(rule)
+
+
+def _ruled(rule: TypeRule) -> TypeWish:
+    return TypeWish(rule.type, f"rule {rule}", Cause.RULE, rule)
 
 
 def fitted(wanted: TypeWish, columns: int, *, fallback: bool) -> TypeWish:
@@ -116,7 +114,7 @@ def fitted(wanted: TypeWish, columns: int, *, fallback: bool) -> TypeWish:
         return wanted
     block = FORMATS[wanted.type].block
     reason = f"row length {columns} is not a multiple of {block}"
-    replacement = _FALLBACK.get(wanted.type, "F16" if block <= 32 else None)
+    replacement = FORMATS[wanted.type].fallback or ("F16" if block <= 32 else None)
     if not fallback or replacement is None:
         remedy = (
             "choose another type for it" if replacement is None else "llama-quantize has no fallback for this option"
@@ -124,7 +122,8 @@ def fitted(wanted: TypeWish, columns: int, *, fallback: bool) -> TypeWish:
         raise UnfitError(f"{reason}, and {wanted.type} has none to fall back to; {remedy}")
     if columns % FORMATS[replacement].block:
         replacement = "F16"
-    return TypeWish(replacement, f"{reason}: {wanted.type} falls back to {replacement}", wanted.dedicated, True)
+    why = f"{reason}: {wanted.type} falls back to {replacement}"
+    return wanted._replace(type=replacement, why=why, fell_back=True)
 
 
 def winning_rules(rules: Iterable[tuple[TypeRule, frozenset[str]]]) -> dict[str, TypeRule]:

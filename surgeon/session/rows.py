@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from surgeon.model.model import Layer, Tensor
-from surgeon.resolve.resolve import TensorOp
+from surgeon.resolve.tensor_op import Cause, TensorOp
 from surgeon.session.filters import Filter
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import LayerSummary, Session, layer_key
@@ -72,7 +72,7 @@ class TensorRow:
             return not self.pruned and self.op.to_type != self.op.from_type
         if key == "uncovered":
             return self.name in self.session.uncovered
-        return self.op.reason.startswith("rule ") if key == "rule" else "falls back" in self.op.reason
+        return self.op.cause is Cause.RULE if key == "rule" else self.op.fell_back
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array
 from ..lanes.arithmetic import LANES, bits, from_bits, load_bytes_u16, load_f32, store_bytes_u16, store_f32
 
 
 @helper
-def _round(x: Any) -> Any:
+def _round(x: Array) -> Any:
     raw = bits(x)
     return (raw + 0x7FFF + (raw >> 16 & 1)) >> 16
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     end = len(x) // LANES * LANES
     for i in range(0, end, LANES):
         store_bytes_u16(out, 2 * i, _round(load_f32(x, i)))
@@ -30,7 +31,7 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
+def dequantize(blocks: Array, out: Array) -> None:
     end = len(out) // LANES * LANES
     for i in range(0, end, LANES):
         store_f32(out, i, from_bits(load_bytes_u16(blocks, 2 * i) << 16))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, kernel
+from ..dialect import Array
 from ..lanes.arithmetic import LANES, load_bytes_f32, load_f32, store_bytes_f32, store_f32
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     end = len(x) // LANES * LANES
     for i in range(0, end, LANES):
         store_bytes_f32(out, 4 * i, load_f32(x, i))
@@ -24,7 +23,7 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
+def dequantize(blocks: Array, out: Array) -> None:
     end = len(out) // LANES * LANES
     for i in range(0, end, LANES):
         store_f32(out, i, load_bytes_f32(blocks, 4 * i))

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper
+from ..dialect import Array, F, Lanes
+from ..formats import FORMATS
 from ..lanes.arithmetic import (
     LANES,
     absolute,
@@ -53,9 +55,10 @@ from ..search.iq1_search import (
 from ..search.iq_neighbours import GridViews, grid_views
 from ..search.iq_restore import of_two
 from ..search.iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes
-from ..search.iq_tiles import Array, F, Lanes, load_superblock_tile, tile_space
+from ..search.iq_tiles import load_superblock_tile, tile_space
 
-BLOCK, BYTES, GROUP = 256, 56, 16
+BLOCK, BYTES = FORMATS["IQ1_M"].sizes
+GROUP = 16
 # Values of the lowest, middle and highest level for either delta, and differences of their squares.
 PLUS = (F(-0.875), F(0.125), F(1.125))
 MINUS = (F(-1.125), F(-0.125), F(0.875))

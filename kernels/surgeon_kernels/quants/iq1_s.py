@@ -19,6 +19,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper
+from ..dialect import Array, F, Lanes
+from ..formats import FORMATS
 from ..lanes.arithmetic import (
     LANES,
     absolute,
@@ -38,9 +40,10 @@ from ..search.iq1_search import DELTA, Sorted, choose_points, cut_levels, larges
 from ..search.iq_neighbours import grid_views
 from ..search.iq_restore import of_two
 from ..search.iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes
-from ..search.iq_tiles import Array, F, Lanes, load_superblock_tile, tile_space
+from ..search.iq_tiles import load_superblock_tile, tile_space
 
-BLOCK, BYTES, GROUP = 256, 50, 32
+BLOCK, BYTES = FORMATS["IQ1_S"].sizes
+GROUP = 32
 # Values of the levels for either delta.
 PLUS = (F(-0.875), F(0.125), F(1.125))
 MINUS = (F(-1.125), F(-0.125), F(0.875))

@@ -16,6 +16,8 @@ Search: iq_search.py.
 from __future__ import annotations
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, int_slots, put_half, select, slots, splat, store_f32
 from ..search.grid_kernels import kernel_with_grid
 from ..search.iq_neighbours import grid_views
@@ -23,9 +25,10 @@ from ..search.iq_restore import grid_values, of_two, restore
 from ..search.iq_search import OFF_GRID, GroupSearch, make_search
 from ..search.iq_signs import flip_signs, largest_of, split_signs
 from ..search.iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes
-from ..search.iq_tiles import Array, F, load_superblock_tile, tile_space
+from ..search.iq_tiles import load_superblock_tile, tile_space
 
-BLOCK, BYTES, GROUP = 256, 82, 16
+BLOCK, BYTES = FORMATS["IQ2_S"].sizes
+GROUP = 16
 _search = make_search(GroupSearch(length=8, group=GROUP, levels=3, trials=9, step=0.1, top=5, refine=OFF_GRID))
 
 

@@ -17,6 +17,8 @@ are weighed by x * x, as the formats of this family do without a matrix.
 from __future__ import annotations
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, int_slots, put_half, select, slots, splat, store_f32
 from ..search.grid_kernels import kernel_with_grid
 from ..search.iq_neighbours import grid_views
@@ -24,9 +26,10 @@ from ..search.iq_restore import grid_values, of_two, restore
 from ..search.iq_search import OFF_GRID, GroupSearch, make_search
 from ..search.iq_signs import even_signs, flip_signs, largest_of, make_signs_even, split_signs
 from ..search.iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes
-from ..search.iq_tiles import Array, F, load_superblock_tile, tile_space
+from ..search.iq_tiles import load_superblock_tile, tile_space
 
-BLOCK, BYTES, GROUP = 256, 74, 16
+BLOCK, BYTES = FORMATS["IQ2_XS"].sizes
+GROUP = 16
 _search = make_search(GroupSearch(length=8, group=GROUP, levels=3, trials=9, step=0.1, top=5, refine=OFF_GRID))
 
 

@@ -14,6 +14,8 @@ all zero (without `compat`) errors are weighed by x * x, as the formats of this 
 from __future__ import annotations
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, int_slots, put_half, select, slots, splat, store_f32
 from ..search.grid_kernels import kernel_with_grid
 from ..search.iq_neighbours import grid_views
@@ -21,10 +23,11 @@ from ..search.iq_restore import grid_values, of_two, restore, word_at
 from ..search.iq_search import ALWAYS, GroupSearch, make_search
 from ..search.iq_signs import even_signs, flip_signs, make_signs_even, split_signs
 from ..search.iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes, put_signs_and_scale
-from ..search.iq_tiles import Array, F, load_superblock_tile, tile_space
+from ..search.iq_tiles import load_superblock_tile, tile_space
 from ..search.scales import make_qp
 
-BLOCK, BYTES, GROUP = 256, 66, 32
+BLOCK, BYTES = FORMATS["IQ2_XXS"].sizes
+GROUP = 32
 _search = make_search(GroupSearch(length=8, group=GROUP, levels=3, trials=6, step=0.1, top=5, refine=ALWAYS))
 
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, int_slots, lane_bits, put_half, select, slots, splat, store_f32
 from ..search.grid_kernels import kernel_with_grid
 from ..search.iq_neighbours import grid_views
@@ -26,9 +28,10 @@ from ..search.iq_restore import grid_values, of_four, restore
 from ..search.iq_search import ALL_IF_ANY, GroupSearch, make_search
 from ..search.iq_signs import flip_signs, largest_of, split_signs
 from ..search.iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes
-from ..search.iq_tiles import Array, F, load_superblock_tile, tile_space
+from ..search.iq_tiles import load_superblock_tile, tile_space
 
-BLOCK, BYTES, GROUP = 256, 110, 32
+BLOCK, BYTES = FORMATS["IQ3_S"].sizes
+GROUP = 32
 _search = make_search(GroupSearch(length=4, group=GROUP, levels=8, trials=9, step=0.2, top=15, refine=ALL_IF_ANY))
 
 

@@ -16,6 +16,8 @@ Search: iq_search.py.
 from __future__ import annotations
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, int_slots, put_half, select, slots, splat, store_f32
 from ..search.grid_kernels import kernel_with_grid
 from ..search.iq_neighbours import grid_views
@@ -23,9 +25,10 @@ from ..search.iq_restore import grid_values, of_four, restore, word_at
 from ..search.iq_search import OFF_GRID, GroupSearch, make_search
 from ..search.iq_signs import even_signs, flip_signs, largest_of, make_signs_even, split_signs
 from ..search.iq_superblocks import Chosen, chosen_space, keep_chosen, keep_codes, put_signs_and_scale
-from ..search.iq_tiles import Array, F, load_superblock_tile, tile_space
+from ..search.iq_tiles import load_superblock_tile, tile_space
 
-BLOCK, BYTES, GROUP = 256, 98, 32
+BLOCK, BYTES = FORMATS["IQ3_XXS"].sizes
+GROUP = 32
 _search = make_search(GroupSearch(length=4, group=GROUP, levels=8, trials=15, step=0.2, top=15, refine=OFF_GRID))
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, put_half, slots, splat
 from ..search.iq4_search import GROUP, best_scale, put_codes, restore_group, store_codes
-from ..search.iq_tiles import Array, F, load_groups, stage, sum_of_squares, tile_space, weigh
+from ..search.iq_tiles import load_groups, stage, sum_of_squares, tile_space, weigh
 
-BYTES = 18
+BYTES = FORMATS["IQ4_NL"].block_bytes
 
 
 @kernel(QUANTIZE)

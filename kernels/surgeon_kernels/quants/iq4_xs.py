@@ -16,6 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F, Lanes
+from ..formats import FORMATS
 from ..lanes.arithmetic import (
     LANES,
     half_at,
@@ -31,9 +33,9 @@ from ..lanes.arithmetic import (
     to_float,
 )
 from ..search.iq4_search import GROUP, best_scale, put_codes, restore_group, store_codes
-from ..search.iq_tiles import Array, F, Lanes, load_superblock_tile, tile_space
+from ..search.iq_tiles import load_superblock_tile, tile_space
 
-BYTES = 136
+BYTES = FORMATS["IQ4_XS"].block_bytes
 
 
 @helper

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import bits, from_bits, int_splat, load_f32, splat, store_u8
 from ..search.block_sizes import largest_size
 from ..search.fp4 import VALUES, nearest_codes
-from ..search.iq_tiles import Array, F
 
-BLOCK, BYTES = 32, 17
+BLOCK, BYTES = FORMATS["MXFP4"].sizes
 
 
 @helper

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import bits, from_bits, int_splat, load_f32, splat, store_u8
 from ..search.block_sizes import largest_size
 from ..search.fp4 import VALUES, nearest_codes
-from ..search.iq_tiles import Array, F
 
-BLOCK, BYTES, GROUP = 64, 36, 16
+BLOCK, BYTES = FORMATS["NVFP4"].sizes
+GROUP = 16
 _LARGEST = 0x7E  # 448; 0x7F is NaN
 
 

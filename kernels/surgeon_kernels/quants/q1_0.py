@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import half_at, put_half
 
-BLOCK, BYTES = 128, 18
-F = np.float32
+BLOCK, BYTES = FORMATS["Q1_0"].sizes
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     for block in range(len(x) // BLOCK):
         start, at = BLOCK * block, BYTES * block
         total = F(0)
@@ -37,7 +38,7 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
+def dequantize(blocks: Array, out: Array) -> None:
     for block in range(len(blocks) // BYTES):
         start, at = BLOCK * block, BYTES * block
         d = half_at(blocks, at)

@@ -10,20 +10,19 @@ d is the largest size, so the code 3 is never written. An importance matrix chan
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import half_at, put_half
 from ..search.block_sizes import largest_size, ternary
 
-BLOCK, BYTES = 64, 18
-F = np.float32
+BLOCK, BYTES = FORMATS["Q2_0"].sizes
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     for block in range(len(x) // BLOCK):
         start, at = BLOCK * block, BYTES * block
         d = largest_size(x, start, BLOCK)
@@ -39,7 +38,7 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
+def dequantize(blocks: Array, out: Array) -> None:
     for block in range(len(blocks) // BYTES):
         start, at = BLOCK * block, BYTES * block
         d = half_at(blocks, at)

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import (
     LANES,
     absolute,
@@ -49,9 +51,9 @@ from ..search.scales import kept_code, make_qkx, make_qp
 from ..search.tiles import dead_slices, next_tile, pack, sums_of_squares
 
 _SIZE = 256
-_BYTES = 84
+BYTES = FORMATS["Q2_K"].block_bytes
 _TILE = 16 * LANES  # groups of a tile
-_ZERO = np.float32(0)
+_ZERO = F(0)
 
 
 @helper
@@ -59,8 +61,8 @@ def _search_groups(values: Any, importance: Any, fits: Any, plain: bool) -> None
     """Per group of the tile: scale, minimum, sum of weights, and inverse scale and offset of the codes."""
     x = slots(16)
     w = slots(16)
-    sigma2 = sums_of_squares(values, _SIZE, x) / np.float32(_SIZE)
-    rmin, rdelta, steps = (np.float32(-0.5), np.float32(0.1), 15) if plain else (np.float32(-0.9), np.float32(0.05), 36)
+    sigma2 = sums_of_squares(values, _SIZE, x) / F(_SIZE)
+    rmin, rdelta, steps = (F(-0.5), F(0.1), 15) if plain else (F(-0.9), F(0.05), 36)
     for block in range(LANES):
         load_transposed(x, 0, values, _SIZE * block, 16)
         load_transposed(w, 0, importance, _SIZE * block, 16)
@@ -68,7 +70,7 @@ def _search_groups(values: Any, importance: Any, fits: Any, plain: bool) -> None
         for i in range(16):
             w[i] = absolute(x[i]) if plain else w[i] * square_root(sigma2[block] + x[i] * x[i])
             sum_w = sum_w + w[i]
-        fit = make_qkx(x, w, 16, np.float32(3), rmin, rdelta, steps, plain, plain)
+        fit = make_qkx(x, w, 16, F(3), rmin, rdelta, steps, plain, plain)
         store_f32(fits, 16 * block, fit[0])
         store_f32(fits, _TILE + 16 * block, fit[1])
         store_f32(fits, 2 * _TILE + 16 * block, sum_w)
@@ -88,10 +90,10 @@ def _quantize_fits(fits: Any, first: int, plain: bool, codes: Any) -> Any:
     highest = splat(_ZERO)
     for j in range(16):
         highest = maximum(x[j], highest)
-    inverse = select(highest > _ZERO, np.float32(15) / highest, splat(_ZERO))
+    inverse = select(highest > _ZERO, F(15) / highest, splat(_ZERO))
     for j in range(16):
         codes[j] = nearest_int(inverse * x[j])
-    return highest / np.float32(15)
+    return highest / F(15)
 
 
 @helper
@@ -111,17 +113,17 @@ def _fit_tile(values: Any, importance: Any, fits: Any, scales: Any, plain: bool)
 def _codes(values: Any, fits: Any, lane: int, group: int, plain: bool, scale: int, d: Any, dmin: Any) -> Any:
     """Codes (i32) of a group by its stored scale and minimum; step zero leaves the codes of the search."""
     v = load_f32(values, lane * _SIZE + 16 * group)
-    step = d * np.float32(scale & 15)
+    step = d * F(scale & 15)
     if step != _ZERO:
-        scaled = (v + dmin * np.float32(scale >> 4)) / step
+        scaled = (v + dmin * F(scale >> 4)) / step
         return minimum(maximum(nearest_int(scaled), int_splat(0)), int_splat(3))
     at = 16 * lane + group
     iscale, offset = fits[3 * _TILE + at], fits[4 * _TILE + at]
-    return to_int(kept_code(iscale * (v - offset), iscale, np.float32(3), plain))
+    return to_int(kept_code(iscale * (v - offset), iscale, F(3), plain))
 
 
 @helper
-def _put_block(values: Any, fits: Any, scales: Any, lane: int, plain: bool, d: Any, dmin: Any, out: Any,
+def _put_block(values: Any, fits: Any, scales: Any, lane: int, plain: bool, d: Any, dmin: Any, out: Array,
                at: int) -> None:  # fmt: skip
     put_half(out, at + 80, d)
     put_half(out, at + 82, dmin)
@@ -139,7 +141,7 @@ def _put_block(values: Any, fits: Any, scales: Any, lane: int, plain: bool, d: A
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     dead = dead_slices(weights, _SIZE, compat)
     chosen = np.zeros(LANES, np.int64)
     values, importance = np.empty(LANES * _SIZE, np.float32), np.empty(LANES * _SIZE, np.float32)
@@ -155,14 +157,14 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
                     pack(weights, columns // _SIZE, chosen, _SIZE, importance)
                 d, dmin = _fit_tile(values, importance, fits, scales, plain == 1)
                 for lane in range(count):
-                    at = chosen[lane] * _BYTES
+                    at = chosen[lane] * BYTES
                     _put_block(values, fits, scales, lane, plain == 1, d[lane], dmin[lane], out, at)
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
-    for block in range(len(blocks) // _BYTES):
-        at = block * _BYTES
+def dequantize(blocks: Array, out: Array) -> None:
+    for block in range(len(blocks) // BYTES):
+        at = block * BYTES
         d, dmin = half_at(blocks, at + 80), half_at(blocks, at + 82)
         for c in range(2):
             for h in range(2):
@@ -170,5 +172,5 @@ def dequantize(blocks: Any, out: Any) -> None:
                 for k in range(4):
                     group = 8 * c + h + 2 * k
                     scale = blocks[at + group]
-                    step, low = d * np.float32(scale & 15), dmin * np.float32(scale >> 4)
+                    step, low = d * F(scale & 15), dmin * F(scale >> 4)
                     store_f32(out, block * _SIZE + 16 * group, step * to_float(byte >> 2 * k & 3) - low)

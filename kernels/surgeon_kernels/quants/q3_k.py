@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import (
     LANES,
     half_at,
@@ -48,9 +50,9 @@ from ..search.scales import fill_dead_lanes, largest_signed, make_q3, make_qx, s
 from ..search.tiles import dead_slices, next_tile, pack, sums_of_squares
 
 _SIZE = 256
-_BYTES = 110
+BYTES = FORMATS["Q3_K"].block_bytes
 _TILE = 16 * LANES  # groups of a tile
-_ZERO = np.float32(0)
+_ZERO = F(0)
 
 
 @helper
@@ -59,12 +61,12 @@ def _search_groups(values: Any, importance: Any, fits: Any, kept: Any, plain: bo
     x = slots(16)
     w = slots(16)
     codes = int_slots(16)
-    sigma2 = sums_of_squares(values, _SIZE, x) * np.float32(2) / np.float32(_SIZE)
+    sigma2 = sums_of_squares(values, _SIZE, x) * F(2) / F(_SIZE)
     for block in range(LANES):
         load_transposed(x, 0, values, _SIZE * block, 16)
         sum_w = splat(_ZERO)
         if plain:
-            scale = make_q3(x, 16, np.float32(4), codes)
+            scale = make_q3(x, 16, F(4), codes)
         else:
             load_transposed(w, 0, importance, _SIZE * block, 16)
             for i in range(16):
@@ -72,9 +74,9 @@ def _search_groups(values: Any, importance: Any, fits: Any, kept: Any, plain: bo
             fill_dead_lanes(x, w, 16, compat)
             for i in range(16):
                 sum_w = sum_w + w[i]
-            scale, iscale = make_qx(x, w, 16, np.float32(4))
+            scale, iscale = make_qx(x, w, 16, F(4))
             for i in range(16):
-                code = to_int(signed_code(iscale * x[i], np.float32(4))) + 4
+                code = to_int(signed_code(iscale * x[i], F(4))) + 4
                 codes[i] = select(iscale != _ZERO, code, int_splat(0))
         store_f32(fits, 16 * block, scale)
         store_f32(fits, _TILE + 16 * block, sum_w)
@@ -90,22 +92,22 @@ def _fit_tile(fits: Any, scales: Any, plain: bool) -> Any:
     load_transposed(x, 0, fits, 0, 16)
     if plain:
         top, _ = largest_signed(x, 16)
-        inverse = np.float32(-32) / top
+        inverse = F(-32) / top
         for j in range(16):
             code = nearest_int(inverse * x[j]) << 24 >> 24
             code = maximum(minimum(code, int_splat(31)), int_splat(-32)) + 32
             store_i32(scales, LANES * j, select(top != _ZERO, code, int_splat(0)))
-        return select(top != _ZERO, np.float32(1) / inverse, splat(_ZERO))
+        return select(top != _ZERO, F(1) / inverse, splat(_ZERO))
     load_transposed(w, 0, fits, _TILE, 16)
-    step, inverse = make_qx(x, w, 16, np.float32(32))
+    step, inverse = make_qx(x, w, 16, F(32))
     for j in range(16):
-        code = to_int(signed_code(inverse * x[j], np.float32(32))) + 32
+        code = to_int(signed_code(inverse * x[j], F(32))) + 32
         store_i32(scales, LANES * j, select(inverse != _ZERO, code, int_splat(0)))
     return step
 
 
 @helper
-def _put_scales(scales: Any, lane: int, out: Any, at: int) -> None:
+def _put_scales(scales: Any, lane: int, out: Array, at: int) -> None:
     for j in range(8):
         out[at + j] = scales[LANES * j + lane] & 15 | (scales[LANES * (j + 8) + lane] & 15) << 4
     for j in range(4):
@@ -129,7 +131,7 @@ def _codes(values: Any, kept: Any, lane: int, group: int, step: Any) -> Any:
 
 
 @helper
-def _put_block(values: Any, kept: Any, scales: Any, lane: int, d: Any, out: Any, at: int) -> None:
+def _put_block(values: Any, kept: Any, scales: Any, lane: int, d: Any, out: Array, at: int) -> None:
     put_half(out, at + 108, d)
     d = half_at(out, at + 108)
     _put_scales(scales, lane, out, at + 96)
@@ -139,7 +141,7 @@ def _put_block(values: Any, kept: Any, scales: Any, lane: int, d: Any, out: Any,
             byte = int_splat(0)
             for k in range(4):
                 group = 8 * c + h + 2 * k
-                step = d * np.float32(scales[LANES * group + lane] - 32)
+                step = d * F(scales[LANES * group + lane] - 32)
                 codes = _codes(values, kept, lane, group, step)
                 byte = byte | (codes & 3) << 2 * k
                 upper = upper | codes >> 2 << 4 * c + k
@@ -148,7 +150,7 @@ def _put_block(values: Any, kept: Any, scales: Any, lane: int, d: Any, out: Any,
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     dead = dead_slices(weights, _SIZE, compat)
     chosen = np.zeros(LANES, np.int64)
     values, importance = np.empty(LANES * _SIZE, np.float32), np.empty(LANES * _SIZE, np.float32)
@@ -166,13 +168,13 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
                 _search_groups(values, importance, fits, kept, plain == 1, compat)
                 d = _fit_tile(fits, scales, plain == 1)
                 for lane in range(count):
-                    _put_block(values, kept, scales, lane, d[lane], out, chosen[lane] * _BYTES)
+                    _put_block(values, kept, scales, lane, d[lane], out, chosen[lane] * BYTES)
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
-    for block in range(len(blocks) // _BYTES):
-        at = block * _BYTES
+def dequantize(blocks: Array, out: Array) -> None:
+    for block in range(len(blocks) // BYTES):
+        at = block * BYTES
         d = half_at(blocks, at + 108)
         for h in range(2):
             upper = load_u8(blocks, at + 16 * h)
@@ -183,4 +185,4 @@ def dequantize(blocks: Any, out: Any) -> None:
                     scale = blocks[at + 96 + (group & 7)] >> 4 * (group >> 3) & 15
                     scale |= (blocks[at + 104 + (group & 3)] >> 2 * (group >> 2) & 3) << 4
                     q = (byte >> 2 * k & 3) + (upper >> 4 * c + k & 1) * 4 - 4
-                    store_f32(out, block * _SIZE + 16 * group, d * np.float32(np.int32(scale) - 32) * to_float(q))
+                    store_f32(out, block * _SIZE + 16 * group, d * F(np.int32(scale) - 32) * to_float(q))

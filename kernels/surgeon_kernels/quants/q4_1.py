@@ -12,24 +12,24 @@ Where that puts d or m beyond float16, which ggml stores as infinity, the block 
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..compilation import DEQUANTIZE, QUANTIZE, kernel
+from ..dialect import Array
+from ..formats import FORMATS
 from ..lanes.arithmetic import half_at, load_u8, store_f32, to_float
 from ..search.legacy_blocks import SIZE, quantize_blocks
 
-_BYTES = 20
+BYTES = FORMATS["Q4_1"].block_bytes
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
-    quantize_blocks(x, columns, weights, compat, out, 15, True, _BYTES)
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
+    quantize_blocks(x, columns, weights, compat, out, 15, True, BYTES)
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
-    for block in range(len(blocks) // _BYTES):
-        at = block * _BYTES
+def dequantize(blocks: Array, out: Array) -> None:
+    for block in range(len(blocks) // BYTES):
+        at = block * BYTES
         d, m = half_at(blocks, at), half_at(blocks, at + 2)
         byte = load_u8(blocks, at + 4)
         low, high = byte & 15, byte >> 4

@@ -11,24 +11,24 @@ Search: ggml's quantize_q5_0; that of Q4_0 with twice the codes.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..compilation import DEQUANTIZE, QUANTIZE, kernel
+from ..dialect import Array
+from ..formats import FORMATS
 from ..lanes.arithmetic import half_at, load_u8, store_f32, to_float
 from ..search.legacy_blocks import SIZE, fifth_bits, quantize_blocks
 
-_BYTES = 22
+BYTES = FORMATS["Q5_0"].block_bytes
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
-    quantize_blocks(x, columns, weights, compat, out, 16, False, _BYTES)
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
+    quantize_blocks(x, columns, weights, compat, out, 16, False, BYTES)
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
-    for block in range(len(blocks) // _BYTES):
-        at = block * _BYTES
+def dequantize(blocks: Array, out: Array) -> None:
+    for block in range(len(blocks) // BYTES):
+        at = block * BYTES
         d = half_at(blocks, at)
         byte = load_u8(blocks, at + 6)
         low = byte & 15 | fifth_bits(blocks, at + 2)

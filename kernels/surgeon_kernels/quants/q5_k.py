@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, int_splat, load_u8, put_half, store_f32, store_u8, to_float
 from ..search.min_superblocks import SIZE, fit_tile, group_codes, put_scales, scale_at, steps_of, workspace
 from ..search.tiles import dead_slices, next_tile, pack
 
-_BYTES = 176
-_NMAX = np.float32(31)
-_PLAIN_SEARCH = (np.float32(-0.5), np.float32(0.1), 15)
+BYTES = FORMATS["Q5_K"].block_bytes
+_NMAX = F(31)
+_PLAIN_SEARCH = (F(-0.5), F(0.1), 15)
 
 
 @helper
-def _put_block(values: Any, fits: Any, codes: Any, lane: int, plain: bool, d: Any, dmin: Any, out: Any,
+def _put_block(values: Any, fits: Any, codes: Any, lane: int, plain: bool, d: Any, dmin: Any, out: Array,
                at: int) -> None:  # fmt: skip
     put_half(out, at, d)
     put_half(out, at + 2, dmin)
@@ -47,7 +49,7 @@ def _put_block(values: Any, fits: Any, codes: Any, lane: int, plain: bool, d: An
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     dead = dead_slices(weights, SIZE, compat)
     chosen = np.zeros(LANES, np.int64)
     values, importance, fits, codes = workspace()
@@ -62,18 +64,18 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
                     pack(weights, columns // SIZE, chosen, SIZE, importance)
                 d, dmin = fit_tile(values, importance, fits, codes, plain == 1, _NMAX, _PLAIN_SEARCH)
                 for lane in range(count):
-                    at = chosen[lane] * _BYTES
+                    at = chosen[lane] * BYTES
                     _put_block(values, fits, codes, lane, plain == 1, d[lane], dmin[lane], out, at)
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
-    for block in range(len(blocks) // _BYTES):
-        at = block * _BYTES
+def dequantize(blocks: Array, out: Array) -> None:
+    for block in range(len(blocks) // BYTES):
+        at = block * BYTES
         d, dmin = half_at(blocks, at), half_at(blocks, at + 2)
         for group in range(8):
             scale, low = scale_at(blocks, at + 4, group)
-            step, offset = d * np.float32(scale), dmin * np.float32(low)
+            step, offset = d * F(scale), dmin * F(low)
             for half in range(2):
                 byte = load_u8(blocks, at + 48 + 32 * (group >> 1) + 16 * half)
                 upper = load_u8(blocks, at + 16 + 16 * half) >> group & 1

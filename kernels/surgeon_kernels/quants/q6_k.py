@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import (
     absolute,
     first_lane,
@@ -40,9 +42,9 @@ from ..lanes.arithmetic import (
 from ..search.scales import TINY, fill_dead_lanes, make_qx
 
 _SIZE = 256
-_BYTES = 210
-_NMAX = np.float32(32)
-_ZERO = np.float32(0)
+BYTES = FORMATS["Q6_K"].block_bytes
+_NMAX = F(32)
+_ZERO = F(0)
 
 
 @helper
@@ -53,7 +55,7 @@ def extreme_scale(scales: Any) -> Any:
 
 
 @helper
-def _codes(x: Any, at: int, step: Any, iscale: Any) -> Any:
+def _codes(x: Array, at: int, step: Any, iscale: Any) -> Any:
     """Codes (i32) of sixteen weights with the stored step of their group; step zero leaves the search's codes."""
     v = load_f32(x, at)
     if step != _ZERO:
@@ -66,14 +68,14 @@ def _codes(x: Any, at: int, step: Any, iscale: Any) -> Any:
 
 
 @helper
-def _put_block(x: Any, first: int, scales: Any, iscales: Any, out: Any, at: int) -> None:
+def _put_block(x: Array, first: int, scales: Any, iscales: Any, out: Array, at: int) -> None:
     top = extreme_scale(scales)
     if abs(top) < TINY:
-        for i in range(_BYTES):
+        for i in range(BYTES):
             out[at + i] = 0
         return
-    inverse = np.float32(-128) / top
-    put_half(out, at + 208, np.float32(1) / inverse)
+    inverse = F(-128) / top
+    put_half(out, at + 208, F(1) / inverse)
     d = half_at(out, at + 208)
     codes = minimum(nearest_int(inverse * scales), int_splat(127))
     store_u8(out, at + 192, codes)
@@ -91,7 +93,7 @@ def _put_block(x: Any, first: int, scales: Any, iscales: Any, out: Any, at: int)
 
 
 @kernel(QUANTIZE)
-def quantize(values: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(values: Any, columns: int, weights: Array, compat: bool, out: Array) -> None:
     x = slots(16)
     w = slots(16)
     for block in range(len(values) // _SIZE):
@@ -103,13 +105,13 @@ def quantize(values: Any, columns: int, weights: Any, compat: bool, out: Any) ->
             for i in range(16):
                 w[i] = x[i] * x[i]
         scales, iscales = make_qx(x, w, 16, _NMAX)
-        _put_block(values, block * _SIZE, scales, iscales, out, block * _BYTES)
+        _put_block(values, block * _SIZE, scales, iscales, out, block * BYTES)
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
-    for block in range(len(blocks) // _BYTES):
-        at = block * _BYTES
+def dequantize(blocks: Array, out: Array) -> None:
+    for block in range(len(blocks) // BYTES):
+        at = block * BYTES
         d = half_at(blocks, at + 208)
         for c in range(2):
             for h in range(2):
@@ -125,6 +127,6 @@ def dequantize(blocks: Any, out: Any) -> None:
 
 
 @helper
-def _restore(blocks: Any, scale_at: int, d: Any, q: Any, out: Any, at: int) -> None:
-    step = d * np.float32(np.int8(blocks[scale_at]))
+def _restore(blocks: Array, scale_at: int, d: Any, q: Any, out: Array, at: int) -> None:
+    step = d * F(np.int8(blocks[scale_at]))
     store_f32(out, at, step * to_float(q - 32))

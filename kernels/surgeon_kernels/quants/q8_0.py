@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import (
     absolute,
     bits,
@@ -34,8 +36,8 @@ from ..lanes.arithmetic import (
     to_int,
 )
 
-_BYTES = 34
-_ZERO = np.float32(0)
+BYTES = FORMATS["Q8_0"].block_bytes
+_ZERO = F(0)
 
 
 @helper
@@ -45,26 +47,26 @@ def _round_away(v: Any) -> Any:
     # v - whole is exact; the sign bit of v turns a half into a step outwards
     outwards = from_bits((bits(v) & np.int32(-0x80000000)) | np.int32(0x3F800000))
     fraction = absolute(v - to_float(whole))
-    step = select((fraction >= np.float32(0.5)) & (fraction < np.float32(1)), outwards, splat(_ZERO))
+    step = select((fraction >= F(0.5)) & (fraction < F(1)), outwards, splat(_ZERO))
     return whole + to_int(step)
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     for block in range(len(x) // 32):
         low, high = load_f32(x, 32 * block), load_f32(x, 32 * block + 16)
-        d = largest(maximum(absolute(low), absolute(high))) / np.float32(127)
-        inverse = np.float32(1) / d if d != _ZERO else _ZERO
-        at = block * _BYTES
+        d = largest(maximum(absolute(low), absolute(high))) / F(127)
+        inverse = F(1) / d if d != _ZERO else _ZERO
+        at = block * BYTES
         put_half(out, at, d)
         store_u8(out, at + 2, _round_away(low * inverse))
         store_u8(out, at + 18, _round_away(high * inverse))
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
-    for block in range(len(blocks) // _BYTES):
-        at = block * _BYTES
+def dequantize(blocks: Array, out: Array) -> None:
+    for block in range(len(blocks) // BYTES):
+        at = block * BYTES
         d = half_at(blocks, at)
         store_f32(out, 32 * block, to_float(load_i8(blocks, at + 2)) * d)
         store_f32(out, 32 * block + 16, to_float(load_i8(blocks, at + 18)) * d)

@@ -15,19 +15,19 @@ d is the largest size: the format is meant for weights that are ternary already.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, helper, kernel
+from ..dialect import Array, F
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, load_u8, put_half, store_f32, to_float
 from ..search.block_sizes import largest_size, ternary, ternary_inverse
 
-BLOCK, BYTES = 256, 54
+BLOCK, BYTES = FORMATS["TQ1_0"].sizes
 
 
 @helper
-def put_digits(x: Any, start: int, stride: int, digits: int, inverse: float, out: Any, at: int) -> None:
+def put_digits(x: Array, start: int, stride: int, digits: int, inverse: float, out: Array, at: int) -> None:
     """`stride` bytes, each of the `digits` elements that lie `stride` apart."""
     for m in range(stride):
         number = np.int32(0)
@@ -39,7 +39,7 @@ def put_digits(x: Any, start: int, stride: int, digits: int, inverse: float, out
 
 
 @helper
-def restore_digits(blocks: Any, at: int, stride: int, d: float, out: Any, start: int) -> None:
+def restore_digits(blocks: Array, at: int, stride: int, d: float, out: Array, start: int) -> None:
     """The elements of `stride` bytes (a multiple of 16) with five digits each."""
     power = 1
     for n in range(5):
@@ -50,18 +50,18 @@ def restore_digits(blocks: Any, at: int, stride: int, d: float, out: Any, start:
 
 
 @helper
-def restore_last_digits(blocks: Any, at: int, d: float, out: Any, start: int) -> None:
+def restore_last_digits(blocks: Array, at: int, d: float, out: Array, start: int) -> None:
     """The elements of the four bytes with four digits each."""
     power = 1
     for n in range(4):
         for m in range(4):
             digit = (blocks[at + m] * power & 255) * 3 >> 8
-            out[start + m + 4 * n] = np.float32(digit - 1) * d
+            out[start + m + 4 * n] = F(digit - 1) * d
         power *= 3
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     for block in range(len(x) // BLOCK):
         start, at = BLOCK * block, BYTES * block
         d = largest_size(x, start, BLOCK)
@@ -73,7 +73,7 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
+def dequantize(blocks: Array, out: Array) -> None:
     for block in range(len(blocks) // BYTES):
         start, at = BLOCK * block, BYTES * block
         d = half_at(blocks, at + 52)

@@ -10,19 +10,19 @@ d is the largest size: the format is meant for weights that are ternary already.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..compilation import DEQUANTIZE, QUANTIZE, kernel
+from ..dialect import Array
+from ..formats import FORMATS
 from ..lanes.arithmetic import LANES, half_at, load_u8, put_half, store_f32, to_float
 from ..search.block_sizes import largest_size, ternary, ternary_inverse
 
-BLOCK, BYTES = 256, 66
+BLOCK, BYTES = FORMATS["TQ2_0"].sizes
 
 
 @kernel(QUANTIZE)
-def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None:
+def quantize(x: Array, columns: int, weights: Array, compat: bool, out: Array) -> None:
     for block in range(len(x) // BLOCK):
         at = BYTES * block
         d = largest_size(x, BLOCK * block, BLOCK)
@@ -38,7 +38,7 @@ def quantize(x: Any, columns: int, weights: Any, compat: bool, out: Any) -> None
 
 
 @kernel(DEQUANTIZE)
-def dequantize(blocks: Any, out: Any) -> None:
+def dequantize(blocks: Array, out: Array) -> None:
     for block in range(len(blocks) // BYTES):
         at = BYTES * block
         d = half_at(blocks, at + 64)

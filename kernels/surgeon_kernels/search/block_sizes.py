@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import Array, F
 from ..lanes.arithmetic import LANES, absolute, largest, load_f32, maximum
-
-F = np.float32
-Array = Any
 
 
 @helper

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import F, Lanes
 from ..lanes.arithmetic import absolute, int_splat, select
-from .iq_tiles import F, Lanes
 
 VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..compilation import helper, inlined
+from ..dialect import F, Lanes
 from ..lanes.arithmetic import (
     LANES,
     absolute,
@@ -33,7 +34,6 @@ from ..lanes.arithmetic import (
 )
 from ..lanes.views import view, view_gather
 from .iq_neighbours import GridViews, make_nearest
-from .iq_tiles import F, Lanes
 
 DELTA = F(0.125)
 LENGTH = 8

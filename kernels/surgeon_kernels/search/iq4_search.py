@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import Array, F, Lanes
 from ..lanes.arithmetic import (
     LANES,
     absolute,
@@ -21,7 +22,6 @@ from ..lanes.arithmetic import (
     store_f32,
     store_u8,
 )
-from .iq_tiles import Array, F, Lanes
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 # ggml bisects and then compares both distances; near a midpoint these are exact, so a midpoint decides (ties go up).

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..compilation import helper, inlined
+from ..dialect import Array, F, Lanes
 from ..lanes.arithmetic import (
     LANES,
     first_bit,
@@ -33,7 +34,6 @@ from ..lanes.arithmetic import (
     two_smallest,
 )
 from ..lanes.views import view, view_i32
-from .iq_tiles import F, Lanes
 
 View = Any  # what views are to the type checker
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import Array, F, Lanes
 from ..lanes.arithmetic import bits, from_bits, int_splat, lane_numbers, look_up, select, splat
-from .iq_tiles import Array, F, Lanes
 
 
 @helper

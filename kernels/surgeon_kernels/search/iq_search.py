@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..compilation import helper
+from ..dialect import F, Lanes
 from ..lanes.arithmetic import (
     LANES,
     any_lane,
@@ -32,7 +33,6 @@ from ..lanes.arithmetic import (
 )
 from ..lanes.views import view_gather
 from .iq_neighbours import GridViews, Memory, make_settle, memory_views
-from .iq_tiles import F, Lanes
 
 OFF_GRID, ALL_IF_ANY, ALWAYS = range(3)  # which parts are chosen once more with the final scale
 

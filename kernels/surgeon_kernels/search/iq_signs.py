@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import F, Lanes
 from ..lanes.arithmetic import absolute, int_splat, select
-from .iq_tiles import F, Lanes
 
 # All eight sign bits for each seven stored ones.
 EVEN_SIGNS = np.array([s | (s.bit_count() & 1) << 7 for s in range(128)], np.int64)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import Array, F, Lanes
 from ..lanes.arithmetic import (
     LANES,
     int_splat,
@@ -19,7 +20,6 @@ from ..lanes.arithmetic import (
     splat,
     store_i32,
 )
-from .iq_tiles import Array, F, Lanes
 
 
 class Chosen(NamedTuple):

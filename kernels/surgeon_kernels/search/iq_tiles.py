@@ -6,17 +6,13 @@ inside a tile need no case of their own in the searches. Buffers hold group afte
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import Array, F, Lanes
 from ..lanes.arithmetic import LANES, lane_numbers, load_transposed, maximum, select, splat, square_root
-
-F = np.float32
-
-Lanes = Any  # what lane types are to the type checker
-Array = Any
 
 
 class Tile(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import Array, F
 from ..lanes.arithmetic import (
     LANES,
     absolute,
@@ -37,12 +38,12 @@ from .scales import kept_code, make_qkx, make_qx, signed_code
 from .tiles import dead_slices, next_tile, pack
 
 SIZE = 32
-_ZERO = np.float32(0)
-_HALF_OVERFLOW = np.float32(65520)  # rounds to infinity in float16
+_ZERO = F(0)
+_HALF_OVERFLOW = F(65520)  # rounds to infinity in float16
 
 
 @helper
-def row_mean_squares(x: Any, columns: int) -> Any:
+def row_mean_squares(x: Array, columns: int) -> Any:
     """Mean square of each row, summed in order; float32[rows]."""
     rows = len(x) // columns
     means = np.empty(rows, np.float32)
@@ -54,17 +55,17 @@ def row_mean_squares(x: Any, columns: int) -> Any:
             load_transposed(values, 0, x, first * columns + column, columns)
             for j in range(LANES):
                 result = result + values[j] * values[j]
-        store_f32(means, first, result / np.float32(columns))
+        store_f32(means, first, result / F(columns))
     for row in range(in_lanes, rows):
         square_sum = _ZERO
         for i in range(row * columns, (row + 1) * columns):
             square_sum += x[i] * x[i]
-        means[row] = square_sum / np.float32(columns)
+        means[row] = square_sum / F(columns)
     return means
 
 
 @helper
-def _load_tile(x: Any, w: Any, values: Any, importance: Any, sigma2: Any) -> None:
+def _load_tile(x: Array, w: Any, values: Any, importance: Any, sigma2: Any) -> None:
     """Transpose a packed tile into slots: values, and weights imatrix * sqrt(sigma2 + x**2)."""
     for half in range(2):
         load_transposed(x, 16 * half, values, 16 * half, SIZE)
@@ -74,7 +75,7 @@ def _load_tile(x: Any, w: Any, values: Any, importance: Any, sigma2: Any) -> Non
 
 
 @helper
-def put_codes(low: Any, high: Any, five_bits: bool, out: Any, at: int) -> None:
+def put_codes(low: Any, high: Any, five_bits: bool, out: Array, at: int) -> None:
     """Write codes 0-15 and 16-31 of a block: [fifth bits as a 32-bit word,] byte j = low[j] & 15 | high[j] << 4."""
     if five_bits:
         upper = lane_bits((low & 16) != 0) | lane_bits((high & 16) != 0) << 16
@@ -85,7 +86,7 @@ def put_codes(low: Any, high: Any, five_bits: bool, out: Any, at: int) -> None:
 
 
 @helper
-def _plain_symmetric(x: Any, first: int, nmax: int, out: Any, at: int) -> None:
+def _plain_symmetric(x: Array, first: int, nmax: int, out: Array, at: int) -> None:
     """d = (value of largest magnitude, the first of several) / -nmax; q = x / d + nmax + 0.5, cut."""
     low, high = load_f32(x, first), load_f32(x, first + 16)
     top = largest(maximum(absolute(low), absolute(high)))
@@ -93,10 +94,10 @@ def _plain_symmetric(x: Any, first: int, nmax: int, out: Any, at: int) -> None:
     if lane == LANES:
         lane += first_lane(absolute(high) == top)
     extreme = x[first + lane] if top > _ZERO else _ZERO
-    d = extreme / np.float32(-nmax)
-    inverse = np.float32(1) / d if d != _ZERO else _ZERO
+    d = extreme / F(-nmax)
+    inverse = F(1) / d if d != _ZERO else _ZERO
     put_half(out, at, d)
-    offset = np.float32(nmax) + np.float32(0.5)
+    offset = F(nmax) + F(0.5)
     limit = int_splat(2 * nmax - 1)
     # ggml casts to int8: only the last byte of what does not fit counts
     low_codes = minimum(limit, to_int(low * inverse + offset) << 24 >> 24)
@@ -105,36 +106,36 @@ def _plain_symmetric(x: Any, first: int, nmax: int, out: Any, at: int) -> None:
 
 
 @helper
-def _plain_affine(x: Any, first: int, nmax: int, out: Any, at: int) -> None:
+def _plain_affine(x: Array, first: int, nmax: int, out: Array, at: int) -> None:
     """m = smallest value (the first of several: zeros have signs), d = range / nmax; q = (x - m) / d + 0.5, cut."""
     low, high = load_f32(x, first), load_f32(x, first + 16)
     bottom = smallest(minimum(low, high))
     top = largest(maximum(low, high))
-    d = (top - bottom) / np.float32(nmax) if top != bottom else _ZERO
-    inverse = np.float32(1) / d if d != _ZERO else _ZERO
+    d = (top - bottom) / F(nmax) if top != bottom else _ZERO
+    inverse = F(1) / d if d != _ZERO else _ZERO
     lane = first_lane(low == bottom)
     if lane == LANES:
         lane += first_lane(high == bottom)
     put_half(out, at, d)
     put_half(out, at + 2, x[first + lane])
     limit = int_splat(15 if nmax == 15 else 255)
-    low_codes = minimum(limit, to_int((low - bottom) * inverse + np.float32(0.5)) << 24 >> 24)
-    high_codes = minimum(limit, to_int((high - bottom) * inverse + np.float32(0.5)) << 24 >> 24)
+    low_codes = minimum(limit, to_int((low - bottom) * inverse + F(0.5)) << 24 >> 24)
+    high_codes = minimum(limit, to_int((high - bottom) * inverse + F(0.5)) << 24 >> 24)
     put_codes(low_codes, high_codes, nmax == 31, out, at + 4)
 
 
 @helper
 def _fitted_codes(v: Any, iscale: Any, nmax: int) -> Any:
-    return to_int(signed_code(iscale * v, np.float32(nmax))) + nmax
+    return to_int(signed_code(iscale * v, F(nmax))) + nmax
 
 
 @helper
-def _symmetric_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, count: int, nmax: int, out: Any,
+def _symmetric_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, count: int, nmax: int, out: Array,
                     block_bytes: int) -> None:  # fmt: skip
     x = slots(32)
     w = slots(32)
     _load_tile(x, w, values, importance, sigma2)
-    scale, iscale = make_qx(x, w, SIZE, np.float32(nmax))
+    scale, iscale = make_qx(x, w, SIZE, F(nmax))
     for lane in range(count):
         at = chosen[lane] * block_bytes
         put_half(out, at, scale[lane])
@@ -146,12 +147,12 @@ def _symmetric_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, coun
 
 
 @helper
-def _affine_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, count: int, nmax: int, compat: bool, out: Any,
-                 block_bytes: int) -> None:  # fmt: skip
+def _affine_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, count: int, nmax: int, compat: bool,
+                 out: Array, block_bytes: int) -> None:  # fmt: skip
     x = slots(32)
     w = slots(32)
     _load_tile(x, w, values, importance, sigma2)
-    fit = make_qkx(x, w, SIZE, np.float32(nmax), np.float32(-0.9), np.float32(0.05), 36, False, False)
+    fit = make_qkx(x, w, SIZE, F(nmax), F(-0.9), F(0.05), 36, False, False)
     scale, themin, iscale, offset = fit
     for lane in range(count):
         at = chosen[lane] * block_bytes
@@ -162,13 +163,13 @@ def _affine_tile(values: Any, importance: Any, sigma2: Any, chosen: Any, count: 
         put_half(out, at, scale[lane])
         put_half(out, at + 2, -themin[lane])
         step = iscale[lane]
-        low = kept_code(step * (load_f32(values, lane * SIZE) - offset[lane]), step, np.float32(nmax), False)
-        high = kept_code(step * (load_f32(values, lane * SIZE + 16) - offset[lane]), step, np.float32(nmax), False)
+        low = kept_code(step * (load_f32(values, lane * SIZE) - offset[lane]), step, F(nmax), False)
+        high = kept_code(step * (load_f32(values, lane * SIZE + 16) - offset[lane]), step, F(nmax), False)
         put_codes(to_int(low), to_int(high), nmax == 31, out, at + 4)
 
 
 @helper
-def quantize_blocks(x: Any, columns: int, weights: Any, compat: bool, out: Any, nmax: int, affine: bool,
+def quantize_blocks(x: Array, columns: int, weights: Array, compat: bool, out: Array, nmax: int, affine: bool,
                     block_bytes: int) -> None:  # fmt: skip
     """Quantize a slab. Symmetric codes are 0 .. 2 * nmax - 1, affine ones 0 .. nmax."""
     blocks = len(x) // SIZE
@@ -206,7 +207,7 @@ def quantize_blocks(x: Any, columns: int, weights: Any, compat: bool, out: Any, 
 
 
 @helper
-def fifth_bits(blocks: Any, at: int) -> Any:
+def fifth_bits(blocks: Array, at: int) -> Any:
     """16 where the bit of the 16-bit word at byte `at` is set, else 0; bit k for lane k."""
     word = np.int32(blocks[at]) | np.int32(blocks[at + 1]) << 8
     return select((int_splat(word) & (int_splat(1) << lane_numbers())) != 0, int_splat(16), int_splat(0))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import Array, F
 from ..lanes.arithmetic import (
     LANES,
     absolute,
@@ -38,7 +39,7 @@ from .tiles import sums_of_squares
 SIZE = 256
 GROUPS = 8  # per superblock
 TILE_GROUPS = LANES * GROUPS
-_ZERO = np.float32(0)
+_ZERO = F(0)
 
 
 @helper
@@ -53,13 +54,13 @@ def workspace() -> Any:
 
 
 @helper
-def _weigh(x: Any, w: Any, plain: bool, sigma2: Any) -> Any:
+def _weigh(x: Array, w: Any, plain: bool, sigma2: Any) -> Any:
     """Turn the importance in `w` into weights of the error; returns their sums."""
     if plain:
         squares = splat(_ZERO)
         for i in range(32):
             squares = squares + x[i] * x[i]
-        deviation = square_root(squares / np.float32(32))
+        deviation = square_root(squares / F(32))
         for i in range(32):
             w[i] = deviation + absolute(x[i])
     else:
@@ -77,7 +78,7 @@ def _search_groups(values: Any, importance: Any, fits: Any, plain: bool, nmax: A
     """Scale and minimum of all 128 groups of the tile, sixteen (two superblocks) at a time."""
     x = slots(32)
     w = slots(32)
-    sigma2 = sums_of_squares(values, SIZE, x) * np.float32(2) / np.float32(SIZE)
+    sigma2 = sums_of_squares(values, SIZE, x) * F(2) / F(SIZE)
     for pair in range(LANES // 2):
         for half in range(2):
             load_transposed(x, 16 * half, values, 2 * SIZE * pair + 16 * half, 32)
@@ -94,15 +95,15 @@ def _search_groups(values: Any, importance: Any, fits: Any, plain: bool, nmax: A
 
 
 @helper
-def _plain_codes(x: Any, codes: Any) -> Any:
+def _plain_codes(x: Array, codes: Any) -> Any:
     """6-bit codes by the largest of the eight; returns the step."""
     highest = splat(_ZERO)
     for j in range(GROUPS):
         highest = maximum(x[j], highest)
-    inverse = select(highest > _ZERO, np.float32(63) / highest, splat(_ZERO))
+    inverse = select(highest > _ZERO, F(63) / highest, splat(_ZERO))
     for j in range(GROUPS):
         codes[j] = minimum(nearest_int(inverse * x[j]) & 255, int_splat(63))
-    return highest / np.float32(63)
+    return highest / F(63)
 
 
 @helper
@@ -128,10 +129,10 @@ def fit_tile(values: Any, importance: Any, fits: Any, codes: Any, plain: bool, n
 
     plain_search: (rmin, rdelta, steps) of the search without importance matrix.
     """
-    rmin, rdelta, steps = plain_search if plain else (np.float32(-0.9), np.float32(0.05), 36)
+    rmin, rdelta, steps = plain_search if plain else (F(-0.9), F(0.05), 36)
     _search_groups(values, importance, fits, plain, nmax, rmin, rdelta, steps)
     steps_at = 5 * TILE_GROUPS
-    limit = 63 if nmax == np.float32(31) else 255
+    limit = 63 if nmax == F(31) else 255
     for which in range(2):  # the scales, then the minima
         step = _quantize_fits(fits, TILE_GROUPS * which, plain, limit, codes, GROUPS * LANES * which)
         store_f32(fits, steps_at + LANES * which, step)
@@ -139,7 +140,7 @@ def fit_tile(values: Any, importance: Any, fits: Any, codes: Any, plain: bool, n
 
 
 @helper
-def put_scales(codes: Any, lane: int, out: Any, at: int) -> None:
+def put_scales(codes: Any, lane: int, out: Array, at: int) -> None:
     """Pack eight 6-bit scales and minima of superblock `lane` into twelve bytes.
 
     Bytes 0-3: scales 0-3, bytes 4-7: minima 0-3, bytes 8-11: low nibbles of scale | minimum << 4 of groups 4-7, whose
@@ -154,7 +155,7 @@ def put_scales(codes: Any, lane: int, out: Any, at: int) -> None:
 
 
 @helper
-def scale_at(blocks: Any, at: int, group: int) -> tuple[int, int]:
+def scale_at(blocks: Array, at: int, group: int) -> tuple[int, int]:
     """The 6-bit scale and minimum of `group` from the twelve bytes at `at`."""
     if group < 4:
         return blocks[at + group] & 63, blocks[at + group + 4] & 63
@@ -163,13 +164,13 @@ def scale_at(blocks: Any, at: int, group: int) -> tuple[int, int]:
 
 
 @helper
-def steps_of(blocks: Any, at: int, group: int, d: Any, dmin: Any) -> Any:
+def steps_of(blocks: Array, at: int, group: int, d: Any, dmin: Any) -> Any:
     """Step and minimum of a group as they are restored from the twelve bytes at `at`.
 
     Not from the codes before they are packed: those of the rare negative scale do not fit into six bits.
     """
     scale, low = scale_at(blocks, at, group)
-    return d * np.float32(scale), dmin * np.float32(low)
+    return d * F(scale), dmin * F(low)
 
 
 @helper
@@ -184,4 +185,4 @@ def group_codes(values: Any, fits: Any, lane: int, group: int, half: int, d: Any
         return minimum(maximum(nearest_int((v + low) / d), int_splat(0)), int_splat(nmax))
     at = lane * GROUPS + group
     iscale, offset = fits[3 * TILE_GROUPS + at], fits[4 * TILE_GROUPS + at]
-    return to_int(kept_code(iscale * (v - offset), iscale, np.float32(nmax), plain))
+    return to_int(kept_code(iscale * (v - offset), iscale, F(nmax), plain))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..compilation import helper, inlined
+from ..dialect import Array, F
 from ..lanes.arithmetic import (
     absolute,
     any_lane,
@@ -30,10 +31,10 @@ from ..lanes.arithmetic import (
     to_int,
 )
 
-_ZERO = np.float32(0)
-_ONE = np.float32(1)
-TINY = np.float32(1e-15)  # ggml's GROUP_MAX_EPS: a group this small is zero
-_SAFE = np.float32(4.0e6)  # below 2**22 the quick rounding is exact
+_ZERO = F(0)
+_ONE = F(1)
+TINY = F(1e-15)  # ggml's GROUP_MAX_EPS: a group this small is zero
+_SAFE = F(4.0e6)  # below 2**22 the quick rounding is exact
 
 
 @helper
@@ -67,7 +68,7 @@ def _is_wild(iscale: Any, lowest: Any, highest: Any, low: Any) -> Any:
 
 
 @helper
-def _affine_error(x: Any, w: Any, codes: Any, n: int, scale: Any, low: Any, mad: Any) -> Any:
+def _affine_error(x: Array, w: Any, codes: Any, n: int, scale: Any, low: Any, mad: Any) -> Any:
     """Weighted sum over the group of (scale * code + low - x) squared, or of its absolute value (`mad`)."""
     error = splat(_ZERO)
     if mad:
@@ -81,7 +82,7 @@ def _affine_error(x: Any, w: Any, codes: Any, n: int, scale: Any, low: Any, mad:
 
 
 @helper
-def _affine_codes(x: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, wraps: bool) -> None:
+def _affine_codes(x: Array, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, wraps: bool) -> None:
     """Codes where iscale * (x - low) may be anything."""
     for i in range(n):
         v = iscale * (x[i] - low)
@@ -89,7 +90,7 @@ def _affine_codes(x: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, 
 
 
 @helper
-def _affine_sums(x: Any, w: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, known: bool) -> Any:
+def _affine_sums(x: Array, w: Any, codes: Any, n: int, nmax: Any, iscale: Any, low: Any, known: bool) -> Any:
     """Fill `codes`, unless they are `known`, and return the sums of w * code, w * code**2 and w * code * x."""
     sum_l = splat(_ZERO)
     sum_l2 = splat(_ZERO)
@@ -106,7 +107,7 @@ def _affine_sums(x: Any, w: Any, codes: Any, n: int, nmax: Any, iscale: Any, low
 
 
 @helper
-def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: int, mad: Any, wraps: bool) -> Any:
+def make_qkx(x: Array, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: int, mad: Any, wraps: bool) -> Any:
     """x ~ scale * code - themin with codes 0 .. nmax: ggml's make_qkx2_quants (`wraps`) and make_qkx3_quants.
 
     Tries steps + 1 inverse scales (rmin + rdelta * step + nmax) / range, fits scale and minimum to the codes of each
@@ -131,7 +132,7 @@ def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: i
     best_low = low
     codes = slots(32)
     for step in range(-1, steps + 1):  # -1: the whole range, without a fit
-        reach = rmin + rdelta * np.float32(step) + nmax if step >= 0 else nmax
+        reach = rmin + rdelta * F(step) + nmax if step >= 0 else nmax
         iscale = select(active, splat(reach) / (highest - low), splat(_ZERO))
         wild = _is_wild(iscale, lowest, highest, low)
         if wild:
@@ -161,12 +162,12 @@ def make_qkx(x: Any, w: Any, n: int, nmax: Any, rmin: Any, rdelta: Any, steps: i
 
 
 @helper
-def make_qp(x: Any, w: Any, n: int, nmax: int, codes: Any) -> Any:
+def make_qp(x: Array, w: Any, n: int, nmax: int, codes: Any) -> Any:
     """x ~ scale * code with codes 0 .. nmax for values that are mostly positive (ggml's make_qp_quants).
 
     Returns scale; `codes` are int slots. ggml stores codes as bytes, so that a negative one wraps around: it does here.
     """
-    top = np.float32(nmax)
+    top = F(nmax)
     highest = splat(_ZERO)
     for i in range(n):
         highest = maximum(highest, x[i])
@@ -180,7 +181,7 @@ def make_qp(x: Any, w: Any, n: int, nmax: int, codes: Any) -> Any:
         best = best + w[i] * difference * difference
     for step in range(-4, 5):
         if step != 0:
-            this_iscale = (np.float32(0.1) * np.float32(step) + top) / highest
+            this_iscale = (F(0.1) * F(step) + top) / highest
             error = _qp_error(x, w, n, nmax, this_iscale)
             better = error < best
             best = select(better, error, best)
@@ -198,7 +199,7 @@ def make_qp(x: Any, w: Any, n: int, nmax: int, codes: Any) -> Any:
 
 
 @helper
-def _qp_error(x: Any, w: Any, n: int, nmax: int, iscale: Any) -> Any:
+def _qp_error(x: Array, w: Any, n: int, nmax: int, iscale: Any) -> Any:
     """Weighted squared error of the codes that `iscale` gives; here ggml does not wrap negative codes."""
     scale = splat(_ONE) / iscale
     error = splat(_ZERO)
@@ -210,7 +211,7 @@ def _qp_error(x: Any, w: Any, n: int, nmax: int, iscale: Any) -> Any:
 
 
 @helper
-def _qp_sweeps(x: Any, w: Any, n: int, nmax: int, codes: Any, active: Any, sum_lx: Any, sum_l2: Any) -> Any:
+def _qp_sweeps(x: Array, w: Any, n: int, nmax: int, codes: Any, active: Any, sum_lx: Any, sum_l2: Any) -> Any:
     """Move one code at a time to where the others' best scale puts it, while that improves the fit."""
     for _ in range(5):
         changed = active & ~active
@@ -235,7 +236,7 @@ def _qp_sweeps(x: Any, w: Any, n: int, nmax: int, codes: Any, active: Any, sum_l
 
 
 @helper
-def largest_signed(x: Any, n: int) -> tuple[Any, Any]:
+def largest_signed(x: Array, n: int) -> tuple[Any, Any]:
     """The value of largest magnitude with its sign, the first of several, and its magnitude."""
     top = splat(_ZERO)
     size = splat(_ZERO)
@@ -253,7 +254,7 @@ def signed_code(v: Any, nmax: Any) -> Any:
 
 
 @inlined
-def _symmetric_sums(x: Any, w: Any, wx: Any, n: int, nmax: Any, iscale: Any) -> Any:
+def _symmetric_sums(x: Array, w: Any, wx: Any, n: int, nmax: Any, iscale: Any) -> Any:
     """Sums of w * x * code and w * code**2 for the codes of an inverse scale."""
     sum_lx = splat(_ZERO)
     sum_l2 = splat(_ZERO)
@@ -279,11 +280,11 @@ def _take_better(sum_lx: Any, sum_l2: Any, iscale: Any, active: Any, kept: Any) 
 
 @helper
 def _inverse_scale(top: Any, nmax: Any, step: int) -> Any:
-    return splat(-(nmax + np.float32(0.1) * np.float32(step))) / top
+    return splat(-(nmax + F(0.1) * F(step))) / top
 
 
 @helper
-def make_qx(x: Any, w: Any, n: int, nmax: Any) -> tuple[Any, Any]:
+def make_qx(x: Array, w: Any, n: int, nmax: Any) -> tuple[Any, Any]:
     """x ~ scale * code with codes -nmax .. nmax - 1 (ggml's make_qx_quants, error type 1); n <= 32.
 
     Tries nineteen inverse scales around -nmax / (value of largest magnitude) and keeps the best least-squares fit.
@@ -308,7 +309,7 @@ def make_qx(x: Any, w: Any, n: int, nmax: Any) -> tuple[Any, Any]:
 
 
 @helper
-def fill_dead_lanes(x: Any, w: Any, n: int, compat: bool) -> None:
+def fill_dead_lanes(x: Array, w: Any, n: int, compat: bool) -> None:
     """Weigh by x**2, as without an importance matrix, where the weights of a whole sub-block are zero."""
     if compat:
         return
@@ -322,7 +323,7 @@ def fill_dead_lanes(x: Any, w: Any, n: int, compat: bool) -> None:
 
 
 @helper
-def make_q3(x: Any, n: int, nmax: Any, codes: Any) -> Any:
+def make_q3(x: Array, n: int, nmax: Any, codes: Any) -> Any:
     """x ~ scale * (code - nmax), errors weighed by x**2 (ggml's make_q3_quants); fills int slots, returns scale.
 
     Starts from the inverse scale -nmax / (value of largest magnitude), then moves one code at a time while the fit
@@ -347,7 +348,7 @@ def make_q3(x: Any, n: int, nmax: Any, codes: Any) -> Any:
 
 
 @helper
-def _q3_sweeps(x: Any, n: int, nmax: Any, codes: Any, active: Any, sum_lx: Any, sum_l2: Any) -> tuple[Any, Any]:
+def _q3_sweeps(x: Array, n: int, nmax: Any, codes: Any, active: Any, sum_lx: Any, sum_l2: Any) -> tuple[Any, Any]:
     lowest, highest = int_splat(np.int32(-nmax)), int_splat(np.int32(nmax) - 1)
     for _ in range(5):
         changed = active & ~active

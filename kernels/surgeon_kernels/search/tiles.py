@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from ..compilation import helper
+from ..dialect import Array, F
 from ..lanes.arithmetic import LANES, load_f32, load_transposed, splat, store_f32
 
 
 @helper
-def dead_slices(weights: Any, size: int, compat: bool) -> Any:
+def dead_slices(weights: Array, size: int, compat: bool) -> Any:
     """Which blocks of a row ignore the importance matrix: uint8[blocks per row], or [1] where there is no matrix.
 
     A slice that is zero throughout makes every sum of a search vanish, and ggml then writes the block as zeros: the
@@ -28,7 +29,7 @@ def dead_slices(weights: Any, size: int, compat: bool) -> Any:
     dead = np.zeros(len(weights) // size, np.uint8)
     if not compat:
         for block in range(len(dead)):
-            largest = np.float32(0)
+            largest = F(0)
             for i in range(block * size, (block + 1) * size):
                 largest = max(largest, weights[i])
             dead[block] = largest == 0
@@ -64,7 +65,7 @@ def pack(source: Any, period: int, chosen: Any, size: int, tile: Any) -> None:
 @helper
 def sums_of_squares(tile: Any, size: int, slots: Any) -> Any:
     """Sum of squares of each packed block, in order, as lanes. `slots`: room for sixteen."""
-    result = splat(np.float32(0))
+    result = splat(F(0))
     for i in range(0, size, LANES):
         load_transposed(slots, 0, tile, i, size)
         for j in range(LANES):

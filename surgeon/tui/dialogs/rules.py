@@ -73,7 +73,7 @@ class Rules(Dialog[None]):
                 found = f"{self.session.rule_count(rule.pattern)} tensors"
             except SurgeonError as error:
                 return [(clean(str(rule)), "text"), (f"  {error}", "pruned")]
-            wins = sum(op.reason == f"rule {rule}" for op in self.session.resolution.kept)
+            wins = sum(op.rule == rule for op in self.session.resolution.kept)
             return [(fit(clean(str(rule)), 42), "text"), (f" {found}, decides {wins}", "muted")]
         if key == "by hand":
             return [(f"{len(plan.types)} types set by hand", "text"), ("  before any rule", "muted")]
