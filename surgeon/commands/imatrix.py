@@ -15,6 +15,7 @@ from surgeon.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
     from surgeon.measure.imatrix_run import Collection
+    from surgeon.measure.moments_run import MomentsRun
 
 DESCRIPTION = """Collect an importance matrix of MODEL over TEXT, as llama-imatrix does, and in the same pass the block
 influence and layer-input modification of every layer, the ZD score of its weights, and the mean of every channel.
@@ -39,21 +40,44 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-ofreq", "--output-frequency", type=int, default=10, metavar="N", help="save every N chunks (10)"
     )
+    _add_moments_options(parser)
     parser.add_argument("--resume", action="store_true", help="go on with OUT.partial, which an interrupted run left")
     parser.add_argument("--overwrite", action="store_true", help="OUT may exist")
     return parser
+
+
+def _add_moments_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("second moments, for surgeon quantize --moments")
+    group.add_argument(
+        "--moments", metavar="F",
+        help="collect the second moments of every input in the same pass; --in-file takes such files too",
+    )  # fmt: skip
+    group.add_argument(
+        "--moments-block", type=int, default=0, metavar="N",
+        help="keep only diagonal blocks of N columns of wider inputs (default: all of them)",
+    )  # fmt: skip
+    group.add_argument(
+        "--moments-halves", type=int, choices=(1, 2), default=2,
+        help="2: keep alternate parts of the text apart, to choose the shrinkage by; 1: half the size",
+    )  # fmt: skip
+    group.add_argument(
+        "--layers", metavar="A-B",
+        help="second moments of these layers only; further passes add other layers to the same file",
+    )  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     from surgeon.engine.protocol import ImatrixJob
     from surgeon.measure.imatrix_run import Collection
+    from surgeon.measure.moments_run import MomentsCollection
 
-    merge = tuple(Path(require_file(name)) for group in options.in_file for name in group.split(","))
+    files = tuple(Path(require_file(name)) for group in options.in_file for name in group.split(","))
+    merge, moments_files = _sorted_files(files, options)
     out = Path(options.output)
     dat = options.output_format == "dat" if options.output_format else out.suffix == ".dat"
     if options.file is None:
-        return _merge(merge, out, dat=dat, overwrite=options.overwrite)
+        return _merge_all(merge, moments_files, options, out, dat=dat)
     if options.model is None:
         raise UsageError("-m MODEL is missing: the model to run over the text")
     job = ImatrixJob(
@@ -61,7 +85,54 @@ def main(arguments: list[str]) -> int:
         options.chunk, options.chunks, options.process_output, options.parse_special, not options.no_ppl,
         max(1, options.output_frequency),
     )  # fmt: skip
-    return _collect(Collection(job, out, merge, dat, options.resume, options.overwrite), options)
+    moments = None
+    if options.moments is not None:
+        moments = MomentsCollection(
+            Path(options.moments), options.moments_block, options.moments_halves, _layers(options), moments_files,
+            options.overwrite,
+        )  # fmt: skip
+    return _collect(Collection(job, out, merge, dat, options.resume, options.overwrite, moments), options)
+
+
+def _sorted_files(files: tuple[Path, ...], options: argparse.Namespace) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Importance matrices, and files of second moments. Raises UsageError for options that need `--moments`."""
+    from surgeon.moments.files import is_moments
+
+    given = options.moments_block or options.layers or options.moments_halves != 2
+    moments = tuple(path for path in files if is_moments(path))
+    if options.moments is None and (given or moments):
+        what = moments[0] if moments else "--moments-block, --moments-halves and --layers"
+        raise UsageError(f"{what}: name the file of second moments to write with --moments")
+    if options.moments_block < 0 or 0 < options.moments_block < 32:
+        raise UsageError(f"--moments-block {options.moments_block}: blocks have at least 32 columns")
+    return tuple(path for path in files if path not in moments), moments
+
+
+def _layers(options: argparse.Namespace) -> frozenset[int] | None:
+    if options.layers is None:
+        return None
+    from surgeon.layer_lists import read_spans
+    from surgeon.model.model import load_model
+
+    model = load_model(options.model)
+    with model.file:
+        return read_spans(options.layers, [layer.index for layer in model.layers])
+
+
+def _merge_all(
+    matrices: tuple[Path, ...], moments: tuple[Path, ...], options: argparse.Namespace, out: Path, *, dat: bool
+) -> int:
+    """Add up files only; no model runs."""
+    if moments:
+        from surgeon.measure.moments_run import merge_moments
+
+        path = Path(options.moments)
+        if path.exists() and not options.overwrite:
+            raise UsageError(f"{path}: exists already; another name, or --overwrite")
+        for _ in ProgressLine("moments", "matrices").watch(merge_moments(moments, path)):
+            pass
+        print(f"{path}: second moments of {len(moments)} files")
+    return _merge(matrices, out, dat=dat, overwrite=options.overwrite) if matrices or not moments else 0
 
 
 def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) -> int:
@@ -84,6 +155,8 @@ def _collect(wanted: Collection, options: argparse.Namespace) -> int:
     from surgeon.measure.imatrix_run import ImatrixRun
 
     run = ImatrixRun(engine_of(options), wanted)
+    if run.moments is not None:
+        print(f"surgeon: {account_line(run.moments)}", file=sys.stderr)
     values: dict[str, float] = {}
     try:
         for message in ProgressLine("imatrix", "chunks").watch(run.messages()):
@@ -103,9 +176,43 @@ def _collect(wanted: Collection, options: argparse.Namespace) -> int:
                           "chunks": imatrix.chunk_count, **values, "layers": layers}))  # fmt: skip
         return 0
     print(f"{wanted.out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens")
+    if wanted.moments is not None:
+        print(_moments_line(wanted.moments.out))
     if influence is not None:
         print(influence_table(influence))
     return 0
+
+
+def account_line(run: MomentsRun) -> str:
+    """What the second moments will take, told before anything runs."""
+    account = run.account
+    return (
+        f"second moments of {account.inputs} inputs: {_size(account.memory)} of memory while they are collected, "
+        f"{_size(account.disk)} on the disk until they are written, {_size(account.file)} in {run.wanted.out}"
+    )
+
+
+def _moments_line(path: Path) -> str:
+    """What was written, and which inputs saw too few tokens."""
+    from surgeon.moments.files import load_moments
+    from surgeon.moments.moments import ENOUGH, FEWEST
+
+    moments = load_moments(path)
+    with moments.file:
+        ratios = [float(moments.tokens_per_column(one).min()) for one in moments.inputs.values()]
+    text = f"{path}: {len(moments.inputs)} inputs of {len(moments.users)} weights, {_size(path.stat().st_size)}"
+    too_few, few = sum(ratio < FEWEST for ratio in ratios), sum(FEWEST <= ratio < ENOUGH for ratio in ratios)
+    if too_few:
+        text += f"; {too_few} saw fewer than {FEWEST} tokens a column and will not be used"
+    if few:
+        text += f"; {few} saw fewer than {ENOUGH} tokens a column: a longer text is better"
+    return text
+
+
+def _size(nbytes: int) -> str:
+    from humanize import naturalsize
+
+    return naturalsize(nbytes)
 
 
 def _tell_partial(wanted: Collection) -> None:

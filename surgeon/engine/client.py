@@ -115,6 +115,8 @@ def _start(log: IO[bytes]) -> subprocess.Popen[bytes]:
     if "OMP_WAIT_POLICY" not in environment:
         # Threads that spin long at every barrier make a busy machine four times slower, and an idle one hardly faster.
         environment.setdefault("GOMP_SPINCOUNT", "2000")
+    # The child's own threads share its matrix products; BLAS threads besides them would only wait for each other.
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     return subprocess.Popen(
         # -P: a file named like a module in the current directory must not take its place.
         [sys.executable, "-P", "-m", "surgeon.engine.child"],

@@ -41,7 +41,12 @@ class Engine(Message):
 
 @dataclass(frozen=True)
 class ImatrixJob(Message):
-    """Activations of `model` over `text`. n_chunks < 0: all; first_chunk: how many to leave out at the start."""
+    """Activations of `model` over `text`. n_chunks < 0: all; first_chunk: how many to leave out at the start.
+
+    moments: where second moments are kept (`raw_moments`), '' for none; moments_from: such a file to begin with;
+    moments_block: of the diagonal, 0 for all; moments_halves: 1, or 2 to keep alternate parts of the text apart;
+    moments_layers: None for all; moments_head: the head's too, where layers are named.
+    """
 
     model: str
     text: str
@@ -54,6 +59,12 @@ class ImatrixJob(Message):
     parse_special: bool = False
     perplexity: bool = True
     save_every: int = 10
+    moments: str = ""
+    moments_from: str = ""
+    moments_block: int = 0
+    moments_halves: int = 2
+    moments_layers: list[int] | None = None
+    moments_head: bool = True
 
 
 @dataclass(frozen=True)

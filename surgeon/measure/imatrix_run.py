@@ -20,6 +20,7 @@ from surgeon.imatrix.files import load_imatrix, save_dat
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
 from surgeon.imatrix.weight_scores import weight_zd
+from surgeon.measure.moments_run import MomentsCollection, MomentsRun
 from surgeon.model.model import load_model
 
 Part = tuple[Imatrix, Influence | None]
@@ -28,7 +29,10 @@ _DIGEST, _NEXT = "surgeon.collect.digest", "surgeon.collect.next_chunk"
 
 @dataclass(frozen=True)
 class Collection:
-    """What is wanted. merge: matrices to add to; dat: the old format; resume: go on with `<out>.partial`."""
+    """What is wanted. merge: matrices to add to; dat: the old format; resume: go on with `<out>.partial`.
+
+    moments: second moments of the same rows, in a file of their own.
+    """
 
     job: ImatrixJob
     out: Path
@@ -36,6 +40,12 @@ class Collection:
     dat: bool = False
     resume: bool = False
     overwrite: bool = False
+    moments: MomentsCollection | None = None
+
+    @property
+    def keeps_matrix(self) -> bool:
+        """Whether `out` stays as it is: a further pass over the text, for the second moments of other layers."""
+        return self.moments is not None and self.moments.extends and self.out.exists()
 
     @property
     def partial(self) -> Path:
@@ -50,7 +60,10 @@ class ImatrixRun:
         self.collection, self._engine, self._cancelled = collection, engine, cancelled
         self.current: Part | None = None
         self.run: EngineRun | None = None
+        self.moments = MomentsRun(collection.moments, collection.job) if collection.moments else None
         self._resumed = False
+        self._keeps_matrix = collection.keeps_matrix
+        self._chunks = 0  # of the text, that are kept on the disk
 
     def messages(self) -> Iterator[Message]:
         """The engine's messages, after each Snapshot is safe on the disk; Finished once the final file is there.
@@ -58,10 +71,15 @@ class ImatrixRun:
         Raises UsageError for an output that exists, EngineError, ImatrixError, Cancelled; the partial file then stays.
         """
         wanted = self.collection
-        if wanted.out.exists() and not wanted.overwrite:
+        if wanted.out.exists() and not wanted.overwrite and not wanted.keeps_matrix:
             raise UsageError(f"{wanted.out}: exists already; another name, or --overwrite")
+        if self.moments is not None:
+            self.moments.check()
         before, first_chunk = self._before()
         job = replace(wanted.job, first_chunk=first_chunk, n_chunks=self._chunks_left(first_chunk))
+        if self.moments is not None:
+            self._chunks = first_chunk
+            job = self.moments.job(job, first_chunk if self._resumed else None)
         self.run = EngineRun(self._engine, job, self._cancelled)
         for message in self.run.messages():
             if isinstance(message, Snapshot):
@@ -100,12 +118,17 @@ class ImatrixRun:
             (_NEXT, Value.of(ValueType.UINT32, snapshot.chunks)),
         )
         save(*self.current, self.collection.partial, extra)
+        self._chunks = snapshot.chunks
+        if self.moments is not None:
+            self.moments.kept(snapshot.chunks)
 
     def _finish(self, finished: Finished) -> Iterator[Message]:
         if self.current is None:
             raise EngineError(
                 f"{self.collection.job.text}: no chunk is left to collect; lower --chunk or raise --chunks"
             )
+        if self.moments is not None:
+            yield from self.moments.finish(self._chunks)
         imatrix, influence = self.current
         if influence is not None and not self.collection.dat:
             model = load_model(self.collection.job.model)
@@ -116,7 +139,8 @@ class ImatrixRun:
                 yield Step(done + 1, len(model.layers), {"weight_zd": score})
             influence = with_weight_zd(influence, scores)
             self.current = imatrix, influence
-        write_out(imatrix, influence, self.collection.out, dat=self.collection.dat)
+        if not self._keeps_matrix:
+            write_out(imatrix, influence, self.collection.out, dat=self.collection.dat)
         self.collection.partial.unlink(missing_ok=True)
         yield finished
 
@@ -126,7 +150,7 @@ class ImatrixRun:
         digest = hashlib.sha256(Path(job.text).read_bytes())
         stat = os.stat(job.model)
         merge = [str(path) for path in self.collection.merge]
-        wanted = (
+        wanted: tuple[object, ...] = (
             stat.st_size,
             stat.st_mtime_ns,
             job.n_ctx,
@@ -135,6 +159,8 @@ class ImatrixRun:
             job.parse_special,
             merge,
         )
+        if self.moments is not None:
+            wanted += self.moments.identity
         digest.update(repr(wanted).encode())
         return digest.hexdigest()
 

@@ -8,6 +8,7 @@ For each layer, with x and y the residual stream before and after it: Σ cos(x, 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from surgeon.engine.child.graph import GGML_TYPE_F32, Node, rows
 from surgeon.engine.child.llama import LlamaModel, opened
 from surgeon.engine.child.log_probabilities import Float64, negative_log_likelihood
+from surgeon.engine.child.moment_sums import HEADS, MomentSums
 from surgeon.engine.child.perplexity import PerplexitySum
 from surgeon.engine.child.windows import Rows, chunk_count, evaluate, read_tokens, window_size
 from surgeon.engine.errors import EngineError
@@ -24,6 +26,8 @@ from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Sta
 
 _FEWEST_ROWS = 16  # smaller batches are left out, as llama-imatrix does
 LAYER_OUTPUT = re.compile(r"l_out-(\d+)")
+Parts = list[tuple[int, NDArray[np.float32]]]  # (matrix, rows of its input)
+_MOST_SAVING = 0.05  # share of the time that may go into keeping second moments on the way
 FIRST_NORM = "norm-0"  # the first node of that name has the input of layer 0 as its operand
 
 
@@ -58,8 +62,8 @@ class Collector:
     the first of them stops the graph.
     """
 
-    def __init__(self, model: LlamaModel, *, process_output: bool) -> None:
-        self._binding, self._process_output = model.binding, process_output
+    def __init__(self, model: LlamaModel, *, process_output: bool, moments: MomentSums | None = None) -> None:
+        self._binding, self._process_output, self._moments = model.binding, process_output, moments
         self.matrices: dict[str, ActivationSum] = {}
         self.layers = np.zeros((model.n_layer, 5))
         self._stream: NDArray[np.float32] | None = None  # residual stream after the last layer seen
@@ -88,11 +92,15 @@ class Collector:
         if weight is None or data is None or data.type != GGML_TYPE_F32:
             return False
         name = weight.weight_name
-        if not (name.startswith("blk.") or (self._process_output and name == "output.weight")):
+        if not (self._in_matrix(name) or (self._moments is not None and name in HEADS and self._moments.wants(name))):
             return False
         if node.op == self._binding.mul_mat and data.ne[1] < _FEWEST_ROWS:
             return False
         return not self._shares(name, tuple(node.tensor.src[1:3]), weight.ne)
+
+    def _in_matrix(self, name: str) -> bool:
+        """Whether the importance matrix has an entry for this weight."""
+        return name.startswith("blk.") or (self._process_output and name == "output.weight")
 
     def _shares(self, name: str, inputs: tuple[object, ...], ne: tuple[int, ...]) -> bool:
         """Whether the input was added for another weight of this graph; remembers that the two share it."""
@@ -103,6 +111,8 @@ class Collector:
                 self._sharing[name] = first
                 self.matrices[name] = self.matrices[first]
             if self._sharing.get(name) == first:
+                if self._moments is not None:
+                    self._moments.share(name, first)
                 return True
         if name in self._sharing:
             raise EngineError(
@@ -117,21 +127,32 @@ class Collector:
         assert data is not None
         experts = node.op == self._binding.mul_mat_id
         name, n_mat = weight.weight_name, weight.ne[2] * weight.ne[3]
-        entry = self.matrices.get(name)
-        if entry is None:
-            entry = self.matrices[name] = ActivationSum.zeros(n_mat, data.ne[0], n_mat if experts else 1)
-        if entry.squares.shape != (n_mat, data.ne[0]):
-            raise EngineError(f"{name}: its input had {entry.squares.shape[1]} channels and now has {data.ne[0]}")
         x = data.array().astype(np.float32, copy=False)
         if experts:
             chosen = node.source(2)
             assert chosen is not None
-            _add_experts(entry, x[0], chosen.array()[0, 0])
+            parts = _by_expert(x[0], chosen.array()[0, 0])
         else:
-            _add_matrices(entry, x, weight.ne)
+            parts = _by_matrix(x, weight.ne)
+        if self._in_matrix(name):
+            self._add_squares(name, n_mat, parts, experts=experts)
+        if self._moments is not None and self._moments.wants(name):
+            for matrix, part in parts:
+                self._moments.add(name, n_mat, matrix, part)
+        return True
+
+    def _add_squares(self, name: str, n_mat: int, parts: Parts, *, experts: bool) -> None:
+        columns = parts[0][1].shape[1]
+        entry = self.matrices.get(name)
+        if entry is None:
+            entry = self.matrices[name] = ActivationSum.zeros(n_mat, columns, n_mat if experts else 1)
+        if entry.squares.shape != (n_mat, columns):
+            raise EngineError(f"{name}: its input had {entry.squares.shape[1]} channels and now has {columns}")
+        for matrix, part in parts:
+            entry.add(matrix, part)
+            entry.counts[matrix if experts else 0] += len(part) if experts or matrix == 0 else 0
         if not np.isfinite(entry.squares).all():
             raise EngineError(f"{name}: its input holds NaN or infinity; this model (or this text) cannot be used")
-        return True
 
     def _start_stream(self, node: Node) -> bool:
         data = node.source(0)
@@ -163,24 +184,26 @@ class Collector:
         return Snapshot(chunks, n_ctx, arrays)
 
 
-def _add_matrices(entry: ActivationSum, x: NDArray[np.float32], ne: tuple[int, int, int, int]) -> None:
+def _by_matrix(x: NDArray[np.float32], ne: tuple[int, int, int, int]) -> Parts:
     """x: (ne3, ne2, rows, channels), spread over the weight's ne[2] × ne[3] matrices as ggml broadcasts them."""
-    for outer in range(x.shape[0]):
-        for inner in range(x.shape[1]):
-            entry.add((outer % ne[3]) * ne[2] + inner % ne[2], x[outer, inner])
-    entry.counts[0] += x.shape[0] * x.shape[1] * x.shape[2] // (ne[2] * ne[3])
+    outer, inner = range(x.shape[0]), range(x.shape[1])
+    return [((i % ne[3]) * ne[2] + j % ne[2], x[i, j]) for i in outer for j in inner]
 
 
-def _add_experts(entry: ActivationSum, x: NDArray[np.float32], chosen: NDArray[np.generic]) -> None:
+def _by_expert(x: NDArray[np.float32], chosen: NDArray[np.generic]) -> Parts:
     """x: (tokens, slots or 1, channels); chosen: the expert of each (token, slot)."""
+    parts = []
     for expert in np.unique(chosen):
         token, slot = np.nonzero(chosen == expert)
-        entry.add(int(expert), x[token, slot % x.shape[1]])
-        entry.counts[int(expert)] += len(token)
+        parts.append((int(expert), x[token, slot % x.shape[1]]))
+    return parts
 
 
 def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Message]:
-    """Started, a Step per chunk (`ppl` unless turned off), a Snapshot every `save_every` chunks and last, Finished."""
+    """Started, a Step per chunk (`ppl` unless turned off), a Snapshot every `save_every` chunks and last, Finished.
+
+    Second moments are in their file (`raw_moments`) before the Snapshot of the same chunk is sent.
+    """
     tokens = read_tokens(model, job.text, parse_special=job.parse_special)
     n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks, job.first_chunk)
     yield Started(len(tokens), n_chunks, job.n_ctx)
@@ -189,25 +212,47 @@ def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Messag
         return
     begin = job.first_chunk * job.n_ctx
     chunks = tokens[begin : begin + n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
-    collector = Collector(model, process_output=job.process_output)
+    moments = MomentSums(job, threads) if job.moments else None
+    collector = Collector(model, process_output=job.process_output, moments=moments)
     size = window_size(model, job.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
-    sums = PerplexitySum()
-    saved = 0
+    sums, saving = PerplexitySum(), _Saving(job, moments)
     with opened(model, size, threads, collector) as context:
         for start in range(0, n_chunks, size.n_seq):
             collector.start_batch()
+            if moments is not None:
+                moments.start_at(job.first_chunk + start)
             for rows_ in evaluate(context, chunks[start : start + size.n_seq], 0):
                 if job.perplexity:
                     _score(rows_, job.n_ctx // 2, sums)
             done = min(start + size.n_seq, n_chunks)
             yield Step(done, n_chunks, {"ppl": sums.ppl, "ppl_error": sums.ppl_error} if sums.count else {})
-            if done - saved >= job.save_every and done < n_chunks:
-                saved = done
+            if saving.is_due(done) and done < n_chunks:
+                saving.save(done)
                 yield collector.snapshot(job.first_chunk + done, job.n_ctx)
     if not collector.matrices:
         raise EngineError(f"{model.path}: the graph of this model has no matrix named blk.*; nothing was collected")
+    saving.save(n_chunks)
     yield collector.snapshot(job.first_chunk + n_chunks, job.n_ctx)
     yield Finished({"ppl": sums.ppl, "ppl_error": sums.ppl_error} if sums.count else {})
+
+
+class _Saving:
+    """When to keep what there is: every `save_every` chunks; second moments less often where they are large."""
+
+    def __init__(self, job: ImatrixJob, moments: MomentSums | None) -> None:
+        self._job, self._moments = job, moments
+        self._saved, self._ended, self._seconds = 0, time.monotonic(), 0.0
+
+    def is_due(self, done: int) -> bool:
+        long_enough = time.monotonic() - self._ended >= self._seconds / _MOST_SAVING
+        return done - self._saved >= self._job.save_every and long_enough
+
+    def save(self, done: int) -> None:
+        began = time.monotonic()
+        if self._moments is not None:
+            self._moments.save(self._job.first_chunk + done)
+        self._saved, self._ended = done, time.monotonic()
+        self._seconds = self._ended - began
 
 
 def _score(rows_: Rows, first: int, sums: PerplexitySum) -> None:
