@@ -11,26 +11,17 @@ import numpy as np
 
 from surgeon.engine.child.binding import Binding
 from surgeon.engine.child.imatrix_collection import Collector
-<<<<<<< HEAD
 from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
-=======
-from surgeon.engine.child.llama import ContextSize, Model, opened
 from surgeon.engine.child.moment_sums import MomentSums
->>>>>>> 185dc6b (surgeon imatrix --moments: second moments of every distinct input, in a file of their own)
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import ImatrixJob
 
 TOKENS = np.random.default_rng(11).integers(3, 30, 48, dtype=np.int32)
 
 if __name__ == "__main__":
-<<<<<<< HEAD
     model = LlamaModel(Binding(find_libraries()), sys.argv[2])
-    collector = Collector(model, process_output=False)
-=======
-    model = Model(Binding(find_libraries()), sys.argv[2])
     moments = MomentSums(ImatrixJob(sys.argv[2], "", moments=f"{sys.argv[1]}.raw", moments_halves=1), 1)
     collector = Collector(model, process_output=False, moments=moments)
->>>>>>> 185dc6b (surgeon imatrix --moments: second moments of every distinct input, in a file of their own)
     with opened(model, ContextSize(n_ctx=256, n_batch=64, n_ubatch=24), 1, collector) as context:
         positions = np.arange(len(TOKENS), dtype=np.int32)
         context.decode(TOKENS, positions, np.zeros(len(TOKENS), np.int32), np.ones(len(TOKENS), np.bool_))
