@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "imatrix": ("surgeon.commands.imatrix", "collect an importance matrix (extra `engine`)"),
     "perplexity": ("surgeon.commands.perplexity", "perplexity, KL divergence and tasks (extra `engine`)"),
     "bench": ("surgeon.commands.bench", "tokens per second (extra `engine`)"),
-    "prune-scan": ("surgeon.commands.prune_scan", "measured damage of leaving out each layer (extra `engine`)"),
+    "prune-scan": ("surgeon.commands.prune_scan", "measured damage of removing each layer (extra `engine`)"),
     "journal": ("surgeon.commands.journal", "the trials of a model: list, compare, export as Markdown"),
     "cache": ("surgeon.commands.cache", "where the compiled kernels are; --clear removes them"),
 }
@@ -38,7 +38,7 @@ def usage() -> str:
     return "\n".join(
         [
             "usage: surgeon MODEL.gguf [--imatrix F] [--recipe R]",
-            "       surgeon COMMAND [options]      (surgeon COMMAND --help tells them)",
+            "       surgeon COMMAND [options]      (see surgeon COMMAND --help)",
             "",
             "Operate on large language models in the terminal.",
             "",

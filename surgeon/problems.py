@@ -10,7 +10,7 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One line told before anything is written; an error forbids writing, a warning asks, a note informs."""
+    """One line shown before anything is written: errors block writing, a warning asks, a note informs."""
 
     severity: Severity
     text: str

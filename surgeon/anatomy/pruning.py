@@ -54,7 +54,7 @@ class TensorScale:
 class AnatomyResult:
     """kv: keys to replace where they stand, append when new, remove (None); block_count and provenance not included.
 
-    notes: what to tell before anything is written; renumbering: layer of the input -> of the output, None when pruned.
+    notes: what to show before anything is written; renumbering: layer of the input -> of the output, None when pruned.
     """
 
     kv: tuple[tuple[str, Value | None], ...]
@@ -318,7 +318,7 @@ def _slices(model: Model, pruning: Pruning) -> tuple[tuple[TensorSlice, ...], li
         if rest or share % block:
             text = f"{sliced.name} has {tensor.ne[sliced.dimension]} columns in {layers} layers"
             problems.append(
-                Problem("error", f"{text}: a layer's share is no whole number of {tensor.type_name} blocks")
+                Problem("error", f"{text}: a layer's share does not end on a {tensor.type_name} block boundary")
             )
             continue
         keep = tuple((share * start, share * end) for start, end in _runs(layers, gone))

@@ -30,7 +30,7 @@ class Metadata:
         return default if value is None else value.decode()
 
     def number(self, key: str, default: float = 0) -> float:
-        """A scalar, or the first entry of an array; `default` for anything that is no number."""
+        """A scalar, or the first entry of an array; `default` for anything that is not a number."""
         value = self.get(key, default)
         if isinstance(value, list):
             value = value[0] if value else default

@@ -14,12 +14,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file, saved on the screen or by export")
     parser.add_argument("input", metavar="IN", type=Path, help="a GGUF file, or a shard of one")
     parser.add_argument("output", metavar="OUT", type=Path, nargs="?", help="the new file (not needed with --dry-run)")
-    parser.add_argument("--imatrix", metavar="F", help="where the recipe's imatrix lies now")
+    parser.add_argument("--imatrix", metavar="F", help="where the recipe's imatrix is now")
     parser.add_argument(
         "--save-imatrix", metavar="F", type=Path, help="also save the imatrix renumbered as the layers are"
     )
     parser.add_argument("--threads", metavar="N", type=int, default=0, help="default: one per core")
-    parser.add_argument("--dry-run", action="store_true", help="tell types and sizes, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print types and sizes; write nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout: tensors, total_bytes, bpw")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     parser.add_argument("--resume", action="store_true", help="continue a run that was cut off")

@@ -20,8 +20,8 @@ from surgeon.commands.text_table import table
 from surgeon.errors import UsageError
 
 DESCRIPTION = """Tokens per second as llama-bench measures them: pp N processes a prompt of N tokens, tg N generates N
-tokens, -pg does both in one go. Mean ± standard deviation over the repetitions, and the best of them: on a machine that
-does other work too, only the best says what the model can do."""
+tokens, -pg does both in one go. Mean ± standard deviation over the repetitions, and the best of them: on a busy machine
+trust only the best."""
 
 
 def _numbers(text: str) -> list[int]:

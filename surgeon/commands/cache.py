@@ -8,7 +8,7 @@ import argparse
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="surgeon cache",
-        description="Where the compiled kernels are kept. They compile again when they are needed.",
+        description="Where the compiled kernels are kept. They are compiled again when needed.",
         epilog="SURGEON_CACHE_DIR in the environment chooses another folder.",
     )
     parser.add_argument("--clear", action="store_true", help="remove them")
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
 
     folder = surgeon_kernels.cache_directory()
     if folder is None:
-        print("no folder can be written to, so kernels compile anew in every process; set SURGEON_CACHE_DIR to one")
+        print("no writable folder, so kernels are compiled anew in every process; set SURGEON_CACHE_DIR")
         return 0
     everything = folder.parent  # kernels of other versions and processors lie beside this version's
     if options.clear:

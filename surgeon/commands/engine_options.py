@@ -28,7 +28,7 @@ def add_llama_options(parser: argparse._ActionsContainer, *, default: int | None
     """`-t -ngl --llama-lib`; `default` stands where a number was not given."""
     parser.add_argument(
         "-t", "--threads", type=int, default=default, metavar="N",
-        help="threads of llama.cpp (default: all there are)",
+        help="threads for llama.cpp (default: all cores)",
     )  # fmt: skip
     parser.add_argument(
         "-ngl", "--gpu-layers", "--n-gpu-layers", type=int, default=default, metavar="N",
@@ -48,7 +48,7 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
 def add_journal_options(parser: argparse.ArgumentParser) -> None:
     """`--journal --label --recipe`: where the figures are recorded."""
     parser.add_argument("--journal", metavar="SOURCE", help="record the figures in the journal of this source model")
-    parser.add_argument("--label", default="", help="what the journal calls the trial (default: the file's name)")
+    parser.add_argument("--label", default="", help="name of the trial in the journal (default: the file's name)")
     parser.add_argument("--recipe", metavar="FILE", help="the recipe MODEL was made by, kept with the trial")
 
 
@@ -68,7 +68,7 @@ def record_figures(options: argparse.Namespace, values: dict[str, Any], text: st
 
 
 def positive(text: str) -> int:
-    """A number above zero; argparse tells what it was instead."""
+    """A number above zero; argparse says what it was instead."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
@@ -79,7 +79,7 @@ def chunks(text: str) -> int:
     """A number of chunks; below zero all of them."""
     number = int(text)
     if number == 0:
-        raise argparse.ArgumentTypeError("0 chunks leave nothing to do")
+        raise argparse.ArgumentTypeError("must not be 0")
     return number
 
 

@@ -11,31 +11,33 @@ if TYPE_CHECKING:
     from surgeon.plan.recipe import Recipe
 
 EPILOG = """\
-With --model every tensor is checked: the command's exit code is 1 when llama-quantize cannot be brought to give some
-tensor the type that the recipe gives it. What else differs is told on stderr.
+With --model every tensor is checked: the exit code is 1 when no llama-quantize command gives some tensor the type that
+the recipe gives it. Other differences go to stderr.
 """
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="surgeon export",
-        description="The llama-quantize command that does what a recipe does; or a recipe of a command, file or model.",
+        description="Translate a recipe to a llama-quantize command, or a command, file or model to a recipe.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("recipe", metavar="RECIPE", nargs="?", help="the recipe to tell as a command")
-    source.add_argument("--command", metavar="TEXT", help="make a recipe of a llama-quantize command line (quoted)")
-    source.add_argument("--from-type-file", metavar="F", help="make a recipe of a --tensor-type-file")
-    source.add_argument("--from-model", metavar="GGUF", help="make a recipe of the types of an existing model")
+    source.add_argument("recipe", metavar="RECIPE", nargs="?", help="the recipe to translate")
+    source.add_argument("--command", metavar="TEXT", help="make a recipe from a llama-quantize command line (quoted)")
+    source.add_argument("--from-type-file", metavar="F", help="make a recipe from a --tensor-type-file")
+    source.add_argument("--from-model", metavar="GGUF", help="make a recipe from the types of an existing model")
     parser.add_argument(
         "--model", metavar="IN", help="the model the recipe is for: checks the command tensor by tensor"
     )
-    parser.add_argument("--imatrix", metavar="F", help="where the recipe's imatrix lies now")
+    parser.add_argument("--imatrix", metavar="F", help="where the recipe's imatrix is now")
     parser.add_argument(
         "--tensor-type-file", metavar="F", type=Path, help="write the rules there instead of into the command"
     )
-    parser.add_argument("--type", metavar="TYPE", default="Q4_K_M", help="the mix under a type file's rules (Q4_K_M)")
+    parser.add_argument(
+        "--type", metavar="TYPE", default="Q4_K_M", help="base TYPE for the rules of a type file (Q4_K_M)"
+    )
     parser.add_argument("-o", "--output", metavar="F", help="OUT of the command, or the file a recipe is saved to")
     options = parser.parse_args(arguments)
     if options.recipe is not None:

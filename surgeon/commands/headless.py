@@ -88,9 +88,11 @@ def _check_save_imatrix(job: QuantizeCommand, imatrix: Imatrix | None) -> None:
     if job.save_imatrix is None:
         return
     if imatrix is None:
-        raise SurgeonError("--save-imatrix: there is no imatrix to save; give --imatrix")
+        raise SurgeonError("--save-imatrix: no imatrix to save; give --imatrix")
     if job.save_imatrix.exists() and not job.overwrite:
-        raise SurgeonError(f"{job.save_imatrix}: exists; name another file for --save-imatrix or give --overwrite")
+        raise SurgeonError(
+            f"{job.save_imatrix}: already exists; choose another name for --save-imatrix or pass --overwrite"
+        )
 
 
 def _save_imatrix(imatrix: Imatrix, resolution: Resolution, path: Path) -> None:
@@ -229,7 +231,7 @@ def _report(job: QuantizeCommand, resolution: Resolution, summary: Summary) -> N
     _print_sizes(resolution)
     names = str(summary.paths[0]) + (f" and {len(summary.paths) - 1} more" if len(summary.paths) > 1 else "")
     speed = summary.source_bytes / 1e6 / summary.seconds if summary.seconds else 0.0
-    resumed = f", {summary.resumed} tensors found finished" if summary.resumed else ""
+    resumed = f", {summary.resumed} tensors already finished" if summary.resumed else ""
     print(f"{names}: {summary.nbytes} bytes in {summary.seconds:.1f} s ({speed:.0f} MB/s{resumed})")
 
 

@@ -31,18 +31,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", "--output-file", default="imatrix.gguf", metavar="OUT")
     parser.add_argument("--output-format", choices=("gguf", "dat"), help="default: gguf, or dat for OUT.dat")
     parser.add_argument("--in-file", action="append", default=[], metavar="F[,F]", help="matrices to add to the result")
-    parser.add_argument(
-        "--chunk", "--from-chunk", type=int, default=0, metavar="N", help="leave out the first N chunks"
-    )
+    parser.add_argument("--chunk", "--from-chunk", type=int, default=0, metavar="N", help="skip the first N chunks")
     parser.add_argument("--process-output", action="store_true", help="output.weight too")
-    parser.add_argument("--parse-special", action="store_true", help="control tokens written in the text count as such")
-    parser.add_argument("--no-ppl", action="store_true", help="do not compute the perplexity on the way")
+    parser.add_argument("--parse-special", action="store_true", help="parse special tokens in the text")
+    parser.add_argument("--no-ppl", action="store_true", help="do not compute perplexity")
     parser.add_argument(
         "-ofreq", "--output-frequency", type=int, default=10, metavar="N", help="save every N chunks (10)"
     )
     _add_moments_options(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with OUT.partial, which an interrupted run left")
-    parser.add_argument("--overwrite", action="store_true", help="OUT may exist")
+    parser.add_argument("--resume", action="store_true", help="resume from OUT.partial, left by an interrupted run")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite OUT if it exists")
     return parser
 
 
@@ -128,7 +126,7 @@ def _merge_all(
 
         path = Path(options.moments)
         if path.exists() and not options.overwrite:
-            raise UsageError(f"{path}: exists already; another name, or --overwrite")
+            raise UsageError(f"{path}: already exists; choose another name or pass --overwrite")
         for _ in ProgressLine("moments", "matrices").watch(merge_moments(moments, path)):
             pass
         print(f"{path}: second moments of {len(moments)} files")
@@ -143,7 +141,7 @@ def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) ->
     if not merge:
         raise UsageError("nothing to do: -f TEXT collects, --in-file F merges or converts")
     if out.exists() and not overwrite:
-        raise UsageError(f"{out}: exists already; another name, or --overwrite")
+        raise UsageError(f"{out}: already exists; choose another name or pass --overwrite")
     imatrix, influence = merged([(load_imatrix(path), load_influence(path)) for path in merge])
     write_out(imatrix, influence, out, dat=dat)
     print(f"{out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens")
@@ -217,4 +215,4 @@ def _size(nbytes: int) -> str:
 
 def _tell_partial(wanted: Collection) -> None:
     if wanted.partial.exists():
-        print(f"surgeon: what was collected is in {wanted.partial}; --resume goes on with it", file=sys.stderr)
+        print(f"surgeon: what was collected is in {wanted.partial}; --resume continues it", file=sys.stderr)

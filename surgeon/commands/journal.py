@@ -14,7 +14,7 @@ from surgeon.errors import SurgeonError
 if TYPE_CHECKING:
     from surgeon.trials.journal import Journal, Trial
 
-DESCRIPTION = """What was made of MODEL (the source) and how it measured. `surgeon perplexity --journal MODEL`,
+DESCRIPTION = """Every variant of MODEL (the source) and its measurements. `surgeon perplexity --journal MODEL`,
 `surgeon bench --journal MODEL` and the screen write it."""
 
 
@@ -22,10 +22,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="surgeon journal", description=DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", help="the source model")
     parser.add_argument("--sort", default="when", metavar="FIGURE", help="when, size, bpw, ppl, mean_kld, a task ...")
-    parser.add_argument("--front", action="store_true", help="only what nothing beats in size and mean_kld")
+    parser.add_argument("--front", action="store_true", help="only the Pareto front of size and mean KLD")
     parser.add_argument("--compare", nargs=2, metavar="ID", help="two trials side by side")
     parser.add_argument("--best", metavar="ID", help="mark the best one")
-    parser.add_argument("--forget", metavar="ID", help="leave a trial out from now on")
+    parser.add_argument("--forget", metavar="ID", help="remove a trial from the list")
     parser.add_argument("--recipe", metavar="ID", help="print the recipe of a trial")
     parser.add_argument("--markdown", action="store_true", help="tables for a model card")
     parser.add_argument("--json", action="store_true")

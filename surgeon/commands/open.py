@@ -16,14 +16,12 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("model", type=Path, help="a GGUF file, or any shard of a set")
     parser.add_argument("--imatrix", type=Path, metavar="F", help="importance matrix, GGUF or .dat")
-    parser.add_argument("--recipe", type=Path, metavar="R", help="begin with this plan instead of the one kept")
+    parser.add_argument("--recipe", type=Path, metavar="R", help="start with this plan instead of the saved one")
     parser.add_argument("--light", action="store_true", default=None, help="colours for a light terminal")
     parser.add_argument("--dark", dest="light", action="store_false", help="colours for a dark terminal (the default)")
-    parser.add_argument("--ascii", action="store_true", default=None, help="draw with ASCII signs only")
-    parser.add_argument(
-        "--no-mouse", dest="mouse", action="store_false", default=None, help="leave the mouse to the terminal"
-    )
-    add_llama_options(parser.add_argument_group("for measuring on the screen"), default=None)
+    parser.add_argument("--ascii", action="store_true", default=None, help="draw with ASCII characters only")
+    parser.add_argument("--no-mouse", dest="mouse", action="store_false", default=None, help="do not capture the mouse")
+    add_llama_options(parser.add_argument_group("for measurements on the screen"), default=None)
     options = parser.parse_args(arguments)
 
     gc.disable()  # nothing of what is loaded now is garbage: a tenth of the start goes into looking; `run` enables it

@@ -134,7 +134,7 @@ def _task_report(values: dict[str, Any]) -> str:
     if "random_chance" in values:
         lines.append(f"Random chance: {values['random_chance']:.4f}")
     if "score_corrected" in values:
-        lines.append(f"Without llama-perplexity's slip in short sentences: {values['score_corrected']:.4f}")
+        lines.append(f"Corrected for llama-perplexity's short-sentence bug: {values['score_corrected']:.4f}")
     return "\n".join(lines)
 
 

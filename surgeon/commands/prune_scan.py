@@ -19,10 +19,10 @@ from surgeon.errors import Cancelled, UsageError
 if TYPE_CHECKING:
     from surgeon.measure.prune_scan import PruneScan
 
-DESCRIPTION = """KL divergence from the whole model with each layer left out, one after the other, on a few chunks of
-TEXT; smaller is less missed. The model is loaded once and nothing is written: a layer's output is replaced by its input
-while the model runs. What was measured is kept, so an interrupted scan goes on where it stopped. With --imatrix, the
-statistics of the layers stand beside it, and how well each predicts the damage (Spearman's rank correlation)."""
+DESCRIPTION = """KL divergence from the whole model with one layer removed at a time, on a few chunks of TEXT; smaller:
+the layer matters less. The model is loaded once and nothing is written: while it runs, a layer's output is replaced by
+its input. Results are kept, so an interrupted scan resumes. With --imatrix the statistics of the layers are shown beside
+the damage, with how well each predicts it (Spearman's rank correlation)."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,9 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="per graph (512)")
     parser.add_argument("--chunks", type=positive, default=8, metavar="N", help="how many (8)")
     parser.add_argument("--layers", metavar="L", help="only these: 3,5-8 singly; 3+4 together (default: each layer)")
-    parser.add_argument("--pairs", action="store_true", help="each two neighbours together, too")
-    parser.add_argument("--imatrix", metavar="F", help="put its layer statistics beside the damage")
-    parser.add_argument("--restart", action="store_true", help="measure again what was measured before")
+    parser.add_argument("--pairs", action="store_true", help="also each pair of neighbours")
+    parser.add_argument("--imatrix", metavar="F", help="show its layer statistics beside the damage")
+    parser.add_argument("--restart", action="store_true", help="ignore earlier results")
     return parser
 
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         for _ in ProgressLine("prune-scan", "chunks").watch(scan.messages()):
             pass
     except (KeyboardInterrupt, Cancelled):
-        kept = f"{len(scan.damages)} of {len(scan.job.layer_sets)} measured and kept; the same command goes on"
+        kept = f"{len(scan.damages)} of {len(scan.job.layer_sets)} measured and kept; run it again to resume"
         print(f"surgeon: {kept}", file=sys.stderr)
         raise
     finally:
@@ -93,7 +93,7 @@ def layer_sets(text: str | None, n_layer: int, *, pairs: bool) -> list[list[int]
         raise UsageError(f"--layers {text}: numbers, ranges (5-8) and sets (3+4), separated by commas") from error
     wrong = [layer for layers in singles for layer in layers if not 0 <= layer < n_layer]
     if wrong:
-        raise UsageError(f"--layers: there is no layer {wrong[0]}; the model has 0 to {n_layer - 1}")
+        raise UsageError(f"--layers: layer {wrong[0]} does not exist; this model has layers 0-{n_layer - 1}")
     if pairs:
         alone = sorted({layers[0] for layers in singles if len(layers) == 1})
         singles += [[a, b] for a, b in pairwise(alone) if b == a + 1]

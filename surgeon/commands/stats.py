@@ -28,12 +28,12 @@ columns, over the mean squared activations a of the tensor's n input channels:
   Min Max μ σ      of a
   % Active         share of channels above 1e-5
   N                number of channels (of all experts that were chosen at all)
-  Entropy, E (norm)  of a as a distribution: bits, and percent of the most possible
+  Entropy, E (norm)  of a as a distribution: bits, and percent of the maximum
   ZD               share of channels more than one σ above μ
-  CosSim           cosine to the same tensor of the layer before
+  CosSim           cosine similarity to the same tensor of the previous layer
 
-Layer 0 and tensors outside layers have no predecessor, so no CosSim: the 0.0000 that llama-imatrix prints there (kept
-in this table and in --json, so that scripts can compare) is no measurement. -nan: one of the two was never active.
+Layer 0 and tensors outside layers have no predecessor, so no CosSim: ignore the 0.0000 that llama-imatrix prints there
+(kept in this table and in --json, so that scripts can compare). -nan: one of the two was never active.
 
 Tensors that read the same activations (attn_q, attn_k, attn_v; ffn_gate, ffn_up) have equal rows; they are listed
 below the table. The statistics rank, they do not measure damage: measure before you trust a ranking.
@@ -83,7 +83,7 @@ def tensor_table(imatrix: Imatrix, rows: list[TensorStatistics]) -> Iterator[str
         yield "These read the same activations, so their rows are equal:"
         yield from notes
     if any(row.cossim is None for row in rows):
-        yield "CosSim 0.0000 of layer 0 and of tensors that the layer before does not have is no measurement."
+        yield "Ignore CosSim 0.0000 where there is no previous layer, or none with that tensor."
     yield ""
 
 

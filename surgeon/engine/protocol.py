@@ -20,7 +20,7 @@ _LIMIT = 64 << 20  # of a header: anything longer is not one of ours
 
 
 class ProtocolError(Exception):
-    """The other side sent what is no frame."""
+    """The other side sent something that is not a frame."""
 
 
 class Message:

@@ -126,7 +126,7 @@ def _open_shard(path: Path, fds: list[int]) -> Shard:
         # Looked at before it is opened: opening a pipe would wait for ever.
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise GGUFError(f"{path}: is {kind}; name a .gguf file")
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         fds.append(fd)
@@ -151,7 +151,7 @@ def _split_number(shard: Shard, key: str, missing: int) -> int:
         return missing
     number = value.decode() if value.type is not ValueType.ARRAY else None
     if not isinstance(number, int) or number < 0:
-        raise GGUFError(f"{shard.path}: {key} is no count; split the model again with llama-gguf-split")
+        raise GGUFError(f"{shard.path}: {key} is not a valid count; split the model again with llama-gguf-split")
     return number
 
 

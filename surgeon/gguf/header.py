@@ -87,7 +87,7 @@ def parse_shard(path: Path, fd: int, size: int) -> Shard:
     """Parse the header of the open file `fd` of `size` bytes; raises GGUFError for every kind of damage."""
     if size < _START.size:
         what = "is empty" if size == 0 else f"is only {size} bytes long"
-        raise GGUFError(f"{path}: {what}, which is no GGUF file; {_AGAIN}")
+        raise GGUFError(f"{path}: {what}, so it is not a GGUF file; {_AGAIN}")
     with mmap.mmap(fd, min(size, HEADER_LIMIT), access=mmap.ACCESS_READ) as buffer:
         return _Parser(path, buffer, size).parse()
 
@@ -117,13 +117,13 @@ class _Parser:
 
     def ends_here(self) -> GGUFError:
         if self.end < self.size:
-            return self.error(f"the header is not over after {HEADER_LIMIT >> 20} MiB, in {self.where}")
+            return self.error(f"the header does not end within {HEADER_LIMIT >> 20} MiB, in {self.where}")
         return self.error(f"the file ends inside {self.where}, at byte {self.size}")
 
     def start(self) -> tuple[int, int, int]:
         magic, version, n_tensors, n_kv = _START.unpack_from(self.buffer)
         if magic != MAGIC:
-            raise self.error(f"starts with {magic!r}, not with {MAGIC!r}: this is no GGUF file", "name a .gguf file")
+            raise self.error(f"starts with {magic!r}, not with {MAGIC!r}: not a GGUF file", "name a .gguf file")
         if version and version & 0xFFFF == 0:
             raise self.error("is big-endian", "convert it for this machine with gguf-py's gguf_convert_endian")
         if version not in (2, 3):
@@ -179,7 +179,7 @@ class _Parser:
         for index in range(count):
             key = self.text(f"key {index + 1} of {count}")
             if key in kv:
-                raise self.error(f"key {key!r} is there twice")
+                raise self.error(f"key {key!r} appears twice")
             self.where = f"the value of {key!r}"
             type_ = self.value_type(f"key {key!r}")
             start = self.position
@@ -246,7 +246,7 @@ class _Parser:
             if len(name.encode()) > MAX_NAME_BYTES:
                 raise self.error(f"tensor {name!r} has a name longer than {MAX_NAME_BYTES} bytes")
             if name in infos:
-                raise self.error(f"tensor {name!r} is there twice")
+                raise self.error(f"tensor {name!r} appears twice")
             self.where = f"the description of tensor {name!r}"
             infos[name] = self.tensor_info(name)
         return list(infos.values())
@@ -259,7 +259,7 @@ class _Parser:
         type_id, offset = self.u32(), self.u64()
         info = TensorInfo(name, ne, type_id, offset, 0)
         if 0 in ne or info.n_elements >= 1 << 63:
-            raise self.error(f"tensor {name!r} has the impossible shape {' × '.join(map(str, ne))}")
+            raise self.error(f"tensor {name!r} has an impossible shape {' × '.join(map(str, ne))}")
         known = info.format
         if known is None:
             return info

@@ -12,7 +12,7 @@ _SAMPLE = 1 << 20  # bytes at each end of a file that make its identity
 
 
 def model_identity(path: Path) -> str:
-    """16 hex digits that tell files apart without reading gigabytes: size, first and last MiB."""
+    """16 hex digits that identify a file by its size and first and last MiB."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""The two file formats of importance matrices (their layout is told in `surgeon.imatrix`)."""
+"""The two file formats of importance matrices (their layout: `surgeon.imatrix.imatrix`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLLECT = "collect it again with llama-imatrix"
 
 
 def read(path: Path) -> Imatrix:
-    """Read either format, told apart by the first four bytes."""
+    """Read either format, detected from the first four bytes."""
     with contextlib.suppress(OSError, ValueError):  # open_gguf says what is wrong with the name
         if path.is_file():
             with path.open("rb") as file:
@@ -53,7 +53,7 @@ def _read_gguf(path: Path, file: GGUFFile) -> Imatrix:
     entries = {name: _read_entry(path, file, infos, name) for name in names}
     datasets, chunk_count, chunk_size = (file.kv[key] for key in _KEYS)
     if datasets.element_type is not ValueType.STRING:
-        raise ImatrixError(f"{path}: imatrix.datasets is no list of names; {_COLLECT}")
+        raise ImatrixError(f"{path}: imatrix.datasets must be a list of names; {_COLLECT}")
     return Imatrix(path, entries, tuple(datasets.decode()), _number(path, chunk_count), _number(path, chunk_size))
 
 
@@ -79,7 +79,7 @@ def _read_entry(path: Path, file: GGUFFile, infos: dict[str, TensorInfo], name: 
     seen = _finite(path, name, _floats(file, counts))
     if (seen < 0).any() or (seen > MOST_ROWS).any():
         raise ImatrixError(
-            f"{path}: {name} has the impossible count {seen.max() if seen.min() >= 0 else seen.min()}; {_COLLECT}"
+            f"{path}: {name} has an impossible count {seen.max() if seen.min() >= 0 else seen.min()}; {_COLLECT}"
         )
     # lround: halves away from zero
     return ImatrixEntry(values.reshape(-1, sums.ne[0]), np.floor(seen.astype(np.float64) + 0.5).astype(np.int64))
@@ -117,7 +117,7 @@ class _DatReader:
             what = f"entry {index + 1} of {count}"
             name = self.text(what)
             if name in entries:
-                raise self.error(f"{name} is there twice")
+                raise self.error(f"{name} appears twice")
             entries[name] = self.entry(name)
         chunks, datasets = self.tail()
         return Imatrix(self.path, entries, datasets, chunks, DEFAULT_CHUNK_SIZE, is_legacy=True)

@@ -1,6 +1,6 @@
 """Importance matrices: what llama-imatrix measured at the input of every matrix multiplication.
 
-Two formats, told apart by content. GGUF holds, per weight W, `W.in_sum2` (sums of squared activations, one row per
+Two formats, detected from the content. GGUF holds, per weight W, `W.in_sum2` (sums of squared activations, one row per
 matrix) and `W.counts` (rows of activations seen, one per matrix). The older .dat holds means multiplied by a number of
 calls:
 

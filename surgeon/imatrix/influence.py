@@ -1,4 +1,4 @@
-"""What one pass over a text tells beyond an importance matrix, kept in the same GGUF file.
+"""What one pass over a text yields beyond an importance matrix, kept in the same GGUF file.
 
 llama-quantize pairs tensors by the ends of their names and ignores all others, so these may lie beside them:
 

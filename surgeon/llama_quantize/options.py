@@ -36,7 +36,7 @@ Options of llama-quantize (all before INPUT):
   --prune-layers L0,L1,...     leave out these layers
   --keep-split                 write as many shards as the input has
   --override-kv KEY=TYPE:VALUE set metadata; TYPE is int, float, bool or str (repeatable)
-  --dry-run                    tell types and sizes, write nothing
+  --dry-run                    print types and sizes; write nothing
   --max-buffer-size MiB        memory for rows in work (default 256)
 
 Options of our own:
@@ -238,7 +238,7 @@ def parse_layers(text: str) -> list[int]:
     for item in items[:-1] if items[-1] == "" else items:
         match = _INTEGER.match(item)
         if match is None or int(match[1]) < 0:
-            raise OptionError(f"--prune-layers: {item!r} is no layer number; write for instance --prune-layers 26,29")
+            raise OptionError(f"--prune-layers: {item!r} is not a layer number; use for instance --prune-layers 26,29")
         layers.append(int(match[1]))
     return layers
 
@@ -271,7 +271,7 @@ def _number(
     if match is None or (match.end() != len(value) and not compat):
         if compat:
             return 0
-        raise OptionError(f"--override-kv {text!r}: {value!r} is no number")
+        raise OptionError(f"--override-kv {text!r}: {value!r} is not a number")
     return convert(match.group())
 
 
@@ -328,7 +328,7 @@ def _threads(rest: list[str], words: _Words) -> int:
     match = _INTEGER.match(rest[0])
     if match is None:
         hint = ": options come before INPUT" if rest[0].startswith("-") else ""
-        raise OptionError(f"{rest[0]!r} is no number of threads{hint}")
+        raise OptionError(f"invalid thread count {rest[0]!r}{hint}")
     if len(rest) > 1 and "--compat" not in words.flags:
         raise OptionError(f"{rest[1]!r} after the number of threads: options come before INPUT")
     return max(int(match[1]), 0)
@@ -365,6 +365,6 @@ def _refuse_same_file(source: Path, output: Path) -> None:
     try:
         same = output.samefile(source)
     except OSError:
-        return  # one of them does not exist: the reader or the writer will tell
+        return  # one of them does not exist: the reader or the writer will say so
     if same:
         raise OptionError(f"{output}: input and output are the same file; name another output")

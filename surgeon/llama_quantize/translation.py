@@ -1,7 +1,7 @@
 """Recipes and llama-quantize: the command that does what a recipe does, and recipes made from commands and models.
 
 Where the model is at hand the exported command is checked by resolving it as llama-quantize would: every tensor that
-would get another type gets a rule of its own, and what still differs is told.
+would get another type gets a rule of its own, and what still differs is reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _BLOCK = re.compile(r"blk\.(\d+)\.(.*)", re.DOTALL)
 _ROUNDS = 8  # every rule added may shift llama-quantize's layer counters, and so ask for others
 
-# Keys that only surgeon writes; that they are missing is no shortcoming of the command.
+# Keys that only surgeon writes; that they are missing is not a fault of the command.
 _OWN_KEYS = "surgeon."
 
 
@@ -237,7 +237,7 @@ def _file_type_of(model: Model) -> str:
         for kind in reversed(quantized):
             if kind.base == name:
                 return kind.name
-    raise SurgeonError(f"{model.file.path}: nothing in it is quantized, so there are no types to take over")
+    raise SurgeonError(f"{model.file.path}: nothing in it is quantized; there are no types to copy")
 
 
 def _generalised(types: list[tuple[str, str]]) -> list[TypeRule]:

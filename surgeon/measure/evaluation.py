@@ -100,7 +100,7 @@ class Evaluation:
         self.wanted.check()
         label = find_libraries(self.engine.library).label
         if self._model is None and self.subject.resolution is None:
-            raise SurgeonError(f"{self.subject.label}: neither a file nor a plan to make it")
+            raise SurgeonError(f"{self.subject.label}: neither a file nor a plan to write one")
         sweep(self.cache)
         base = self._base(label)
         stages = self._stages(base)
@@ -157,7 +157,7 @@ class Evaluation:
 
     def _written(self, progress: Progress) -> Standing:
         part = progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
-        note = f"making the kernels ready: {progress.tensor}" if progress.stage == "compiling" else progress.tensor
+        note = f"compiling kernels (first run): {progress.tensor}" if progress.stage == "compiling" else progress.tensor
         return Standing("writing the plan", self._index, self._count, part, note, {}, progress.seconds_left)
 
     def _save_base(self, base: Base) -> Iterator[Standing]:
@@ -231,7 +231,7 @@ def _stage(method: Callable[[Argument], Iterator[Standing]], argument: Argument)
 
 
 def task_kind(path: Path) -> str:
-    """`multiple-choice`, `winogrande` or `hellaswag`, told from the content. Raises SurgeonError."""
+    """`multiple-choice`, `winogrande` or `hellaswag`, detected from the content. Raises SurgeonError."""
     try:
         with path.open("rb") as file:
             head = file.read(4096)

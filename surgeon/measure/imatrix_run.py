@@ -72,7 +72,7 @@ class ImatrixRun:
         """
         wanted = self.collection
         if wanted.out.exists() and not wanted.overwrite and not wanted.keeps_matrix:
-            raise UsageError(f"{wanted.out}: exists already; another name, or --overwrite")
+            raise UsageError(f"{wanted.out}: already exists; choose another name or pass --overwrite")
         if self.moments is not None:
             self.moments.check()
         before, first_chunk = self._before()

@@ -59,7 +59,7 @@ class MomentsRun:
         """Raises UsageError or MomentsError for what must not be overwritten or joined, SurgeonError for too much."""
         wanted = self.wanted
         if wanted.out.exists() and not wanted.overwrite and not wanted.extends:
-            raise UsageError(f"{wanted.out}: exists already; another name, or --overwrite")
+            raise UsageError(f"{wanted.out}: already exists; choose another name or pass --overwrite")
         if wanted.extends:
             with load_moments(wanted.out).file:
                 pass  # damage is told before an hour has gone

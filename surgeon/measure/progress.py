@@ -14,7 +14,7 @@ class Standing:
     """One of several stages, one after the other.
 
     stage: what is being done, the index-th of count (from 0); part: how much of it, 0-1; note: at what it is;
-    figures: running results (`ppl`, `mean_kld`, ...); seconds_left: of this stage, None before it can be told.
+    figures: running results (`ppl`, `mean_kld`, ...); seconds_left: of this stage, None before it can be estimated.
     """
 
     stage: str

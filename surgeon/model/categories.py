@@ -1,4 +1,4 @@
-"""Which tensors may be quantized at all, and what kind of tensor a name tells.
+"""Which tensors may be quantized at all, and what kind of tensor a name stands for.
 
 The tests are llama-quantize's, on names alone (and the number of dimensions), so the outcome does not depend on a plan.
 """

@@ -70,7 +70,7 @@ def _layout_problems(shard: Shard) -> list[Problem]:
 
 def _model_problems(model: Model) -> list[Problem]:
     if not model.architecture:
-        return [Problem("error", "general.architecture is missing, so llama.cpp cannot tell what model this is")]
+        return [Problem("error", "general.architecture is missing; llama.cpp needs it to load the model")]
     declared = model.hparam("block_count")
     if not isinstance(declared, int) or not model.layers:
         return []

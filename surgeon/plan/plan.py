@@ -65,7 +65,7 @@ class Plan:
 def tensor_type(text: str) -> str:
     """The tensor type called `text` in any case, in the spelling of the format table (`Q6_K`).
 
-    Raises SurgeonError, with the hint that a mix is no tensor type where that is the mistake.
+    Raises SurgeonError, with the hint that a mix is not a tensor type where that is the mistake.
     """
     from surgeon.plan.file_types import FILE_TYPES
     from surgeon_kernels.formats import by_name

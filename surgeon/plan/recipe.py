@@ -76,7 +76,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: is no TOML: {error}") from None
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
     return read_recipe(text, path.parent, str(path))
 
 
@@ -85,7 +85,7 @@ def read_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{name}: is no TOML: {error}") from None
+        raise RecipeError(f"{name}: not valid TOML: {error}") from None
     try:
         return _from_table(table, folder)
     except SurgeonError as error:
@@ -218,7 +218,7 @@ def _get(table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
         raise RecipeError(f"{key} = {value!r}: a {kind.__name__} is expected")
     if kind is int and isinstance(value, int) and value < 0:
-        raise RecipeError(f"{key} = {value}: a number from 0 on is expected")
+        raise RecipeError(f"{key} = {value}: must be a whole number ≥ 0")
     return value
 
 
@@ -239,5 +239,5 @@ def _override(entry: Mapping[str, Any]) -> KVOverride:
     if not isinstance(key, str) or not key or kind not in kinds or set(entry) != {"key", "kind", "value"}:
         raise RecipeError(f"override_kv {dict(entry)!r}: key, kind (int, float, bool or str) and value are needed")
     if not isinstance(value, (int, float, str)) or type(value) is not kinds[kind]:
-        raise RecipeError(f"override_kv {key}: {value!r} is no {kind}")
+        raise RecipeError(f"override_kv {key}: {value!r} is not a valid {kind}")
     return KVOverride(key, kind, value)

@@ -22,7 +22,7 @@ class Numbering:
 def number_layers(names: Iterable[tuple[str, int | None]], pruned: frozenset[int], block_count: int = 0) -> Numbering:
     """Number the layers of tensors, given as (name, layer), without those in `pruned`, closing the gaps pruning leaves.
 
-    A name with a layer begins with `blk.<layer>.`. block_count: layers there are even if no tensor tells of them.
+    A name with a layer begins with `blk.<layer>.`. block_count: layers there are even if no tensor belongs to them.
     """
     names = list(names)
     there = {layer for _, layer in names if layer is not None}

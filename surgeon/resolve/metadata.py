@@ -55,7 +55,7 @@ def base_metadata(model: Model, plan: Plan, types: tuple[str, ...]) -> KeyValues
 
 
 def add_imatrix(kv: KeyValues, plan: Plan, path: str, datasets: tuple[str, ...], entries: int, chunks: int) -> None:
-    """What is told about the importance matrix; entries: after `--include-weights` and `--exclude-weights`."""
+    """What the output records of the importance matrix; entries: after `--include-weights` and `--exclude-weights`."""
     if not plan.hide_imatrix:
         _set(kv, "quantize.imatrix.file", _text(plan.imatrix_file or path, plan.compat))
         if datasets:

@@ -1,4 +1,4 @@
-"""The pre-flight list: everything that would fail, be ignored or surprise, told before a byte is written."""
+"""The pre-flight list: everything that would fail, be ignored or surprise, shown before anything is written."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Figures = dict[str, dict[int, float]]  # metric key -> layer number -> value
 
 
 def influence_of(path: Path) -> Influence | None:
-    """What lies in the file beside the matrix; a file that has gone since has nothing to tell."""
+    """What lies in the file beside the matrix; a file that has gone since yields nothing."""
     try:
         return load_influence(path, channels=False)
     except (OSError, SurgeonError):

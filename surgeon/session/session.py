@@ -92,7 +92,7 @@ class Session:
         return layer_roles(self.model)
 
     def shares_input(self, name: str) -> tuple[str, ...]:
-        """Short names of the tensors of the same layer that see the same input; told by their statistics, not names."""
+        """Short names of the tensors of its layer that see the same input: those with the same statistics."""
         return self._shared.get(name, ())
 
     # --- edits
@@ -177,7 +177,7 @@ class Session:
         return f"imatrix {Path(path).name}: {fit.summary() if fit else ''}"
 
     def use_recipe(self, recipe: Recipe, label: str) -> str:
-        """A whole plan from a recipe with its importance matrix; one that is missing is told, not fatal."""
+        """A whole plan from a recipe with its importance matrix; a missing imatrix is reported, not fatal."""
         plan, said = recipe.plan, label
         if recipe.imatrix is not None:
             name = plan.imatrix_file or recipe.imatrix

@@ -19,13 +19,13 @@ from surgeon.session.session import Session
 _NOT_HERE = {
     "--imatrix": "i loads an imatrix",
     "--recipe": "o loads a recipe",
-    "--dry-run": "the tree already shows what a dry run tells",
-    "--json": "the screen prints no JSON",
-    "--overwrite": "w asks before it replaces a file",
-    "--resume": "w resumes what was cut off",
-    "--save-imatrix": "it belongs to the command line",
-    "--split-max-size": "it belongs to the command line",
-    "--max-buffer-size": "it belongs to the command line",
+    "--dry-run": "the tree already shows what --dry-run prints",
+    "--json": "only for the command line",
+    "--overwrite": "w asks before overwriting a file",
+    "--resume": "w resumes an interrupted write",
+    "--save-imatrix": "only for the command line",
+    "--split-max-size": "only for the command line",
+    "--max-buffer-size": "only for the command line",
 }
 
 
@@ -97,11 +97,11 @@ def _options(session: Session, text: str) -> Edit:
             raise SurgeonError(f"{argument}: {_NOT_HERE[argument]}")
     words = read_words(arguments)
     if words.positional:
-        raise SurgeonError(f"{words.positional[0]!r} is no option; options begin with --")
+        raise SurgeonError(f"unknown option {words.positional[0]!r}; options start with --")
     known = {layer.index for layer in session.model.layers}
     strange = words.pruned - known
     if strange:
-        raise SurgeonError(f"there is no layer {spans(strange)}: the model has {spans(known)}")
+        raise SurgeonError(f"layer {spans(strange)} does not exist; this model has layers {spans(known)}")
     return Edit(plan_of(words, session.plan), text)
 
 

@@ -1,1 +1,1 @@
-"""The journal of trials: what was made of a model and how it measured. May import `resolve`."""
+"""The journal of trials: what was made of a model and its measurements. May import `resolve`."""

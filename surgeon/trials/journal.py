@@ -1,4 +1,4 @@
-"""The trials of a model: what was made of it and how it measured, kept over restarts.
+"""The trials of a model: what was made of it and its measurements, kept over restarts.
 
 One file of JSON lines per source model in the user's state directory. Lines are only ever added (`trial`, `measured`,
 `best`, `forgotten`), under a lock and synced, so that a crash costs at most the line it cut off.

@@ -1,4 +1,4 @@
-"""From what was written or measured to a row of the journal: one row per output, told apart by its content."""
+"""From what was written or measured to a row of the journal: one row per output, identified by its content."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def written_output(journal: Journal, recipe: str) -> Path | None:
 
 
 def free_label(label: str, trials: list[Trial]) -> str:
-    """`label`, or with a number behind it where another trial is called so."""
+    """`label`, or with a number behind it where another trial has that name."""
     taken = {trial.label for trial in trials}
     if label not in taken:
         return label

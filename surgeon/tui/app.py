@@ -204,7 +204,7 @@ class SurgeonApp(Host):
 def open_session(
     path: Path, imatrix: Path | None, recipe: Path | None, *, restore: bool = True, measure_later: bool = False
 ) -> tuple[Session, str]:
-    """The session for a model and what to tell at the start; raises SurgeonError for files that cannot be read."""
+    """The session for a model and what to say at the start; raises SurgeonError for files that cannot be read."""
     session = Session(load_model(path), measure_later=measure_later)
     greeting = ""
     if recipe is not None:
@@ -213,9 +213,9 @@ def open_session(
         try:
             known = autosave.kept(path)
             if known is not None:
-                greeting = session.use_recipe(known, "the plan of last time") + ": u takes it back"
+                greeting = session.use_recipe(known, "the plan of the last session") + "; u undoes it"
         except SurgeonError as error:
-            greeting = f"the kept plan cannot be used: {error}"
+            greeting = f"the saved plan cannot be used: {error}"
     if imatrix is not None:
         session.use_imatrix(imatrix)
     return session, greeting

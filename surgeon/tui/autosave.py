@@ -28,7 +28,7 @@ def keep(recipe: Recipe, model: Path) -> str:
         else:
             save_recipe(recipe, path)
     except (OSError, SurgeonError) as error:
-        return f"the plan is not kept: {error}"
+        return f"the plan could not be saved: {error}"
     return ""
 
 

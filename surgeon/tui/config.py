@@ -44,7 +44,7 @@ def load_config(path: Path | None = None) -> Config:
     except FileNotFoundError:
         return Config()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        return Config(problems=(f"{path}: {error}; the defaults are used",))
+        return Config(problems=(f"{path}: {error}; using the defaults",))
     return _checked(table, path)
 
 
@@ -58,13 +58,13 @@ def _checked(table: dict[str, Any], path: Path) -> Config:
         if name in BY_ID and isinstance(value, str):
             config = replace(config, keys={**config.keys, name: value})
         else:
-            problems.append(f"{path}: keys.{name} = {value!r}: there is no such action, ? lists them")
+            problems.append(f"{path}: keys.{name} = {value!r}: unknown action; press ? for the list")
     for name, value in table.items():
         if name in _CHECKS and _CHECKS[name](value):
             setting: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value}
             config = replace(config, **setting)
         else:
-            problems.append(f"{path}: {name} = {value!r} is not understood")
+            problems.append(f"{path}: {name} = {value!r} is not valid")
     return replace(config, problems=tuple(problems))
 
 

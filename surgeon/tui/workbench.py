@@ -105,7 +105,7 @@ class Workbench(Screen[None]):
         self.app.plan_changed()
 
     def change_plan(self, change: Callable[[], str]) -> None:
-        """Run an edit that returns what to say of it; one that is refused is told, and nothing has changed."""
+        """Run an edit that returns what to say of it; one that is refused is reported, and nothing has changed."""
         try:
             said = change()
         except SurgeonError as error:

@@ -74,7 +74,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was written. nbytes: of all files; source_bytes: of the kept tensors; resumed: tensors found finished."""
+    """What was written. nbytes: of all files; source_bytes: of the kept tensors; resumed: tensors already finished."""
 
     paths: tuple[Path, ...]
     nbytes: int

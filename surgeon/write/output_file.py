@@ -58,7 +58,7 @@ def refuse_inputs(target: Path, inputs: Sequence[Path]) -> None:
 def refuse_existing(target: Path, ours: Sequence[int] = ()) -> None:
     """Raises SurgeonError when something is there, unless its inode is one of `ours`: placed by this very write."""
     if os.path.lexists(target) and os.lstat(target).st_ino not in ours:
-        raise SurgeonError(f"{target}: exists already; choose another name or allow it to be replaced (--overwrite)")
+        raise SurgeonError(f"{target}: already exists; choose another name or pass --overwrite")
 
 
 class OutputFile:

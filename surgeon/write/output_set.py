@@ -139,7 +139,7 @@ class OutputSet:
 
         The headers come last, so that no unfinished file can be taken for a model. Only the structure is compared: what
         would come back of the data now is the same memory it was written from. A sync that failed earlier ends it here:
-        the system tells of lost data once only, and the next sync succeeds.
+        the system reports lost data only once, and the next sync succeeds.
         """
         if self._failure is not None:
             raise self._failure

@@ -69,7 +69,7 @@ class SlabWorkers:
                 if task is None:
                     return
                 buffers = self._process(*task, buffers)
-        except BaseException as error:  # every failure is told by the generator that the user's thread reads
+        except BaseException as error:  # every failure is reported by the generator that the user's thread reads
             self._stop.set()
             with self._changed:
                 self.error = self.error or error

@@ -1,4 +1,4 @@
-"""Kills a writer at chosen moments and tells what it left; run as a program by test_operation_faults.py.
+"""Kills a writer at chosen moments and reports what it left; run as a program by test_operation_faults.py.
 
 killed_writer.py MODEL FOLDER MOMENTS: for each moment a child process writes FOLDER/out.gguf and dies by SIGKILL just
 before one of its system calls; the moments are spread over all calls of a whole write, with every one of the last

@@ -57,7 +57,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "empty key": (whole(start(n_kv=1) + pair(b"", 4, bytes(4))), "key 1 of 1 has an empty name"),
     "key not UTF-8": (whole(start(n_kv=1) + pair(b"\xff", 4, bytes(4))), "not UTF-8"),
     "control characters": (whole(start(n_kv=1) + pair(b"a\x1b[2J", 4, bytes(4))), r"control .* 'a\\x1b"),
-    "duplicate key": (whole(start(n_kv=2) + 2 * pair(b"k", 4, bytes(4))), "'k' is there twice"),
+    "duplicate key": (whole(start(n_kv=2) + 2 * pair(b"k", 4, bytes(4))), "'k' appears twice"),
     "value type": (whole(start(n_kv=1) + pair(b"k", 13, bytes(8))), "'k' has value type 13"),
     "long string": (whole(start(n_kv=1) + pair(b"k", 8, struct.pack("<Q", HUGE))), "inside the value of 'k'"),
     "element type": (
@@ -91,7 +91,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "empty tensor name": (whole(start(1) + tensor(b"")), "tensor 1 of 1 has an empty name"),
     "long tensor name": (whole(start(1) + tensor(b"n" * 64)), "longer than 63 bytes"),
     "tensor name with escape": (whole(start(1) + tensor(b"\x1b]0;x\x07")), "control characters"),
-    "duplicate tensor": (whole(start(2) + tensor() + tensor(offset=32)), "'t' is there twice"),
+    "duplicate tensor": (whole(start(2) + tensor() + tensor(offset=32)), "'t' appears twice"),
     "5 dimensions": (whole(start(1) + tensor(ne=(1, 1, 1, 1, 1))), "5 dimensions"),
     "many dimensions": (whole(start(1) + string(b"t") + struct.pack("<I", 2**32 - 1)), "4294967295 dimensions"),
     "dimension of 0": (whole(start(1) + tensor(ne=(8, 0))), "impossible shape 8 × 0"),
@@ -145,7 +145,7 @@ def no_pipe(path: Path) -> Path:
     [
         (lambda folder: folder, "is a folder"),
         (lambda folder: folder / "nowhere.gguf", "No such file"),
-        (lambda folder: no_pipe(folder / "pipe"), "no regular file"),
+        (lambda folder: no_pipe(folder / "pipe"), "not a regular file"),
         (lambda folder: Path("a\0b"), "cannot be a file name"),
         (lambda folder: folder / ("n" * 300), "cannot be read"),
     ],

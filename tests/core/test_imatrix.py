@@ -286,7 +286,7 @@ GOOD = (b"blk.0.w.weight", 2, [1.0, 2.0])
         (dat((b"w\x1b[2J", 1, [1.0])), "no tensor can have"),
         (dat((b"w", 1, []), GOOD), "w has 0 values"),
         (dat((b"w", 1, [1.0, float("nan")])), "w has the value nan in channel 1"),
-        (dat(GOOD, GOOD), "blk.0.w.weight is there twice"),
+        (dat(GOOD, GOOD), "blk.0.w.weight appears twice"),
         (dat(GOOD, tail=b"\1\0"), "the number of chunks"),
         (dat(GOOD, tail=struct.pack("<ii", 1, 100) + b"short"), "the dataset's name"),
     ],

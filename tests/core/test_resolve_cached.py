@@ -1,4 +1,4 @@
-"""What `resolve` keeps between plans changes no result, and sizes told are those of the headers laid out."""
+"""What `resolve` keeps between plans changes no result, and sizes shown are those of the headers laid out."""
 
 from __future__ import annotations
 

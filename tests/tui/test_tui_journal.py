@@ -198,7 +198,7 @@ async def test_measuring_a_trial_again(session: Session, journal: Journal) -> No
         await pilot.press("e")
         await pilot.pause()
         assert app.screen is app.main
-        assert "its file is gone and its recipe is not known" in app.main.message
+        assert "its file is gone and its recipe is unknown" in app.main.message
 
 
 async def test_every_write_is_a_row(session: Session, model_copy: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..compilation import helper, inlined
-from ..dialect import Array, F, Lanes
+from ..dialect import F, Lanes
 from ..lanes.arithmetic import (
     LANES,
     first_bit,

@@ -99,14 +99,14 @@ class BaseWriter:
 
 
 class BaseFile:
-    """A saved base, opened. Raises EngineError where it is no such file or is cut off."""
+    """A saved base, opened. Raises EngineError where it is another kind of file or is cut off."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         with open(path, "rb") as file:
             head = file.read(len(_MAGIC) + 12)
             if len(head) < len(_MAGIC) + 12 or not head.startswith(_MAGIC):
-                raise EngineError(f"{path}: no file of saved log-probabilities (make one with --kl-divergence-base)")
+                raise EngineError(f"{path}: not a file of saved log-probabilities (make one with --kl-divergence-base)")
             self.n_ctx, self.n_vocab, self.n_chunks = struct.unpack("<iii", head[len(_MAGIC) :])
             if self.n_ctx < 4 or self.n_vocab < 1 or self.n_chunks < 1:
                 raise EngineError(

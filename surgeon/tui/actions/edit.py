@@ -115,7 +115,7 @@ class EditActions(Workbench):
         now = {op.source: op.to_type for op in resolution.kept}
         changed = sum(op.action != "drop" and now.get(op.source) != op.to_type for op in was.ops)
         if not changed and edit.plan.file_type == "COPY" and edit.plan.rules:
-            return True, [("COPY asks no rule: choose a base type with m, or write base q4_k_m", "warning")]
+            return True, [("rules need a base type; press m, or type base q4_k_m", "warning")]
         sizes = f"{figures.size(resolution.total_bytes)}  {resolution.bpw:.2f} bpw"
         return True, [(f"{changed} tensors change", "accent" if changed else "warning"), (f"  → {sizes}", "text")]
 
@@ -131,7 +131,7 @@ class EditActions(Workbench):
         self.plan_changed()
         self.say(f"{edit.label}: {self._sizes()}" if changed else f"{edit.label}: nothing changes")
         if changed and self.session.plan.file_type == "COPY" and self.session.plan.rules:
-            self.say("rules act on a base type; COPY has none: choose one with m", "warning")
+            self.say("rules need a base type; press m", "warning")
 
     async def action_rules(self) -> None:
         await self.ask(Rules(self.session), lambda _: self.show_rows())

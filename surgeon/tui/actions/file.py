@@ -55,7 +55,7 @@ class FileActions(Workbench):
             return
         path = Path(text).expanduser()
         if path.exists():
-            confirm = Confirm("replace", f"{path} is there already. Replace it?", "replace it")
+            confirm = Confirm("replace", f"{path} already exists. Overwrite it?", "replace it")
             confirm.answered = lambda yes: self.save_to(path) if yes else None
             self.app.push_screen(confirm)
         else:
@@ -114,7 +114,7 @@ class FileActions(Workbench):
         options = WriteOptions(overwrite=out.exists())
         job = WriteJob(self.session.resolution, self.session.imatrix, out, options)
         if not self.app.start(job):
-            self.say("a write is running already: w shows it", "warning")
+            self.say("a write is already running; w shows it", "warning")
             return
         self.app.push_screen(ProgressDialog(job))
 
@@ -123,13 +123,13 @@ class FileActions(Workbench):
         if not jobs:
             self.app.exit(0)
             return
-        question = " ".join(f"{job.doing}." for job in jobs) + " Stop and quit? No half-written file is left."
+        question = " ".join(f"{job.doing}." for job in jobs) + " Stop and quit? No half-written file is left behind."
 
         def answered(yes: bool | None) -> None:
             if yes:
                 self.app.stop_and_exit()
 
-        await self.ask(Confirm("quit", question, "stop it and quit"), answered)
+        await self.ask(Confirm("quit", question, "stop and quit"), answered)
 
 
 def existing_file(text: str) -> tuple[bool, Line]:
@@ -137,7 +137,7 @@ def existing_file(text: str) -> tuple[bool, Line]:
     try:
         if path.is_file():
             return True, [(figures.size(path.stat().st_size), "accent")]
-        return False, [("a folder: go on typing" if path.is_dir() else "no such file", "muted")]
+        return False, [("a folder; keep typing" if path.is_dir() else "no such file", "muted")]
     except (OSError, ValueError) as error:
         return False, [(clean(str(error)), "muted")]
 
@@ -146,11 +146,11 @@ def writable_file(text: str) -> tuple[bool, Line]:
     path = Path(text).expanduser()
     try:
         if path.is_dir() or not text:
-            return False, [("a folder: add a file name", "muted")]
+            return False, [("a folder; add a file name", "muted")]
         if not path.parent.is_dir():
-            return False, [(clean(f"there is no folder {path.parent}"), "warning")]
+            return False, [(clean(f"no such folder: {path.parent}"), "warning")]
         if path.exists():
-            return True, [("is there already: you will be asked", "warning")]
+            return True, [("already exists; you will be asked", "warning")]
     except (OSError, ValueError) as error:
         return False, [(clean(str(error)), "muted")]
     return True, [("a new file", "accent")]

@@ -76,7 +76,7 @@ class MeasureActions(Workbench):
 
     def _begin(self, job: MeasureJob) -> None:
         if self.measure_job is not None and self.measure_job.running:
-            self.say(f"{self.measure_job.title} is running already", "warning")
+            self.say(f"{self.measure_job.title} is already running", "warning")
             return
         self.measure_job = job
         self._show_status(f"{job.word} …")
@@ -133,7 +133,7 @@ class MeasureActions(Workbench):
 
     async def action_evaluate(self) -> None:
         if self.session.resolution.errors:
-            self.say("the plan cannot be written, so it cannot be measured: ! says why", "warning")
+            self.say("the plan cannot be written, so it cannot be measured; press ! for the reason", "warning")
             return
         if not await self._ready():
             return
@@ -196,7 +196,7 @@ class MeasureActions(Workbench):
         if output is not None and output.is_file() and model_identity(output) == trial.output_identity:
             return Subject(trial.label, source, size, trial.recipe, output=output)
         if not trial.recipe:
-            raise SurgeonError(f"{trial.label}: its file is gone and its recipe is not known")
+            raise SurgeonError(f"{trial.label}: its file is gone and its recipe is unknown")
         recipe = read_recipe(trial.recipe, Path("/"), trial.label)
         imatrix = load_imatrix(recipe.imatrix) if recipe.imatrix else None
         resolution = resolve(session.model, recipe.plan, imatrix)
@@ -228,7 +228,7 @@ class MeasureActions(Workbench):
         def change() -> str:
             recipe = read_recipe(trial.recipe, Path("/"), trial.label)
             said = self.session.use_recipe(recipe, f"trial {trial.label}")
-            return f"{said}: {figures.size(self.session.resolution.total_bytes)}; u takes it back"
+            return f"{said}: {figures.size(self.session.resolution.total_bytes)}; u undoes it"
 
         self.change_plan(change)
 
@@ -251,7 +251,7 @@ class MeasureActions(Workbench):
                 recipe=recipe_text(resolution.plan, job.imatrix), source_size=resolution.model.file.nbytes,
             )  # fmt: skip
         except SurgeonError as error:
-            self.say(f"written, but not in the journal: {error}", "warning")
+            self.say(f"written, but the journal could not be updated: {error}", "warning")
 
     # --- collecting an importance matrix
 
@@ -271,7 +271,7 @@ class MeasureActions(Workbench):
             if not out.exists():
                 self._collect(answers)
                 return
-            confirm = Confirm("replace", f"{out} is there already. Replace it?", "replace it")
+            confirm = Confirm("replace", f"{out} already exists. Overwrite it?", "replace it")
             confirm.answered = lambda yes: self._collect(answers) if yes else None
             self.app.push_screen(confirm)
 

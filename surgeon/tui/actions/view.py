@@ -84,7 +84,7 @@ class ViewActions(Workbench):
 
     def action_flat(self) -> None:
         self.look(flat=not self.view.flat)
-        self.say("all tensors in one list: f again for layers" if self.view.flat else "layers")
+        self.say("all tensors in one list; f again for layers" if self.view.flat else "layers")
 
     # --- filter and order
 
@@ -136,7 +136,7 @@ class ViewActions(Workbench):
             title = metric.title if metric else key
             help_ = metric.help if metric else COLUMNS[key].help if key in COLUMNS else "by name"
             entries.append(Entry(key, [(fit(title, 10), "text"), (help_, "muted")]))
-        hint = "Enter takes it, the same again turns it round"
+        hint = "Enter select · choose again to reverse"
         await self.ask(Picker("order by", entries, self.view.sort or "", hint), self.apply_sort)
 
     def apply_sort(self, key: str | None) -> None:

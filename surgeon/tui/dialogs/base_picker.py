@@ -38,7 +38,7 @@ class BasePicker(CandidateDialog):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog medium") as frame:
             frame.border_title = "base file type"
-            frame.border_subtitle = "typing q6_k goes to it · Enter takes it · Esc leaves it"
+            frame.border_subtitle = "type a name to jump · Enter select · Esc cancel"
             yield Static(self.text([_HEAD]), id="heads")
             yield Choices()
 

@@ -31,7 +31,7 @@ class ColumnChooser(Dialog[tuple[str, ...]]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as frame:
             frame.border_title = "columns"
-            frame.border_subtitle = "Space shows or hides · J K move · D defaults · Enter takes them"
+            frame.border_subtitle = "Space show/hide · J K move · D defaults · Enter apply"
             yield Choices()
 
     def on_mount(self) -> None:

@@ -9,7 +9,7 @@ from surgeon.tui.drawing.spans import Line, clean, wrap
 
 class CommandReader(Reader):
     def __init__(self, exported: Exported) -> None:
-        super().__init__("llama-quantize", "copied to the clipboard (OSC 52) · Esc closes")
+        super().__init__("llama-quantize", "sent to the clipboard (OSC 52) · Esc close")
         self.exported = exported
 
     def lines(self, width: int) -> list[Line]:

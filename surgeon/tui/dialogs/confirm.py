@@ -27,7 +27,7 @@ class Confirm(Dialog[bool]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog narrow") as frame:
             frame.border_title = self.title_
-            frame.border_subtitle = "n or Esc leaves everything as it is"
+            frame.border_subtitle = "n or Esc cancel"
             lines = wrap(clean(self.question), 60, "text")
             yield Static(
                 self.text([*lines, [], [("y", "key"), (f" {self.yes}   ", "text"), ("n", "key"), (" no", "text")]])

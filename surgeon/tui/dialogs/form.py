@@ -104,7 +104,7 @@ class Form(Dialog[Answers]):
         dark = self.app.current_theme.dark
         with Vertical(classes="dialog form") as frame:
             frame.border_title = self.title_
-            frame.border_subtitle = f"Enter {self.do} · ↑ ↓ fields · Esc leaves it"
+            frame.border_subtitle = f"Enter {self.do} · ↑ ↓ fields · Esc cancel"
             for field in self.fields:
                 with Horizontal(classes="field"):
                     yield Static(self.text([[(field.label, "muted")]]), classes="label")

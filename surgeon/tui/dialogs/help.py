@@ -71,7 +71,7 @@ class Help(Reader):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark", "leave", show=False)]
 
     def __init__(self, keymap: dict[str, str]) -> None:
-        super().__init__("help", "↑ ↓ PgUp PgDn move · Esc closes", tall=True)
+        super().__init__("help", "↑ ↓ PgUp PgDn move · Esc close", tall=True)
         self.keymap = keymap
 
     def lines(self, width: int) -> list[Line]:

@@ -130,7 +130,7 @@ class JournalDialog(Dialog[Wish]):
         self.query_one("#keys", Static).update(self.text([[], *wrap(clean(text), self.room, role)[:2]]))
 
     def edit(self, change: Callable[[], object], at: str | None = None) -> None:
-        """Change the journal's file; what goes wrong is told and changes nothing."""
+        """Change the journal's file; an error is shown and changes nothing."""
         try:
             change()
             self.reload(at)
@@ -149,7 +149,7 @@ class JournalDialog(Dialog[Wish]):
         if trial is None:
             return
         if not trial.recipe:
-            self.note("its recipe is not known: it was measured from a file", "warning")
+            self.note("its recipe is unknown; it was measured from a file", "warning")
             return
         self.dismiss(("restore", trial))
 
@@ -181,12 +181,12 @@ class JournalDialog(Dialog[Wish]):
             self.sort, self.descending = key, not self.descending if key == self.sort else highest
             self.show_trials(self.trial.id if self.trial else None)
 
-        self.ask(Picker("order by", entries, self.sort, "the same again turns it round"), taken)
+        self.ask(Picker("order by", entries, self.sort, "choose again to reverse"), taken)
 
     def action_compare(self) -> None:
         pair = self._pair()
         if pair is None:
-            self.note("mark two with Space, or one and go to the other", "warning")
+            self.note("mark two with Space, or mark one and move to the other", "warning")
             return
         self.app.push_screen(Comparison(*pair))
 
@@ -216,7 +216,7 @@ class JournalDialog(Dialog[Wish]):
             wanted = text.strip()
             taken = wanted != trial.label and free_label(wanted, self.trials) != wanted
             if not wanted or taken:
-                return False, [("another trial is called so" if taken else "a name", "muted")]
+                return False, [("another trial has that name" if taken else "a name", "muted")]
             return True, [("Enter takes it", "accent")]
 
         def taken(text: str | None) -> None:
@@ -229,13 +229,13 @@ class JournalDialog(Dialog[Wish]):
         trial = self.trial
         if trial is None:
             return
-        question = f"Take {trial.label} out of the journal? Files on the disk stay."
+        question = f"Remove {trial.label} from the journal? Files on disk stay."
 
         def answered(yes: bool | None) -> None:
             if yes:
                 self.edit(lambda: self.journal.forget(trial.id))
 
-        self.ask(Confirm("delete", question, "take it out"), answered)
+        self.ask(Confirm("delete", question, "remove it"), answered)
 
     def action_markdown(self) -> None:
         if not self.trials:
@@ -245,8 +245,8 @@ class JournalDialog(Dialog[Wish]):
         def check(text: str) -> tuple[bool, Line]:
             target = Path(text).expanduser()
             if not text or target.is_dir() or not target.parent.is_dir():
-                return False, [("a file name in a folder that is there", "muted")]
-            return True, [("is there already: Enter replaces it" if target.exists() else "a new file", "accent")]
+                return False, [("a file name in an existing folder", "muted")]
+            return True, [("already exists; Enter overwrites it" if target.exists() else "a new file", "accent")]
 
         prompt = Prompt(
             "Markdown tables", check, value=str(path), hint="Enter saves and copies (OSC 52)",
@@ -272,7 +272,7 @@ class Comparison(Reader):
     """Two trials side by side."""
 
     def __init__(self, first: Trial, second: Trial) -> None:
-        super().__init__("two trials", "↑ ↓ move · Esc closes")
+        super().__init__("two trials", "↑ ↓ move · Esc close")
         self.first, self.second = first, second
 
     def lines(self, width: int) -> list[Line]:

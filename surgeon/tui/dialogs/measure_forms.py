@@ -32,7 +32,7 @@ def number_of(answers: Answers, key: str, default: int, least: int) -> int:
     if not text:
         return default
     if not text.lstrip("-").isdigit() or (int(text) < least and int(text) != default):
-        raise UsageError(f"{key}: {text!r} is no number from {least} on")
+        raise UsageError(f"{key}: {text!r} must be a whole number ≥ {least}")
     return int(text)
 
 
@@ -43,7 +43,7 @@ def file_line(label: str, text: str) -> Line:
         return [(f"{label}: a file is needed", "warning")]
     if path.is_file():
         return [(f"{label} ", "muted"), (figures.size(path.stat().st_size), "text")]
-    return [(f"{label}: ", "muted"), ("a folder: go on typing" if path.is_dir() else "no such file", "warning")]
+    return [(f"{label}: ", "muted"), ("a folder; keep typing" if path.is_dir() else "no such file", "warning")]
 
 
 # --- measuring
@@ -80,7 +80,7 @@ def wanted_of(answers: Answers) -> Wanted:
         speed="speed" in what,
     )
     if wanted.text is not None and (not answers["text"] or wanted.text.is_dir()):
-        raise UsageError("text: go on typing, → completes" if answers["text"] else "text: a file is needed")
+        raise UsageError("text: keep typing, → completes" if answers["text"] else "text: a file is needed")
     wanted.check()
     return wanted
 
@@ -113,7 +113,7 @@ def subject_line(subject: Subject) -> Line:
     if subject.output is not None:
         return [(elide_start(clean(str(subject.output)), 60), "strong")]
     if made is not None and is_unchanged(made.plan):
-        return [("the model as it is: nothing is changed yet", "strong")]
+        return [("the model as it is: nothing has been changed yet", "strong")]
     size = figures.size(made.total_bytes) if made is not None else ""
     return [("the plan, ", "strong"), (f"{size} in a temporary file that is removed afterwards", "muted")]
 
@@ -143,7 +143,7 @@ def collect_form(model: Model, answers: Answers) -> Form:
             "how",
             "also",
             " ".join(filter(None, (answers.get("how", "").replace("resume", ""), resume))),
-            options=(("output", "output.weight"), ("special", "special tokens"), ("resume", "go on where it stopped")),
+            options=(("output", "output.weight"), ("special", "special tokens"), ("resume", "resume")),
         ),
     ]
     return Form("collect an imatrix", fields, check_collection, do="collects")
@@ -158,13 +158,17 @@ def check_collection(answers: Answers) -> tuple[bool, list[Line]]:
     except UsageError as error:
         return False, [*lines, [(str(error), "warning")]]
     if not answers["out"] or out.is_dir() or not out.parent.is_dir():
-        return False, [*lines, [("save as: a file name in a folder that is there", "warning")]]
+        return False, [*lines, [("save as: a file name in an existing folder", "warning")]]
     if partial_of(out).exists():
         goes_on = "resume" in answers["how"].split()
-        said = "a collection was cut off there: it goes on" if goes_on else "what was collected before is thrown away"
+        said = (
+            "an interrupted collection is there; it will be resumed"
+            if goes_on
+            else "what was collected before is discarded"
+        )
         lines.append([(said, "accent" if goes_on else "warning")])
     if out.exists():
-        lines.append([("save as: is there already, you will be asked", "warning")])
+        lines.append([("save as: already exists; you will be asked", "warning")])
     return good, lines
 
 
@@ -203,7 +207,7 @@ def scan_form(model: Model, answers: Answers) -> Form:
             return False, [[(str(error), "warning")]]
         lines: list[Line] = [file_line("text", found["text"])]
         lines.append([(f"{layers} layers, one left out at a time: {(layers + 1) * chunks} chunks in all", "muted")])
-        lines.append([("what is measured is kept: a scan that was stopped goes on", "muted")])
+        lines.append([("results are kept; an interrupted scan resumes", "muted")])
         return path_of(found["text"]).is_file(), lines
 
-    return Form("prune-scan: what leaving a layer out costs", fields, check, do="scans")
+    return Form("prune-scan: what removing a layer costs", fields, check, do="scans")

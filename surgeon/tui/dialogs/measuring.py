@@ -23,8 +23,8 @@ class MeasureDialog(JobDialog):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("l", "log", show=False)]
     place = "prompt measure"
-    keys_running = "Esc stops it · b behind · l log"
-    keys_ended = "Enter closes · l log"
+    keys_running = "Esc stop · b run in background · l log"
+    keys_ended = "Enter close · l log"
 
     def __init__(self, job: MeasureJob) -> None:
         super().__init__(job, job.title)
@@ -57,7 +57,7 @@ class Log(Reader):
     """What llama.cpp wrote."""
 
     def __init__(self, text: str) -> None:
-        super().__init__("llama.cpp's log", "↑ ↓ PgUp PgDn move · Esc closes", tall=True)
+        super().__init__("llama.cpp's log", "↑ ↓ PgUp PgDn move · Esc close", tall=True)
         self.log_text = text
 
     def lines(self, width: int) -> list[Line]:

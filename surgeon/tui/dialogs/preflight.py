@@ -14,7 +14,7 @@ _ROLES = {"error": "pruned", "warning": "warning", "note": "muted"}
 def problem_lines(problems: Sequence[Problem], width: int) -> list[Line]:
     """Each problem with its severity in words, wrapped."""
     if not problems:
-        return [[("nothing to say: the plan is clear", "muted")]]
+        return [[("no warnings; checks OK", "muted")]]
     lines: list[Line] = []
     for problem in problems:
         wrapped = wrap(clean(problem.text), width - 9, "text")
@@ -26,7 +26,7 @@ def problem_lines(problems: Sequence[Problem], width: int) -> list[Line]:
 
 class Preflight(Reader):
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("pre-flight", "an error forbids writing · Esc closes")
+        super().__init__("pre-flight", "errors block writing · Esc close")
         self.problems = problems
 
     def lines(self, width: int) -> list[Line]:

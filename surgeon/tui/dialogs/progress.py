@@ -11,7 +11,7 @@ from surgeon.write.operation import Progress, Summary
 
 class ProgressDialog(JobDialog):
     place = "narrow write"
-    keys_running = "Esc stops it · b lets it run behind"
+    keys_running = "Esc stop · b run in background"
     keys_ended = "Enter closes"
 
     def __init__(self, job: WriteJob) -> None:
@@ -38,7 +38,7 @@ def progress_lines(progress: Progress, width: int) -> list[Line]:
     lines: list[Line] = [_bar("all", part, width)]
     if progress.stage == "compiling":
         waited = figures.duration(progress.elapsed)
-        note = f"making the kernels ready, first use only: {progress.tensor}  {waited}"
+        note = f"compiling kernels (first run): {progress.tensor}  {waited}"
         return [*lines, [], [(fit(note, width), "muted")]]
     if progress.stage == "syncing":
         return [*lines, [], [("waiting for the disk, then reading the headers back", "muted")]]
@@ -79,7 +79,7 @@ def summary_lines(summary: Summary) -> list[Line]:
         [(f"{summary.converted} tensors converted, {summary.copied} copied", "muted")],
     ]
     if summary.resumed:
-        lines.append([(f"{summary.resumed} of them were found finished", "muted")])
+        lines.append([(f"{summary.resumed} of them were already finished", "muted")])
     if len(summary.paths) > 1:
         lines.append([(f"{len(summary.paths)} files", "muted")])
     return lines

@@ -41,7 +41,7 @@ class Rules(Dialog[None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as frame:
             frame.border_title = "rules: the first that matches wins"
-            frame.border_subtitle = "a add · Enter change · x delete · J K move · u undo · Esc closes"
+            frame.border_subtitle = "a add · Enter change · x delete · J K move · u undo · Esc close"
             yield Choices()
 
     def on_mount(self) -> None:

@@ -46,7 +46,7 @@ class TypePicker(CandidateDialog):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog medium") as frame:
             frame.border_title = "type"
-            frame.border_subtitle = "typing q6_k goes to it · Tab whom · Enter takes it · Esc leaves it"
+            frame.border_subtitle = "type a name to jump · Tab scope · Enter apply · Esc cancel"
             yield Static(id="scope")
             yield Static(self.text([_HEAD]), id="heads")
             yield Choices()
@@ -107,7 +107,7 @@ class TypePicker(CandidateDialog):
 
     def line(self, name: str) -> Line:
         if name == BY_MIX:
-            return [("by mix", "text"), ("    as the base file type and the rules say", "muted")]
+            return [("by mix", "text"), ("    auto (mix + rules)", "muted")]
         candidate = self.found.get(name)
         role = "faint" if missing_kernel(name) else "text"
         line: Line = [(fit(name, 9), role), (f"{FORMATS[name].bpw:6.3f}", "muted")]

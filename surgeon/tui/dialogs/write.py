@@ -38,7 +38,7 @@ class WriteDialog(Dialog[Path]):
         width = min(92, self.app.size.width - 10)
         with Vertical(classes="dialog") as frame:
             frame.border_title = "write"
-            frame.border_subtitle = "Enter writes · Esc leaves it"
+            frame.border_subtitle = "Enter write · Esc cancel"
             yield Static(self.text([self._sizes(), []]))
             yield Input(str(self.out), suggester=PathSuggester((".gguf",)), select_on_focus=False)
             yield Static(id="answer")
@@ -76,11 +76,11 @@ class WriteDialog(Dialog[Path]):
         if self.resolution.errors:
             return [("cannot be written: see the errors below", "pruned")]
         if path.is_dir():
-            return [("is a folder: add a file name", "warning")]
+            return [("is a folder; add a file name", "warning")]
         if not path.parent.is_dir():
-            return [(clean(f"there is no folder {path.parent}"), "warning")]
+            return [(clean(f"no such folder: {path.parent}"), "warning")]
         if path.exists():
-            return [(f"is there already, {figures.size(path.stat().st_size)}: you will be asked", "warning")]
+            return [(f"already exists, {figures.size(path.stat().st_size)}: you will be asked", "warning")]
         return [("a new file", "muted")]
 
     async def action_take(self) -> None:
@@ -91,7 +91,7 @@ class WriteDialog(Dialog[Path]):
             self.app.bell()
             return
         if path.exists():
-            question = f"{elide_start(str(path), 60)} is there already. Replace it?"
+            question = f"{elide_start(str(path), 60)} already exists. Overwrite it?"
             confirm = Confirm("replace", question, "replace it")
             confirm.answered = lambda yes: self._replace(path, yes)
             await self.app.push_screen(confirm)

@@ -92,7 +92,7 @@ def problem_note(session: Session) -> Line:
         number = sum(problem.severity == severity for problem in problems)
         if number:
             line.append((f"{' ' if line else ''}{number} {severity}{'s' * (number > 1)}", role))
-    return line or [("pre-flight clear", "faint")]
+    return line or [("checks OK", "faint")]
 
 
 def strip(session: Session, metric: Metric, layer: int | None, width: int) -> Line:
@@ -140,7 +140,7 @@ class Hint:
 
 
 def key_bar(hints: Sequence[Hint], width: int) -> Line:
-    """As many hints, in order, as fit whole; the help tells the others."""
+    """As many hints, in order, as fit whole; the help lists the others."""
     line: Line = [(" ", "")]
     used = 1
     for hint in hints:

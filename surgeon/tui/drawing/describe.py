@@ -93,7 +93,7 @@ def _why_lines(row: Row, width: int) -> list[Line]:
     if isinstance(row, TensorRow):
         return wrap(f"why: {clean(row.op.reason)}", width, "accent", "  ")
     if row.pruned:
-        return [[("why: pruned by you (p brings it back)", "pruned")]]
+        return [[("why: pruned by you (p restores it)", "pruned")]]
     return [[("types: ", "muted"), (" ".join(row.summary.types) or "none", "text")]]
 
 
@@ -115,7 +115,7 @@ def missing(row: Row, session: Session) -> str:
         return "no statistics: i loads an imatrix, I collects"
     if isinstance(row, TensorRow) and row.name in session.uncovered:
         return "the imatrix does not cover this tensor"
-    return "no statistics: nothing is multiplied with it that an imatrix measures"
+    return "not covered by the imatrix (not a matmul weight)"
 
 
 def _statistics_run(row: Row) -> list[Line]:

@@ -174,7 +174,7 @@ class TreeView(ScrollView, can_focus=True):
         super().notify_style_update()
 
     def _empty(self, index: int) -> Line:
-        return [("    nothing matches the filter: escape clears it", "muted")] if index == 0 else []
+        return [("    nothing matches the filter; Esc clears it", "muted")] if index == 0 else []
 
     def on_resize(self, event: events.Resize) -> None:
         self.virtual_size = Size(self.size.width, len(self.rows))

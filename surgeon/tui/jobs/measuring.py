@@ -1,4 +1,4 @@
-"""Runs of the engine behind the screen: their state, the thread of each, and what it tells. One runs at a time."""
+"""Runs of the engine behind the screen: their state, the thread of each, and what it reports. One runs at a time."""
 
 from __future__ import annotations
 
@@ -234,11 +234,11 @@ class ScanJob(MeasureJob):
 
     def kept(self) -> str:
         done, count = len(self.scan.damages), len(self.scan.job.layer_sets)
-        return f"{done} of {count} layers measured and kept, S goes on with them" if done else ""
+        return f"{done} of {count} layers measured and kept; S resumes" if done else ""
 
     def result(self) -> list[Line]:
         ranked = sorted(self.scan.damages.values(), key=lambda damage: damage.mean_kld)
-        lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} layers; the least missed:", "text")]]
+        lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} layers; least damage when removed:", "text")]]
         for damage in ranked[:5]:
             name = "+".join(f"blk.{layer}" for layer in damage.layers)
             same = f"same top {100 * damage.same_top:.1f}%"

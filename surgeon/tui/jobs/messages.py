@@ -1,4 +1,4 @@
-"""What workers tell the screen. Progress may be overtaken by newer progress and is then dropped unseen."""
+"""What workers report to the screen. Progress may be overtaken by newer progress and is then dropped unseen."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class WarmUp:
                 for progress in surgeon_kernels.warm(sorted(names), weights=True):
                     self.tell(Warmed(f"kernels {progress.index}/{progress.total}"))
             except Exception as error:  # a defect here costs a wait at the write, not the session
-                self.tell(WarmFailed(f"the kernels could not be made ready: {error}"))
+                self.tell(WarmFailed(f"kernel compilation failed: {error}"))
             self.done |= names
             self.tell(Warmed(""))
 
