@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import (
@@ -52,23 +52,37 @@ class EngineRun:
         Raises EngineError (one line) where the job fails or the child dies, EngineMissing without a usable llama.cpp,
         Cancelled once `cancelled` is set. However the iteration ends, the child is gone afterwards.
         """
+        with self:
+            yield from self.until(Finished)
+
+    def __enter__(self) -> Self:
         with self.log.open("wb") as log:
-            process = _start(log)
-        self.process = process
-        try:
-            answers = _reader(process)
-            _send(process, self.engine, self.job)
-            while True:
-                message = self._next(answers)
-                if message is None:
-                    raise self._death(process)
-                if isinstance(message, Failed):
-                    raise (EngineMissing if message.missing else EngineError)(message.message)
-                yield message
-                if isinstance(message, Finished):
-                    return
-        finally:
-            _end(process)
+            self.process = _start(log)
+        self._answers = _reader(self.process)
+        _send(self.process, self.engine, self.job)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process is not None
+        _end(self.process)
+
+    def until(self, kind: type[Message]) -> Iterator[Message]:
+        """The answers up to the next one of this kind, included. Raises as `messages`."""
+        assert self.process is not None
+        while True:
+            message = self._next(self._answers)
+            if message is None:
+                raise self._death(self.process)
+            if isinstance(message, Failed):
+                raise (EngineMissing if message.missing else EngineError)(message.message)
+            yield message
+            if isinstance(message, kind):
+                return
+
+    def send(self, *requests: Message) -> None:
+        """Send requests to a job that takes them. A child that is gone shows at the next answer."""
+        assert self.process is not None
+        _send(self.process, *requests)
 
     def log_text(self) -> str:
         """What was written on the log so far."""
@@ -128,12 +142,12 @@ def _start(log: IO[bytes]) -> subprocess.Popen[bytes]:
     )
 
 
-def _send(process: subprocess.Popen[bytes], engine: Engine, job: Job) -> None:
+def _send(process: subprocess.Popen[bytes], *messages: Message) -> None:
     assert process.stdin is not None
     # A child that is already gone is reported by its exit code, a moment later.
     with contextlib.suppress(BrokenPipeError):
-        write_message(process.stdin, engine)
-        write_message(process.stdin, job)
+        for message in messages:
+            write_message(process.stdin, message)
 
 
 def _reader(process: subprocess.Popen[bytes]) -> queue.SimpleQueue[Message | None]:

@@ -131,6 +131,39 @@ class PruneScanJob(Message):
     base: str = ""
 
 
+@dataclass(frozen=True)
+class ProbeJob(Message):
+    """KL divergence from the saved base with some weights exchanged, as often as the parent asks.
+
+    After Started the parent sends Swap messages and then an Evaluate, and again; each Evaluate is answered by Probed.
+    """
+
+    model: str
+    base: str
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_chunks: int = -1
+
+
+# Requests of the parent while a ProbeJob runs
+
+
+@dataclass(frozen=True)
+class Swap(Message):
+    """From the next Evaluate to its end, the weight `name` is `data`: uint8 blocks of ggml's type number `type`."""
+
+    name: str
+    type: int
+    arrays: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Evaluate(Message):
+    """Measure with what was swapped so far, then take it back."""
+
+    label: str
+
+
 # Answers
 
 
@@ -187,6 +220,14 @@ class LayerDamage(Message):
 
 
 @dataclass(frozen=True)
+class Probed(Message):
+    """One Evaluate measured: the figures of a whole run, keys as in Finished."""
+
+    label: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Finished(Message):
     """The end: the figures of the whole run, keys as in the commands' --json."""
 
@@ -204,11 +245,11 @@ class Failed(Message):
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
-        Engine, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
-        Loaded, Started, Step, Snapshot, LayerDamage, Finished, Failed,
+        Engine, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob, ProbeJob,
+        Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, Probed, Finished, Failed,
     )
 }  # fmt: skip
-Job = ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob
+Job = ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob | ProbeJob
 
 
 def write_message(stream: IO[bytes], message: Message) -> None:

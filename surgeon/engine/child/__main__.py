@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, cast
 
 from surgeon.engine.errors import EngineError, EngineMissing
@@ -19,6 +20,7 @@ from surgeon.engine.protocol import (
     Loaded,
     Message,
     PerplexityJob,
+    ProbeJob,
     PruneScanJob,
     TaskJob,
     read_message,
@@ -37,9 +39,10 @@ def main() -> int:
     engine, job = read_message(requests), read_message(requests)
     if not isinstance(engine, Engine) or job is None:
         return 2
-    threading.Thread(target=_die_with_parent, args=(requests,), daemon=True).start()
+    later: SimpleQueue[Message] = SimpleQueue()
+    threading.Thread(target=_read_requests, args=(requests, later), daemon=True).start()
     try:
-        for message in _run(engine, cast(Job, job)):
+        for message in _run(engine, cast(Job, job), iter(later.get, None)):
             write_message(answers, message)
     except (EngineError, OSError, MemoryError) as error:
         write_message(answers, Failed(_one_line(error), isinstance(error, EngineMissing)))
@@ -55,9 +58,13 @@ def _private_stdout() -> IO[bytes]:
     return stream
 
 
-def _die_with_parent(requests: IO[bytes]) -> None:
-    requests.read()
-    os._exit(3)
+def _read_requests(requests: IO[bytes], later: SimpleQueue[Message]) -> None:
+    """What the parent asks while the job runs; when the parent is gone, so is the child."""
+    try:
+        while (message := read_message(requests)) is not None:
+            later.put(message)
+    finally:
+        os._exit(3)
 
 
 def _one_line(error: BaseException) -> str:
@@ -66,7 +73,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _run(engine: Engine, job: Job) -> Iterator[Message]:
+def _run(engine: Engine, job: Job, requests: Iterator[Message]) -> Iterator[Message]:
     from surgeon.engine.child import toy
     from surgeon.engine.child.binding import Binding
     from surgeon.engine.child.llama import LlamaModel
@@ -80,11 +87,11 @@ def _run(engine: Engine, job: Job) -> Iterator[Message]:
         binding.label, binding.devices(), model.description, model.n_params, model.nbytes, model.n_vocab,
         model.n_layer, model.n_ctx_train, threads,
     )  # fmt: skip
-    yield from _answers(model, job, threads)
+    yield from _answers(model, job, threads, requests)
     model.close()
 
 
-def _answers(model: LlamaModel, job: Job, threads: int) -> Iterator[Message]:
+def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Message]) -> Iterator[Message]:
     """Each job's module is imported only when it is asked for."""
     match job:
         case ImatrixJob():
@@ -111,6 +118,10 @@ def _answers(model: LlamaModel, job: Job, threads: int) -> Iterator[Message]:
             from surgeon.engine.child import prune_scan
 
             return prune_scan.measure(model, job, threads)
+        case ProbeJob():
+            from surgeon.engine.child import probes
+
+            return probes.measure(model, job, threads, requests)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.engine.child.base_file import BaseFile, Decoded
-from surgeon.engine.child.llama import Context, LlamaModel, opened
+from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, opened
 from surgeon.engine.child.log_probabilities import Float64, by_slabs, normaliser
 from surgeon.engine.child.windows import Rows, evaluate, read_tokens, window_size
 from surgeon.engine.errors import EngineError
@@ -77,13 +77,20 @@ def measure(model: LlamaModel, job: DivergenceJob, threads: int) -> Iterator[Mes
     n_chunks = base.n_chunks if job.n_chunks < 0 else min(base.n_chunks, job.n_chunks)
     yield Started(base.tokens.size, n_chunks, base.n_ctx)
     size = window_size(model, base.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
+    figures = yield from divergence(model, base, n_chunks, size, threads)
+    yield Finished(figures)
+
+
+def divergence(
+    model: LlamaModel, base: BaseFile, n_chunks: int, size: ContextSize, threads: int
+) -> Generator[Message, None, dict[str, float]]:
+    """A Step with the running figures after each chunk; returns the `statistics()` of all."""
     parts: list[Comparison] = []
     with opened(model, size, threads) as context:
         for chunk, part in compared_chunks(context, base, n_chunks):
             parts.append(part)
             yield Step(chunk + 1, n_chunks, statistics(Comparison.joined(parts), final=False))
-    figures = statistics(Comparison.joined(parts))
-    yield Finished({**figures, "n_chunks": n_chunks, "n_ctx": base.n_ctx})
+    return {**statistics(Comparison.joined(parts)), "n_chunks": n_chunks, "n_ctx": base.n_ctx}
 
 
 def require_same_tokens(model: LlamaModel, base: BaseFile, text: str | None) -> None:
