@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("surgeon.commands.export", "the llama-quantize command that would do what a recipe does"),
     "verify": ("surgeon.commands.verify", "check the structure and the numbers of a GGUF"),
     "imatrix": ("surgeon.commands.imatrix", "collect an importance matrix (extra `engine`)"),
+    "fit": ("surgeon.commands.fit", "the types that lose least within a size (extra `engine`)"),
     "perplexity": ("surgeon.commands.perplexity", "perplexity, KL divergence and tasks (extra `engine`)"),
     "bench": ("surgeon.commands.bench", "tokens per second (extra `engine`)"),
     "prune-scan": ("surgeon.commands.prune_scan", "measured damage of removing each layer (extra `engine`)"),

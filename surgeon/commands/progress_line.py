@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,46 @@ from surgeon.figures import duration
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Message, Step
+    from surgeon.measure.progress import Standing
 
 _SECONDS_BETWEEN = 0.1  # progress lines on a terminal
 _SECONDS_BETWEEN_LINES = 10.0  # and elsewhere
+
+
+class StandingLine:
+    """Where a job of several stages is, on stderr: one line rewritten on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._last, self._stage = 0.0, ""
+
+    def watch(self, standings: Iterable[Standing]) -> Iterator[Standing]:
+        """Pass all on, showing them."""
+        try:
+            for standing in standings:
+                self._show(standing)
+                yield standing
+        finally:
+            if self._terminal:
+                self._stream.write("\r\x1b[K")
+
+    def _show(self, standing: Standing) -> None:
+        now = time.monotonic()
+        wait = _SECONDS_BETWEEN if self._terminal else _SECONDS_BETWEEN_LINES
+        if now - self._last < wait and standing.stage == self._stage:
+            return
+        self._last, self._stage = now, standing.stage
+        left = "" if standing.seconds_left is None else f"  {duration(standing.seconds_left)} left"
+        figures = "".join(
+            f"  {name} {standing.figures[name]:.4f}" for name in ("mean_kld",) if name in standing.figures
+        )
+        text = f"{standing.stage}: {standing.part:4.0%}{left}{figures}  {standing.note}"
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+        else:
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
 
 
 class ProgressLine:

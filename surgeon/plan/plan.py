@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from surgeon.errors import SurgeonError
@@ -38,6 +38,7 @@ class Plan:
 
     file_type: a TYPE of llama-quantize in its table's spelling (`Q4_K_M`); types: exact tensor name (of the input) ->
     tensor type, set by hand on the screen, before any rule; pruned: layer numbers of the input.
+    reasons: tensor name -> why it has its type, for those of `types` that were not set by hand but worked out.
     imatrix_file: the importance matrix as the user named it, stored as `quantize.imatrix.file` (None: its own path).
     know_risks: `--i-know`, prune an architecture although not everything about it could be checked.
     compat: reproduce llama-quantize's defects too.
@@ -46,6 +47,7 @@ class Plan:
     file_type: str = "COPY"
     rules: tuple[TypeRule, ...] = ()
     types: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[tuple[str, str], ...] = ()
     pruned: frozenset[int] = frozenset()
     output_tensor_type: str | None = None
     token_embedding_type: str | None = None
@@ -96,13 +98,24 @@ def with_file_type(plan: Plan, name: str) -> Plan:
 
 def with_types(plan: Plan, names: Iterable[str], type_name: str | None) -> Plan:
     """The type of the tensors `names` set by hand, or left to rules and mix again with None."""
-    types = dict(plan.types)
+    types, reasons = dict(plan.types), dict(plan.reasons)
     for name in names:
+        reasons.pop(name, None)
         if type_name is None:
             types.pop(name, None)
         else:
             types[name] = tensor_type(type_name)
-    return replace(plan, types=tuple(sorted(types.items())))
+    return replace(plan, types=tuple(sorted(types.items())), reasons=tuple(sorted(reasons.items())))
+
+
+def with_fitted(plan: Plan, types: Mapping[str, str], reasons: Mapping[str, str]) -> Plan:
+    """Types that were worked out, each with its reason, in place of those set before for the same tensors."""
+    kept = {name: why for name, why in plan.reasons if name not in types}
+    return replace(
+        plan,
+        types=tuple(sorted((dict(plan.types) | dict(types)).items())),
+        reasons=tuple(sorted((kept | {name: reasons[name] for name in types}).items())),
+    )
 
 
 def with_rule(plan: Plan, rule: TypeRule) -> Plan:

@@ -12,6 +12,9 @@
     [types]                         # set by hand, before any rule
     "blk.0.ffn_down.weight" = "q8_0"
 
+    [reasons]                       # of types in the table above that `surgeon fit` worked out
+    "blk.0.ffn_down.weight" = "fit: +0.2 MB over Q6_K here saves .0004"
+
     [[override_kv]]
     key = "general.name"
     kind = "str"
@@ -46,7 +49,7 @@ _FLAGS = {
 } | {"i-know": "know_risks"}
 _TYPES = {"output-tensor-type": "output_tensor_type", "token-embedding-type": "token_embedding_type"}
 _NUMBERS = {"threads": "threads", "max-buffer-bytes": "max_buffer_bytes", "split-max-bytes": "split_max_bytes"}
-_KNOWN = {"format", "type", "rules", "prune", "imatrix", "types", "override_kv", "made-from"}
+_KNOWN = {"format", "type", "rules", "prune", "imatrix", "types", "reasons", "override_kv", "made-from"}
 
 
 class RecipeError(SurgeonError):
@@ -133,6 +136,8 @@ def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
     lines += _imatrix_lines(recipe, folder)
     if plan.types:
         lines += ["", "[types]", *(f"{_text(name)} = {_text(kind.lower())}" for name, kind in plan.types)]
+    if plan.reasons:
+        lines += ["", "[reasons]", *(f"{_text(name)} = {_text(why)}" for name, why in plan.reasons)]
     for override in plan.override_kv:
         value = _text(override.value) if isinstance(override.value, str) else str(override.value).lower()
         lines += ["", "[[override_kv]]", f"key = {_text(override.key)}", f"kind = {_text(override.kind)}"]
@@ -188,6 +193,7 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
         file_type=parse_file_type(_get(table, "type", str, "COPY")).name,
         rules=tuple(parse_rule(text) for text in _list(table, "rules", str)),
         types=tuple(sorted((name, tensor_type(str(kind))) for name, kind in _get(table, "types", dict, {}).items())),
+        reasons=tuple(sorted((name, str(why)) for name, why in _get(table, "reasons", dict, {}).items())),
         pruned=frozenset(_list(table, "prune", int)),
         include_weights=tuple(_list(imatrix, "include", str)),
         exclude_weights=tuple(_list(imatrix, "exclude", str)),

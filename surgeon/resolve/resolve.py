@@ -125,7 +125,7 @@ def _chooser(
     mix = _mix(model, facts, numbering, plan, has_imatrix) if base_quantized and not plan.pure else None
     rules = _winning_rules(facts, numbering, plan, findings)
     chosen = {} if mix is None else chosen_by(mix)
-    return Chooser(plan, base, base_quantized, mix, rules, dict(plan.types), chosen)
+    return Chooser(plan, base, base_quantized, mix, rules, dict(plan.types), chosen, dict(plan.reasons))
 
 
 def _mix(model: Model, facts: ModelFacts, numbering: Numbering, plan: Plan, has_imatrix: bool) -> Mix:

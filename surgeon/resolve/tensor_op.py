@@ -22,6 +22,7 @@ class Cause(StrEnum):
     PRUNED = "pruned"
     KEPT = "kept"  # never quantized: norms, routers, one-dimensional tensors
     HAND = "hand"
+    FIT = "fit"  # worked out for a size
     OPTION = "option"
     RULE = "rule"
     MIX = "mix"

@@ -46,7 +46,7 @@ class Chooser:
     """Chooses type after type in output order, for tensors that may be quantized; the mixes count those of a kind.
 
     mix: None when there is nothing to count (COPY, F16 …, `--pure`); rules: winning rule of each name; chosen: what the
-    mix chose so far (`chosen_by`).
+    mix chose so far (`chosen_by`); reasons: of those in `types` that were worked out.
     """
 
     plan: Plan
@@ -56,6 +56,7 @@ class Chooser:
     rules: dict[str, TypeRule]
     types: dict[str, str]
     chosen: dict[Asked, TypeWish]
+    reasons: dict[str, str]
     counters: dict[str, int] = field(default_factory=dict)
 
     def wanted(self, facts: TensorFacts, name: str, layer: int | None, rule_name: str) -> TypeWish:
@@ -89,6 +90,9 @@ class Chooser:
         plan, name = self.plan, facts.name
         by_hand = self.types.get(name)
         if by_hand is not None:
+            fitted_because = self.reasons.get(name)
+            if fitted_because is not None:
+                return TypeWish(by_hand, fitted_because, Cause.FIT)
             return TypeWish(by_hand, "set by hand", Cause.HAND)
         if self.base is None:
             return _COPIED

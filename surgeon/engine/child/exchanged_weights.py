@@ -38,20 +38,22 @@ class WeightExchange:
         self._model, self._base = model, model.binding.base
         self._addresses = _weight_addresses(model, threads)
         self._exchanged: list[_Exchanged] = []
+        self.unused: list[str] = []
 
     def swap(self, name: str, type_number: int, data: NDArray[np.uint8]) -> None:
         """Exchange one weight (all its copies: a tied head may be one). data: its blocks, row after row.
 
-        Raises EngineError for a weight the model's graph does not use, a wrong number of bytes, or too little memory.
+        A weight that the graph does not use (of multi-token prediction) goes to `unused`. Raises EngineError for one
+        that is only there as a copy on another device, a wrong number of bytes, or too little memory.
         """
-        if name not in self._addresses:
-            raise EngineError(f"{self._model.path}: the model's graph does not use {name}")
-        for address in self._addresses[name]:
+        addresses = self._addresses.get(name)
+        if addresses is None:
+            self.unused.append(name)
+            return
+        if not addresses:
+            raise EngineError(f"{name}: is copied between devices while the model runs; take another -ngl")
+        for address in addresses:
             self._exchange(name, GgmlTensor.from_address(address), type_number, np.ascontiguousarray(data))
-
-    def knows(self, name: str) -> bool:
-        """Whether the graph uses a weight of this name."""
-        return name in self._addresses
 
     def restore(self) -> None:
         """Put every weight back. The contexts that used the new ones must be closed."""
@@ -59,6 +61,7 @@ class WeightExchange:
             c.memmove(c.byref(one.tensor), one.before, len(one.before))
             self._base.ggml_backend_buffer_free(one.buffer)
         self._exchanged.clear()
+        self.unused = []
 
     def _exchange(self, name: str, tensor: GgmlTensor, type_number: int, data: NDArray[np.uint8]) -> None:
         base, before = self._base, bytes(tensor)
@@ -89,15 +92,17 @@ def _retype(base: c.CDLL, tensor: GgmlTensor, type_number: int) -> None:
 
 
 def _weight_addresses(model: LlamaModel, threads: int) -> dict[str, list[int]]:
-    """Name -> the tensors of that name that the graph of one token reads; copies on other devices are left out."""
+    """Name -> the tensors of that name that the graph of one token reads, without their copies on other devices."""
     found: dict[str, list[int]] = {}
 
     def watch(address: int, ask: bool) -> bool:
         if ask:
             for source in _sources(model.binding, address):
-                name = source.name
-                if name.endswith(".weight") and source.address not in found.setdefault(name, []):
-                    found[name].append(source.address)
+                if not source.weight_name.endswith("weight"):
+                    continue
+                known = found.setdefault(source.weight_name, [])
+                if source.name == source.weight_name and source.address not in known:
+                    known.append(source.address)
         return not ask
 
     with opened(model, ContextSize(64, 1, 64, 64), threads, watch) as context:

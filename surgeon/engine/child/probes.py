@@ -28,7 +28,8 @@ def measure(model: LlamaModel, job: ProbeJob, threads: int, requests: Iterator[M
             weights.swap(request.name, request.type, request.arrays["data"].astype(np.uint8, copy=False))
         elif isinstance(request, Evaluate):
             figures = yield from divergence(model, base, n_chunks, size, threads)
+            values = {**figures, "unused": weights.unused}
             weights.restore()
-            yield Probed(request.label, figures)
+            yield Probed(request.label, values)
         else:
             raise EngineError(f"a probe cannot answer {type(request).__name__}")

@@ -1,0 +1,227 @@
+"""`surgeon fit`: the types that lose least within a number of bytes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.commands.engine_options import add_llama_options, engine_of, positive, require_file
+from surgeon.errors import Cancelled, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from surgeon.fit.allocation import Allocator, Fit, Limits, Mixed
+    from surgeon.fit.cost_model import CostModel
+    from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.measure.probing import Prober
+    from surgeon.measure.progress import Standing
+    from surgeon.measure.sensitivities import Sensitivities
+    from surgeon.model.model import Model
+    from surgeon.plan.plan import Plan
+
+DESCRIPTION = """Choose a type for every tensor of MODEL so that the file has at most the given size and the KL
+divergence from MODEL is as small as can be. How much each kind of tensor matters is measured once on a few chunks of
+TEXT, and kept; then every size is a matter of a moment. The result is a recipe for `surgeon apply`; --write makes the
+file too. With --held-out the outcome is measured on another text, beside the TYPE of llama-quantize that fits."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="surgeon fit", description=DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help="the GGUF to fit, best F16 or BF16")
+    size = parser.add_argument_group("how large").add_mutually_exclusive_group(required=True)
+    size.add_argument("--size", metavar="SIZE", help="of the file: 4.2GB, 3900MiB")
+    size.add_argument("--bpw", type=float, metavar="N", help="bits per weight")
+    size.add_argument("--like", metavar="TYPE", help="the bytes of this TYPE of llama-quantize")
+    measured = parser.add_argument_group("what is measured")
+    measured.add_argument("-f", "--file", required=True, metavar="TEXT", help="calibration text")
+    measured.add_argument("--held-out", metavar="TEXT2", help="measure the outcome on this text")
+    measured.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
+    measured.add_argument("--chunks", type=positive, default=4, metavar="N", help="of TEXT, per probe (4)")
+    measured.add_argument("--held-out-chunks", type=positive, default=8, metavar="N", help="of TEXT2 (8)")
+    add_llama_options(measured, default=0)
+    chosen = parser.add_argument_group("what may be chosen")
+    chosen.add_argument("--imatrix", metavar="F", help="importance matrix")
+    chosen.add_argument("--types", metavar="T,…", help="only these types (default: all that suit the rows)")
+    chosen.add_argument("--fast", action="store_true", help="no types that search a codebook (IQ1 to IQ3)")
+    chosen.add_argument("--floor", action="append", default=[], metavar="PATTERN=TYPE", help="at least this type")
+    chosen.add_argument("--same", action="append", default=[], metavar="KIND+KIND", help="kinds of one type per layer")
+    chosen.add_argument("--tensor-type", action="append", default=[], metavar="PATTERN=TYPE", help="a rule that wins")
+    chosen.add_argument("--output-tensor-type", metavar="TYPE")
+    chosen.add_argument("--token-embedding-type", metavar="TYPE")
+    chosen.add_argument("--recipe", metavar="R", help="rules, types and options of a recipe, which all win")
+    chosen.add_argument("--allow-requantize", action="store_true")
+    output = parser.add_argument_group("what is written")
+    output.add_argument("-o", "--output", required=True, metavar="RECIPE", type=Path)
+    output.add_argument("--write", metavar="OUT", type=Path, help="the model itself too")
+    output.add_argument("--overwrite", action="store_true", help="replace what exists")
+    output.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    _check(options)
+    from surgeon.fit.allocation import Allocator
+    from surgeon.model.model import load_model
+
+    model = load_model(options.model)
+    with model.file:
+        plan, imatrix = _plan(options)
+        limits, prober = _limits(options), _prober(options, model, imatrix)
+        sensitivities = _sensitivities(options, prober, limits)
+        costs = _measured(sensitivities)
+        allocator = Allocator(model, plan, imatrix, costs, limits)
+        nbytes, option = _target(options, allocator)
+        fit, mix = allocator.fit(nbytes, option), allocator.mix_within(nbytes)
+        _save(fit, imatrix, options)
+        if options.write is not None:
+            _write(fit, imatrix, options)
+        held_out = _held_out(options, prober, fit, mix) if options.held_out else {}
+        _print(options, fit, mix, held_out, nbytes, costs)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what cannot go well before anything is measured."""
+    require_file(options.file)
+    for path in (options.output, options.write):
+        if path is not None and path.exists() and not options.overwrite:
+            raise UsageError(f"{path}: already exists; choose another name or pass --overwrite")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{path}: no such folder: {path.absolute().parent}")
+    if options.held_out:
+        require_file(options.held_out)
+        if Path(options.held_out).read_bytes() == Path(options.file).read_bytes():
+            raise UsageError(f"--held-out {options.held_out}: is the calibration text; measure on a text not used")
+
+
+def _plan(options: argparse.Namespace) -> tuple[Plan, Imatrix | None]:
+    """The user's plan, whose rules and types win, and the importance matrix."""
+    from surgeon.imatrix.files import load_imatrix
+    from surgeon.plan.plan import Plan, parse_rule, tensor_type
+    from surgeon.plan.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe) if options.recipe else None
+    plan = recipe.plan if recipe else Plan()
+    path = options.imatrix or (recipe.imatrix if recipe else None)
+    plan = replace(plan, rules=(*map(parse_rule, options.tensor_type), *plan.rules))
+    if options.output_tensor_type:
+        plan = replace(plan, output_tensor_type=tensor_type(options.output_tensor_type))
+    if options.token_embedding_type:
+        plan = replace(plan, token_embedding_type=tensor_type(options.token_embedding_type))
+    if options.allow_requantize:
+        plan = replace(plan, allow_requantize=True)
+    return replace(plan, imatrix_file=path or plan.imatrix_file), load_imatrix(path) if path else None
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    from surgeon.fit.allocation import Limits
+    from surgeon.fit.candidates import TypeSet
+    from surgeon.plan.plan import parse_rule
+
+    same = tuple(frozenset(part.strip() for part in text.split("+")) for text in options.same)
+    return Limits(TypeSet.of(options.types, fast=options.fast), tuple(map(parse_rule, options.floor)), same)
+
+
+def _prober(options: argparse.Namespace, model: Model, imatrix: Imatrix | None) -> Prober:
+    from surgeon.measure.probing import Prober
+
+    return Prober(model, imatrix, engine_of(options))
+
+
+def _sensitivities(options: argparse.Namespace, prober: Prober, limits: Limits) -> Sensitivities:
+    from surgeon.measure.probing import Text
+    from surgeon.measure.sensitivities import Sensitivities
+
+    return Sensitivities(prober, Text(Path(options.file), options.ctx_size, options.chunks), limits.types)
+
+
+def _measured(sensitivities: Sensitivities) -> CostModel:
+    """The costs, after measuring what is missing."""
+    try:
+        if not sensitivities.load():
+            _shown(sensitivities.steps())
+    except (KeyboardInterrupt, Cancelled):
+        print("surgeon: what was measured is kept; run it again to resume", file=sys.stderr)
+        raise
+    return sensitivities.costs()
+
+
+def _shown(standings: Iterable[Standing]) -> None:
+    from surgeon.commands.progress_line import StandingLine
+
+    for _ in StandingLine().watch(standings):
+        pass
+
+
+def _target(options: argparse.Namespace, allocator: Allocator) -> tuple[int, str]:
+    """Bytes of the file, and the option that says so."""
+    from surgeon.fit.target import read_size
+    from surgeon.plan.file_types import parse_file_type
+
+    if options.size is not None:
+        return read_size(options.size), "--size"
+    if options.bpw is not None:
+        return allocator.bytes_at(options.bpw), "--bpw"
+    return allocator.bytes_like(parse_file_type(options.like).name), "--like"
+
+
+def _save(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> None:
+    from surgeon.plan.recipe import Recipe, file_sha256, save_recipe
+
+    path = str(imatrix.path) if imatrix else None
+    made_from = f"surgeon fit, predicted KLD {fit.predicted.kld:.4f}"
+    save_recipe(Recipe(fit.plan, path, file_sha256(path) if path else None, made_from=made_from), options.output)
+
+
+def _write(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> None:
+    import threading
+
+    from surgeon.measure.progress import Standing
+    from surgeon.write.operation import Progress, WriteOptions, write
+
+    def standings() -> Iterator[Standing]:
+        settings = WriteOptions(overwrite=options.overwrite)
+        for item in write(fit.resolution, imatrix, options.write, settings, threading.Event()):
+            if isinstance(item, Progress):
+                part = item.done_bytes / item.total_bytes if item.total_bytes else 1.0
+                yield Standing("writing", 0, 1, part, item.tensor, {}, item.seconds_left)
+
+    _shown(standings())
+
+
+def _held_out(options: argparse.Namespace, prober: Prober, fit: Fit, mix: Mixed | None) -> dict[str, dict[str, Any]]:
+    """Label -> figures of the fit and of the mix, on the text that was not used."""
+    from surgeon.measure.probing import Text, measured_plans
+
+    wanted = {"fit": fit.resolution} | ({mix.name: mix.resolution} if mix else {})
+    text = Text(Path(options.held_out), options.ctx_size, options.held_out_chunks)
+    found: dict[str, dict[str, Any]] = {}
+
+    def standings() -> Iterator[Standing]:
+        found.update((yield from measured_plans(prober, text, wanted)))
+
+    _shown(standings())
+    return found
+
+
+def _print(
+    options: argparse.Namespace,
+    fit: Fit,
+    mix: Mixed | None,
+    held_out: dict[str, dict[str, Any]],
+    nbytes: int,
+    costs: CostModel,
+) -> None:
+    from surgeon.commands.fit_report import as_json, report
+
+    if options.json:
+        print(json.dumps(as_json(fit, mix, held_out, nbytes, costs), indent=1))
+        return
+    print(report(fit, mix, held_out, nbytes))
+    print(f"recipe: {options.output}" + (f"; model: {options.write}" if options.write else ""))

@@ -1,0 +1,71 @@
+"""What `surgeon fit` prints: the outcome beside the mix, and where the bytes went."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from surgeon.commands.text_table import table
+from surgeon.figures import size
+from surgeon.fit.allocation import Fit, Mixed, shares, short
+
+if TYPE_CHECKING:
+    from surgeon.fit.cost_model import CostModel
+
+Figures = dict[str, dict[str, Any]]
+
+
+def report(fit: Fit, mix: Mixed | None, held_out: Figures, nbytes: int) -> str:
+    """The tables as text. nbytes: what was allowed; held_out: label -> figures, empty where nothing was measured."""
+    filled = 100 * fit.resolution.total_bytes / nbytes
+    return "\n".join([_outcomes(fit, mix, held_out), f"{filled:.2f}% of the size is used", "", _kinds(fit)])
+
+
+def _outcomes(fit: Fit, mix: Mixed | None, held_out: Figures) -> str:
+    header = ["", "size", "bpw", "predicted KLD", *(["measured KLD", "same top"] if held_out else [])]
+    rows = [["fit", *_cells(fit), *_measured(held_out.get("fit"))]]
+    if mix is not None:
+        rows.append([mix.name, *_cells(mix), *_measured(held_out.get(mix.name))])
+    return table(header, rows)
+
+
+def _cells(outcome: Fit | Mixed) -> list[str]:
+    made, predicted = outcome.resolution, outcome.predicted
+    return [size(made.total_bytes), f"{made.bpw:.3f}", f"{predicted.kld:.5f} ± {predicted.error:.5f}"]
+
+
+def _measured(figures: dict[str, Any] | None) -> list[str]:
+    if figures is None:
+        return []
+    return [f"{figures['mean_kld']:.5f} ± {figures['mean_kld_error']:.5f}", f"{100 * figures['same_top']:.2f}%"]
+
+
+def _kinds(fit: Fit) -> str:
+    """Where the bytes went, the largest first."""
+    rows = []
+    for kind, (weights, nbytes, cost, types) in sorted(shares(fit).items(), key=lambda item: -item[1][1]):
+        spread = ", ".join(f"{count} {name}" for name, count in sorted(types.items(), key=lambda item: -item[1]))
+        rows.append([kind, size(nbytes), f"{8 * nbytes / weights:.2f}", short(cost), spread])
+    text = table(["kind", "bytes", "bpw", "KLD"], [row[:4] for row in rows])
+    lines = text.split("\n")
+    return "\n".join([f"{lines[0]}  types", *(f"{line}  {row[4]}" for line, row in zip(lines[1:], rows, strict=True))])
+
+
+def as_json(fit: Fit, mix: Mixed | None, held_out: Figures, nbytes: int, costs: CostModel) -> dict[str, Any]:
+    """The object of `--json`: outcome, mix, measured figures, and per tensor its type, bytes, cost and reason."""
+
+    def outcome(one: Fit | Mixed) -> dict[str, Any]:
+        predicted = {"kld": one.predicted.kld, "error": one.predicted.error}
+        return {"bytes": one.resolution.total_bytes, "bpw": one.resolution.bpw, "predicted": predicted}
+
+    tensors = [
+        {"name": op.source, "type": op.to_type, "bytes": op.nbytes, "reason": op.reason,
+         "predicted_kld": costs.cost(op.source, op.to_type) or 0.0, "error": costs.error(op.source, op.to_type) or 0.0}
+        for op in fit.resolution.kept
+    ]  # fmt: skip
+    return {
+        "target_bytes": nbytes,
+        "fit": outcome(fit),
+        "mix": {"type": mix.name, **outcome(mix)} if mix else None,
+        "held_out": held_out,
+        "tensors": tensors,
+    }

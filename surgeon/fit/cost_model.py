@@ -1,0 +1,162 @@
+"""From errors and probes to the cost of giving a tensor a type: its share of the predicted KL divergence.
+
+A group g (a kind of tensor in a stretch of the depth) was measured with its tensors at a low and at a middle type, the
+rest untouched: K_low and K_middle. Small errors of weights raise the KL divergence in proportion to their squares, so
+K ≈ s · Σ e_t; the power that the two probes show takes the place of 1 where they show another one:
+
+    c_t(q) = K_low / Σ_u e'_u(low) · e'_t(q) · (e'_t(q) / e'_t(low))^(p − 1)        e' = e + ε²
+    p = ln(K_low / K_middle) / ln(Σ e'(low) / Σ e'(middle)), drawn towards 1 by its standard error
+
+ε² is what every quantized type costs alike, because llama.cpp rounds the other operand to 8 bits too. One probe with
+everything at a high type tells it: there Σ c_t(high) must be what was measured. Costs add up over tensors and groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from surgeon.fit.tensor_errors import Errors
+from surgeon.resolve.resolution import Resolution
+
+_POWER_DEVIATION = 0.1  # how far from 1 powers lie, before anything is measured
+_NOISE_LIMIT = 1e-2
+_BISECTIONS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One measured divergence: types of the tensors exchanged for it; kld and its standard error over tokens."""
+
+    types: dict[str, str]
+    kld: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupProbes:
+    """The two probes of a group."""
+
+    low: Probe
+    middle: Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How the divergence of a group grows: scale K_low / Σ e'(low), its relative standard error, and the power."""
+
+    scale: float
+    relative_error: float
+    power: float
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A predicted KL divergence and its standard error, as if the errors of all groups went the same way."""
+
+    kld: float
+    error: float
+
+
+class CostModel:
+    """cost(tensor, type) for every tensor with errors and a measured group; `noise` is ε²."""
+
+    def __init__(
+        self,
+        errors: Errors,
+        groups: Mapping[str, tuple[str, ...]],
+        probes: Mapping[str, GroupProbes],
+        everything: Probe | None,
+    ) -> None:
+        self.errors = errors
+        self.group_of = {name: group for group, names in groups.items() for name in names}
+        self._probes = probes
+        self._everything = everything
+        self.noise = self._noise() if everything is not None else 0.0
+        self.curves = self._curves(self.noise)
+
+    def error(self, name: str, type_name: str) -> float | None:
+        """The relative error of a tensor in a type, None where it was not worked out."""
+        return self.errors.get(name, {}).get(type_name)
+
+    def cost(self, name: str, type_name: str) -> float | None:
+        """Its share of the predicted KL divergence; None where no probe or error tells."""
+        return self._cost(self.curves, self.noise, name, type_name)
+
+    def predicted(self, types: Mapping[str, str]) -> Predicted | None:
+        """For tensor -> type of all that are changed; None where one of them has no cost."""
+        kld = error = 0.0
+        for name, type_name in types.items():
+            cost = self.cost(name, type_name)
+            if cost is None:
+                return None
+            kld += cost
+            error += cost * self.curves[self.group_of[name]].relative_error
+        return Predicted(kld, error)
+
+    def predicted_of(self, resolution: Resolution) -> Predicted | None:
+        """For a resolved plan; None for one that prunes, or gives a type whose cost is not known."""
+        if len(resolution.kept) != len(resolution.ops):
+            return None
+        return self.predicted({op.source: op.to_type for op in resolution.kept if op.action == "convert"})
+
+    def _curves(self, noise: float) -> dict[str, Curve]:
+        return {group: _curve(probes, self.errors, noise) for group, probes in self._probes.items()}
+
+    def _cost(self, curves: Mapping[str, Curve], noise: float, name: str, type_name: str) -> float | None:
+        found = self.error(name, type_name)
+        group = self.group_of.get(name, "")
+        if found is None or group not in curves:
+            return None
+        curve, low = curves[group], self._probes[group].low
+        error = found + noise
+        reference = self.errors[name].get(low.types.get(name, ""), 0.0) + noise
+        if reference <= 0 or error <= 0:
+            return curve.scale * error
+        return float(curve.scale * error * (error / reference) ** (curve.power - 1))
+
+    def _noise(self) -> float:
+        """The ε² with which everything at the high type costs what it was measured to cost; 0 where less is needed."""
+        everything = self._everything
+        assert everything is not None
+
+        def total(noise: float) -> float:
+            curves = self._curves(noise)
+            costs = (self._cost(curves, noise, name, kind) for name, kind in everything.types.items())
+            return sum(cost for cost in costs if cost is not None)
+
+        low, high = 0.0, _NOISE_LIMIT
+        if total(0.0) >= everything.kld:
+            return 0.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            if total(middle) < everything.kld:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+
+def _curve(probes: GroupProbes, errors: Errors, noise: float) -> Curve:
+    sums = [sum(errors[name][kind] + noise for name, kind in probe.types.items()) for probe in _pair(probes)]
+    low, middle = probes.low, probes.middle
+    # A divergence lost in the noise of the tokens is taken as that noise: never free.
+    kld = max(low.kld, low.error, 1e-9)
+    relative = min(1.0, low.error / kld)
+    scale = kld / sums[0] if sums[0] > 0 else 0.0
+    return Curve(scale, relative, _power(kld, low.error, max(middle.kld, 1e-12), middle.error, sums))
+
+
+def _pair(probes: GroupProbes) -> tuple[Probe, Probe]:
+    return probes.low, probes.middle
+
+
+def _power(low: float, low_error: float, middle: float, middle_error: float, sums: list[float]) -> float:
+    if min(sums) <= 0 or sums[0] <= 1.2 * sums[1]:
+        return 1.0
+    span = math.log(sums[0] / sums[1])
+    variance = ((low_error / low) ** 2 + (middle_error / middle) ** 2) / span**2
+    seen = math.log(low / middle) / span
+    trust = _POWER_DEVIATION**2 / (_POWER_DEVIATION**2 + variance)
+    return 1.0 + trust * (min(2.0, max(0.5, seen)) - 1.0)

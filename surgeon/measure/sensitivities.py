@@ -1,0 +1,190 @@
+"""How much each part of a model matters, measured: errors of all types, then one probe after the other.
+
+Both are kept in the state folder, so that a run that was stopped goes on, and every later fit of the model begins with
+its figures at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import surgeon_kernels
+from surgeon.errors import SurgeonError
+from surgeon.fit.candidates import TypeSet, candidates, compared, probe_types
+from surgeon.fit.cost_model import CostModel, GroupProbes, Probe
+from surgeon.fit.groups import groups_of
+from surgeon.fit.tensor_errors import Errors, measure_errors
+from surgeon.folders import state_folder
+from surgeon.gguf.identity import model_identity
+from surgeon.measure.probing import Place, Prober, Text
+from surgeon.measure.progress import Standing
+from surgeon.plan.recipe import file_sha256
+from surgeon.resolve.tensor_facts import TensorFacts
+from surgeon.whole_files import write_whole
+from surgeon_kernels.formats import FORMATS
+
+EVERYTHING = "everything at a high type"
+LEVELS = ("low", "middle")
+_STAGES = 3
+_SAVE_SECONDS = 2.0
+
+
+@dataclass
+class Sensitivities:
+    """Errors and probes of one model on one text: `load()` what is known, `steps()` measures the rest, `costs()`.
+
+    errors: tensor -> type -> relative error; probes: label -> (KL divergence, its standard error).
+    """
+
+    prober: Prober
+    text: Text
+    types: TypeSet = field(default_factory=TypeSet)
+    errors: Errors = field(default_factory=dict)
+    probes: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.groups = groups_of(self.prober.model)
+
+    def load(self) -> bool:
+        """Take what earlier runs measured; whether nothing is missing. Raises SurgeonError."""
+        self.errors = _read(self._errors_file)
+        self.probes = {label: (kld, error) for label, (kld, error) in _read(self._probes_file).items()}
+        return not self._missing_errors() and not self._missing_probes()
+
+    def steps(self) -> Iterator[Standing]:
+        """Do what is missing. Raises SurgeonError, EngineError, EngineMissing, Cancelled; what was measured is kept."""
+        self.load()
+        yield from self._measure_errors()
+        missing = self._missing_probes()
+        if not missing:
+            return
+        base = yield from self.prober.base(self.text, Place(1, _STAGES))
+        for item in self.prober.probe(base, missing, "sensitivities", Place(2, _STAGES)):
+            if isinstance(item, Standing):
+                yield item
+            else:
+                label, figures = item
+                self.probes[label] = (figures["mean_kld"], figures["mean_kld_error"])
+                _write(self._probes_file, self.probes)
+
+    def costs(self) -> CostModel:
+        """The cost of every tensor in every type, from all that was measured."""
+        wanted = self._wanted_probes()
+        found = {label: Probe(wanted[label], *figures) for label, figures in self.probes.items() if label in wanted}
+        pairs = {
+            group: GroupProbes(*(found[_label(group, level)] for level in LEVELS))
+            for group in self.groups
+            if all(_label(group, level) in found for level in LEVELS)
+        }
+        names = {group: tuple(facts.name for facts in members) for group, members in self.groups.items()}
+        return CostModel(self.errors, names, pairs, found.get(EVERYTHING))
+
+    # --- what belongs to what
+
+    @property
+    def _identity(self) -> str:
+        """Of model, importances and encoder: what the errors belong to."""
+        prober = self.prober
+        importances = "" if prober.imatrix is None else file_sha256(prober.imatrix.path)
+        parts = (model_identity(prober.model.file.paths[0]), importances, prober.encoder.name)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @property
+    def _errors_file(self) -> Path:
+        return state_folder() / "fit" / f"{self._identity}-errors.json"
+
+    @property
+    def _probes_file(self) -> Path:
+        text = self.text
+        parts = (file_sha256(text.path), text.n_ctx, text.n_chunks, self.prober.engine_label)
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        return state_folder() / "fit" / f"{self._identity}-{digest}-probes.json"
+
+    # --- what is missing
+
+    def _missing_errors(self) -> list[tuple[TensorFacts, tuple[str, ...]]]:
+        missing = []
+        for facts in (facts for members in self.groups.values() for facts in members if facts.from_type in FORMATS):
+            known = self.errors.get(facts.name, {})
+            offered = candidates(facts, (*self.types.offered(facts), *compared(facts)), self.prober.imatrix)
+            types = tuple(dict.fromkeys(name for name in (*offered, *_probed(facts)) if name not in known))
+            if types:
+                missing.append((facts, types))
+        return missing
+
+    def _wanted_probes(self) -> dict[str, dict[str, str]]:
+        """Label -> tensor -> type."""
+        wanted: dict[str, dict[str, str]] = {EVERYTHING: {}}
+        for group, members in self.groups.items():
+            for place, level in enumerate(LEVELS):
+                wanted[_label(group, level)] = _exchanged(members, place)
+            wanted[EVERYTHING] |= _exchanged(members, 2)
+        return {label: types for label, types in wanted.items() if types}
+
+    def _missing_probes(self) -> dict[str, dict[str, str]]:
+        return {label: types for label, types in self._wanted_probes().items() if label not in self.probes}
+
+    def _measure_errors(self) -> Iterator[Standing]:
+        missing = self._missing_errors()
+        sizes = {facts.name: facts.tensor.n_elements * len(types) for facts, types in missing}
+        targets, sources = {name for _, types in missing for name in types}, {facts.from_type for facts, _ in missing}
+        for kernel in surgeon_kernels.warm(targets, sources=sources) if missing else ():
+            yield Standing("compiling kernels (first run)", 0, _STAGES, 0.0, kernel.name)
+        start = saved = time.monotonic()
+        done, total = 0, sum(sizes.values())
+        for name, found in measure_errors(self.prober.model, missing, self.prober.imatrix, self.prober.cancelled):
+            self.errors.setdefault(name, {}).update(found)
+            done += sizes[name]
+            now = time.monotonic()
+            if now - saved > _SAVE_SECONDS or done == total:
+                saved = now
+                _write(self._errors_file, self.errors)
+            part = done / total
+            yield Standing("errors of the types", 0, _STAGES, part, name, {}, (now - start) * (1 - part) / part)
+
+
+def _label(group: str, level: str) -> str:
+    return f"{group} {level}"
+
+
+def _levels(facts: TensorFacts) -> tuple[str, str, str]:
+    """The low, the middle and the high type that a tensor is probed at."""
+    return (*probe_types(facts), "Q8_0" if facts.columns % 256 else "Q6_K")
+
+
+def _exchanged(members: Sequence[TensorFacts], place: int) -> dict[str, str]:
+    return {facts.name: _levels(facts)[place] for facts in members if _smaller(facts, _levels(facts)[place])}
+
+
+def _probed(facts: TensorFacts) -> list[str]:
+    return [kind for kind in _levels(facts) if _smaller(facts, kind)]
+
+
+def _smaller(facts: TensorFacts, type_name: str) -> bool:
+    """Whether the type fits the rows and takes fewer bytes than the tensor has."""
+    return facts.columns % FORMATS[type_name].block == 0 and facts.nbytes_as(type_name) < facts.tensor.nbytes
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SurgeonError(f"{path}: cannot be read ({error}); remove it, it will be measured again") from error
+    if not isinstance(found, dict):
+        raise SurgeonError(f"{path}: not a file of measured sensitivities; remove it")
+    return found
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with suppress(OSError):  # the write says what is wrong
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content))

@@ -1,0 +1,122 @@
+"""`surgeon fit` from measuring to the recipe, on the bundled model and very few tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_helpers import TEXT
+
+from surgeon.cli import run
+from surgeon.engine.protocol import Engine
+from surgeon.errors import Cancelled, SurgeonError, UsageError
+from surgeon.fit.candidates import TypeSet
+from surgeon.gguf.file import open_gguf
+from surgeon.imatrix.files import load_imatrix
+from surgeon.measure.probing import Prober, Text
+from surgeon.measure.sensitivities import Sensitivities
+from surgeon.model.model import load_model
+from surgeon.plan.recipe import load_recipe
+
+TYPES = "Q2_K,Q3_K,Q4_K,Q6_K"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved bases go to the test's folder, compiled kernels stay where they are."""
+    monkeypatch.setattr("surgeon.measure.probing.cache_folder", lambda: tmp_path / "cache")
+
+
+def words(model: Path, imatrix: Path, out: Path, *more: str) -> list[str]:
+    shared = ["-f", str(TEXT), "-c", "64", "--chunks", "1", "-t", "1", "--types", TYPES, "--imatrix", str(imatrix)]
+    return ["fit", str(model), *shared, "-o", str(out), *more]
+
+
+def test_a_fit_is_measured_once_written_and_compared(
+    demo_model: Path, demo_imatrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = tmp_path / "other.txt"
+    held_out.write_text(TEXT.read_text()[3000:])
+    recipe, out = tmp_path / "fit.toml", tmp_path / "fit.gguf"
+    extra = ["--held-out", str(held_out), "--held-out-chunks", "2", "--write", str(out), "--json"]
+    assert run(words(demo_model, demo_imatrix, recipe, "--like", "Q3_K_M", *extra)) == 0
+    first = capsys.readouterr()
+    assert "sensitivities" in first.err
+    found: dict[str, Any] = json.loads(first.out)
+    assert 0.998 * found["target_bytes"] <= found["fit"]["bytes"] <= found["target_bytes"]
+    assert found["fit"]["bytes"] == out.stat().st_size
+    assert found["fit"]["predicted"]["kld"] < found["mix"]["predicted"]["kld"]
+    assert set(found["held_out"]) == {"fit", found["mix"]["type"]}
+    assert 0 < found["held_out"]["fit"]["mean_kld"] < 0.2
+    with open_gguf(out) as written:
+        types = {info.name: info.type_name for info in written.tensors}
+    assert {one["name"]: one["type"] for one in found["tensors"]} == types
+    assert dict(load_recipe(recipe).plan.types).items() <= types.items()
+
+    # The second size needs no measuring, and gets a table.
+    assert run(words(demo_model, demo_imatrix, tmp_path / "small.toml", "--bpw", "3.2")) == 0
+    second = capsys.readouterr()
+    assert second.err == ""
+    assert "of the size is used" in second.out
+    assert "ffn_down" in second.out
+
+
+def stop_after_three(sensitivities: Sensitivities) -> None:
+    for _ in sensitivities.steps():
+        if len(sensitivities.probes) == 3:
+            sensitivities.prober.cancelled.set()
+
+
+def test_what_was_measured_before_a_cancel_is_kept(demo_model: Path, demo_imatrix: Path) -> None:
+    model = load_model(demo_model)
+    with model.file:
+        prober = Prober(model, load_imatrix(demo_imatrix), Engine(threads=1))
+        stopped = Sensitivities(prober, Text(TEXT, 64, 1), TypeSet.of("Q2_K,Q4_K", fast=False))
+        with pytest.raises(Cancelled):
+            stop_after_three(stopped)
+        kept = dict(stopped.probes)
+        again = Sensitivities(
+            Prober(model, prober.imatrix, prober.engine), stopped.text, TypeSet.of("Q2_K,Q4_K", fast=False)
+        )
+        assert not again.load()
+        assert again.probes == kept
+        assert len(kept) == 3
+        other_text = Sensitivities(again.prober, Text(TEXT, 64, 2), again.types)
+        assert not other_text.load()
+        assert other_text.probes == {}
+        assert other_text.errors == again.errors
+
+
+def test_a_damaged_cache_is_one_line(demo_model: Path, demo_imatrix: Path) -> None:
+    model = load_model(demo_model)
+    with model.file:
+        prober = Prober(model, load_imatrix(demo_imatrix), Engine(threads=1))
+        sensitivities = Sensitivities(prober, Text(TEXT, 64, 1))
+        sensitivities._errors_file.parent.mkdir(parents=True)
+        sensitivities._errors_file.write_text("[1, 2")
+        with pytest.raises(SurgeonError, match="remove it, it will be measured again"):
+            sensitivities.load()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--size", "5MB", "--held-out", str(TEXT)], "is the calibration text"),
+        (["--size", "many"], "not a size"),
+        (["--size", "5MB", "--types", "Q9_Z"], "unknown tensor type"),
+        (["--size", "5MB", "--write", "/no/such/folder/x.gguf"], "no such folder"),
+    ],
+)
+def test_what_cannot_go_well_is_refused(
+    more: list[str], told: str, demo_model: Path, demo_imatrix: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SurgeonError, match=told):
+        run(words(demo_model, demo_imatrix, tmp_path / "r.toml", *more))
+
+
+def test_an_existing_recipe_is_not_replaced_unasked(demo_model: Path, demo_imatrix: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("mine")
+    with pytest.raises(UsageError, match="already exists"):
+        run(words(demo_model, demo_imatrix, tmp_path / "r.toml", "--size", "5MB"))

@@ -1,0 +1,167 @@
+"""What the choice respects, on the bundled model with costs made up for the purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from surgeon.errors import SurgeonError, UsageError
+from surgeon.fit.allocation import Allocator, Fit, Limits
+from surgeon.fit.candidates import TypeSet
+from surgeon.fit.cost_model import CostModel, GroupProbes, Probe
+from surgeon.fit.groups import band_count, groups_of
+from surgeon.fit.target import read_size
+from surgeon.model.model import Model, load_model
+from surgeon.plan.plan import Plan, TypeRule
+from surgeon.plan.recipe import Recipe, read_recipe, to_toml
+from surgeon_kernels.formats import FORMATS
+
+TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS")
+
+
+@pytest.fixture
+def model(demo_model: Path) -> Iterator[Model]:
+    opened = load_model(demo_model)
+    with opened.file:
+        yield opened
+
+
+@pytest.fixture
+def costs(model: Model) -> CostModel:
+    """Errors of 4^-bits, every group alike but the head, which matters a hundred times as much."""
+    groups = {group: tuple(facts.name for facts in members) for group, members in groups_of(model).items()}
+    errors = {name: {kind: 4.0 ** -FORMATS[kind].bpw for kind in TYPES} for names in groups.values() for name in names}
+
+    def probe(names: tuple[str, ...], kind: str, scale: float) -> Probe:
+        kld = scale * sum(errors[name][kind] for name in names)
+        return Probe(dict.fromkeys(names, kind), kld, 0.05 * kld)
+
+    probes = {}
+    for group, names in groups.items():
+        scale = 1.0 if group == "output" else 0.01
+        probes[group] = GroupProbes(probe(names, "Q2_K", scale), probe(names, "Q4_K", scale))
+    return CostModel(errors, groups, probes, None)
+
+
+def allocator(model: Model, costs: CostModel, plan: Plan | None = None, **limits: object) -> Allocator:
+    types = limits.pop("types", TypeSet(TYPES[:6]))
+    return Allocator(model, plan or Plan(), None, costs, Limits(types=types, **limits))  # type: ignore[arg-type]
+
+
+def types_of(fit: Fit) -> dict[str, str]:
+    return {op.source: op.to_type for op in fit.resolution.kept}
+
+
+def test_the_file_has_the_size_asked_for_and_loses_less_than_the_mix(model: Model, costs: CostModel) -> None:
+    fitted = allocator(model, costs)
+    mix = next(mix for mix in fitted.mixes if mix.name == "Q3_K_M")
+    fit = fitted.fit(mix.nbytes)
+    assert 0.998 * mix.nbytes <= fit.resolution.total_bytes <= mix.nbytes
+    assert fit.predicted.kld < mix.predicted.kld
+    assert fit.predicted.error == pytest.approx(0.05 * fit.predicted.kld)
+    assert not fit.resolution.errors
+    best = fitted.mix_within(mix.nbytes)
+    assert best is not None
+    assert best.predicted.kld <= mix.predicted.kld
+
+
+def test_what_matters_most_gets_the_most_bits(model: Model, costs: CostModel) -> None:
+    types = types_of(allocator(model, costs).fit(6_000_000))
+    others = [FORMATS[kind].bpw for name, kind in types.items() if name.startswith("blk.") and "norm" not in name]
+    assert FORMATS[types["output.weight"]].bpw > max(others)
+
+
+def test_more_bytes_never_cost_more(model: Model, costs: CostModel) -> None:
+    fitted = allocator(model, costs)
+    klds = [fitted.fit(nbytes).predicted.kld for nbytes in range(4_500_000, 12_000_000, 500_000)]
+    assert klds == sorted(klds, reverse=True)
+
+
+def test_reasons_are_in_the_resolution_and_survive_a_recipe(model: Model, costs: CostModel) -> None:
+    fit = allocator(model, costs).fit(6_000_000)
+    reasons = {op.source: op.reason for op in fit.resolution.kept if op.action == "convert"}
+    assert all(reason.startswith("fit: +") for reason in reasons.values())
+    again = read_recipe(to_toml(Recipe(fit.plan)), Path())
+    assert again.plan == fit.plan
+
+
+def test_rules_types_and_options_of_the_user_win(model: Model, costs: CostModel) -> None:
+    plan = Plan(
+        rules=(TypeRule("attn_v", "Q8_0"),), types=(("blk.0.ffn_up.weight", "Q2_K"),), token_embedding_type="Q5_K"
+    )
+    fit = allocator(model, costs, plan).fit(6_000_000)
+    types = types_of(fit)
+    assert {kind for name, kind in types.items() if "attn_v" in name} == {"Q8_0"}
+    assert types["blk.0.ffn_up.weight"] == "Q2_K"
+    assert types["token_embd.weight"] == "Q5_K"
+    assert fit.resolution.total_bytes <= 6_000_000
+
+
+def test_what_an_earlier_fit_chose_is_chosen_anew(model: Model, costs: CostModel) -> None:
+    small = allocator(model, costs).fit(5_000_000)
+    large = allocator(model, costs, small.plan).fit(9_000_000)
+    assert large.resolution.total_bytes > 8_900_000
+    by_hand = replace(small.plan, reasons=())
+    with pytest.raises(UsageError, match="leave no tensor"):
+        allocator(model, costs, by_hand)
+
+
+def test_floors_and_kinds_that_share_a_type(model: Model, costs: CostModel) -> None:
+    fit = allocator(
+        model, costs, floors=(TypeRule("ffn_down", "Q5_K"),), same=(frozenset({"ffn_gate", "ffn_up"}),)
+    ).fit(6_500_000)
+    types = types_of(fit)
+    for layer in range(12):
+        assert types[f"blk.{layer}.ffn_gate.weight"] == types[f"blk.{layer}.ffn_up.weight"]
+        assert FORMATS[types[f"blk.{layer}.ffn_down.weight"]].bpw >= 5.5
+
+
+def test_only_the_types_asked_for_are_given(model: Model, costs: CostModel) -> None:
+    fit = allocator(model, costs, types=TypeSet(("Q4_0", "Q8_0"))).fit(8_000_000)
+    assert {op.to_type for op in fit.resolution.kept if op.action == "convert"} <= {"Q4_0", "Q8_0"}
+    assert not set(TypeSet(fast=True).offered(groups_of(model)["output"][0])) & {"IQ2_XXS", "IQ3_S"}
+
+
+def test_sizes_that_cannot_be_had_name_the_nearest(model: Model, costs: CostModel) -> None:
+    fitted = allocator(model, costs)
+    with pytest.raises(UsageError, match=r"--size: 1\.00 MB cannot be had; the smallest is 3\.95 MB"):
+        fitted.fit(1_000_000)
+    with pytest.raises(UsageError, match=r"--size: 1\.00 GB is more than the model has; the largest is 23\.2 MB"):
+        fitted.fit(1_000_000_000)
+    assert fitted.fit(fitted.least).resolution.total_bytes == fitted.least
+    assert fitted.fit(fitted.most).resolution.data_bytes == model.nbytes
+
+
+def test_bits_per_weight_become_bytes(model: Model, costs: CostModel) -> None:
+    fitted = allocator(model, costs)
+    fit = fitted.fit(fitted.bytes_at(4.25))
+    assert 4.24 < fit.resolution.bpw <= 4.25
+
+
+def test_a_pruning_plan_is_refused(model: Model, costs: CostModel) -> None:
+    with pytest.raises(SurgeonError, match="write the pruned model first"):
+        allocator(model, costs, Plan(pruned=frozenset({3})))
+
+
+def test_groups_are_kinds_by_depth(model: Model) -> None:
+    groups = groups_of(model)
+    assert {"token_embd", "output", "ffn_down@0", "ffn_down@1", "ffn_down@2"} <= set(groups)
+    assert [facts.tensor.layer for facts in groups["ffn_down@1"]] == [4, 5, 6, 7]
+    assert sum(map(len, groups.values())) == 12 * 7 + 2
+    assert [band_count(n) for n in (1, 6, 12, 32, 80)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("4.2GB", 4_200_000_000), ("24GiB", 24 << 30), ("3900M", 3_900_000_000), ("123", 123)]
+)
+def test_sizes_are_read(text: str, nbytes: int) -> None:
+    assert read_size(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1G", "4,2GB", "4.2 parsecs"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a size"):
+        read_size(text)
