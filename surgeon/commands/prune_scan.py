@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """KL divergence from the whole model with one layer removed at a time, on a few chunks of TEXT; smaller:
 the layer matters less. The model is loaded once and nothing is written: while it runs, a layer's output is replaced by
-its input. Results are kept, so an interrupted scan resumes. With --imatrix the statistics of the layers are shown beside
-the damage, with how well each predicts it (Spearman's rank correlation)."""
+its input. Results are kept, so an interrupted scan resumes. With --imatrix the layers' statistics are shown beside the
+damage, with how well each predicts it (Spearman's rank correlation)."""
 
 
 def _parser() -> argparse.ArgumentParser:

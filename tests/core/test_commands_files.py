@@ -61,7 +61,7 @@ def test_stats_json_has_the_golden_keys(golden_models: Path, capsys: pytest.Capt
 def test_stats_names_what_shares_its_input(demo_imatrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "stats", demo_imatrix)
     assert "  attn_k = attn_q = attn_v (layers 0-11)\n  ffn_gate = ffn_up (layers 0-11)\n" in text
-    assert "CosSim 0.0000 of layer 0" in text
+    assert "Ignore CosSim 0.0000" in text
 
 
 def test_stats_help_says_what_newer_llama_cpp_calls_the_sum(capsys: pytest.CaptureFixture[str]) -> None:

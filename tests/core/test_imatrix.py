@@ -225,7 +225,7 @@ def test_coverage_names_entries_without_a_tensor(tmp_path: Path) -> None:
         ({}, None, "holds no entries"),
         ({"w.in_sum2": ONES, "w.counts": COUNT}, {}, "imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size"),
         ({"w.in_sum2": ONES, "w.counts": COUNT}, KV | {"imatrix.chunk_size": "512"}, "uint32, not string"),
-        ({"w.in_sum2": ONES, "w.counts": COUNT}, KV | {"imatrix.datasets": "a"}, "no list of names"),
+        ({"w.in_sum2": ONES, "w.counts": COUNT}, KV | {"imatrix.datasets": "a"}, "must be a list of names"),
         ({"w.weight": ONES}, {"general.architecture": "llama"}, "is a model, not an importance matrix"),
     ],
 )
@@ -330,7 +330,7 @@ def test_saving_replaces_the_file_in_one_step(tmp_path: Path) -> None:
     save_gguf(matrix({"w": entry([[1]], [1])}), path)
     assert load_imatrix(path).weights("w").tolist() == [1]
     assert os.listdir(tmp_path) == ["a.gguf"]
-    with pytest.raises(ImatrixError, match="cannot be written"):
+    with pytest.raises(SurgeonError, match="cannot be written"):
         save_dat(matrix({"w": entry([[1]], [1])}), tmp_path / "nowhere" / "a.dat")
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon import cli
+from surgeon.errors import SurgeonError
 from surgeon.imatrix.files import load_imatrix
 from surgeon.llama_quantize.options import parse_job
 from surgeon.llama_quantize.translation import export, from_command, from_model, from_type_file
@@ -93,13 +94,13 @@ def test_the_imatrix_is_kept_by_path_and_hash(tmp_path: Path, demo_imatrix: Path
         ("format = 1\nrules = 'attn_v=q6_k'\n", "a list is expected"),
         ("format = 1\nprune = ['1']\n", "a int is expected"),
         ("format = 1\nprune = [true]\n", "a int is expected"),
-        ("format = 1\nprune = [-1]\n", "from 0 on"),
+        ("format = 1\nprune = [-1]\n", "whole number ≥ 0"),
         ("format = 1\npure = 1\n", "a bool is expected"),
         ("format = 1\n[types]\nx = 'q99'\n", "unknown tensor type 'q99'"),
         ("format = 1\n[imatrix]\npath = 'x'\n", "unknown key 'path' in [imatrix]"),
         ("format = 1\n[[override_kv]]\nkey = 'a'\n", "are needed"),
-        ("format = 1\n[[override_kv]]\nkey = 'a'\nkind = 'int'\nvalue = 1.5\n", "1.5 is no int"),
-        ("format = \n", "is no TOML"),
+        ("format = 1\n[[override_kv]]\nkey = 'a'\nkind = 'int'\nvalue = 1.5\n", "1.5 is not a valid int"),
+        ("format = \n", "not valid TOML"),
         ("\xff", "this surgeon"),
     ],
 )
@@ -116,7 +117,7 @@ def test_a_wrong_recipe_names_the_file_and_the_key(tmp_path: Path, text: str, se
 
 def test_a_failed_save_leaves_the_old_recipe(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "r.toml"
-    with pytest.raises(RecipeError, match="cannot be written"):
+    with pytest.raises(SurgeonError, match="cannot be written"):
         save_recipe(Recipe(Plan()), path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(RecipeError, match="is not UTF-8"):

@@ -38,7 +38,7 @@ SMALL = {"text": str(TEXT), "chunks": "2", "context": "64"}
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The bases of this test; the kernels stay where they are."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr("surgeon.measure.base_cache.cache_folder", lambda: folder)
+    monkeypatch.setattr("surgeon.folders.cache_folder", lambda: folder)
     return folder
 
 
@@ -180,7 +180,7 @@ async def test_forms_refuse_what_cannot_be(session: Session, tmp_path: Path) -> 
         for texts, said in (
             ({"what": ""}, "nothing to measure"),
             ({"what": "kld", "text": str(tmp_path / "none.txt")}, "no such file"),
-            ({"what": "kld", "text": str(TEXT), "chunks": "many"}, "is no number"),
+            ({"what": "kld", "text": str(TEXT), "chunks": "many"}, "must be a whole number"),
             ({"what": "tasks", "tasks": "", "chunks": "2"}, "name a file"),
         ):
             await answer(app, pilot, **texts)
@@ -281,13 +281,13 @@ async def test_the_tree_grows_and_a_stopped_collection_goes_on(
         assert session.imatrix is None
         await pilot.press("escape")
         await ran(app, pilot)
-        assert "goes on with it" in job.failure
+        assert "I resumes" in job.failure
         assert job.collection.partial.exists()
         assert session.measurements.tensors == {}, "the plan's own statistics are back"
         await pilot.press("enter", "I")
         form = app.screen
         assert isinstance(form, Form)
-        assert "it goes on" in form.answer
+        assert "it will be resumed" in form.answer
         await pilot.press("enter")
         await ran(app, pilot)
         assert load_imatrix(out).chunk_count == 28
@@ -385,7 +385,7 @@ def test_what_the_form_says_is_what_is_wanted() -> None:
     assert (wanted.divergence, wanted.perplexity, wanted.speed, wanted.tasks) == (True, False, True, ())
     assert (wanted.text, wanted.n_ctx, wanted.n_chunks) == (TEXT, 64, 2)
     assert number_of({"chunks": "-1"}, "chunks", -1, 1) == -1
-    with pytest.raises(SurgeonError, match="is no number from 1 on"):
+    with pytest.raises(SurgeonError, match="must be a whole number ≥ 1"):
         number_of({"chunks": "0"}, "chunks", -1, 1)
     assert task_files("a.bin, ~/b.csv,") == (Path("a.bin"), Path("~/b.csv").expanduser())
 
@@ -399,7 +399,7 @@ def test_a_standing_in_words() -> None:
     assert lines[2].endswith("25.0%")
     assert len(lines[2]) == 60
     assert lines[3] == f"2 of 8 chunks   {figures.duration(75)} left"
-    assert lines[4].strip() == "PPL 12.5000 ±0.5000   KLD 0.0100"
+    assert lines[4].strip() == "PPL 12.5000 ±0.5000   KLD 0.010000"
 
 
 async def test_help_has_the_page(session: Session) -> None:

@@ -509,7 +509,7 @@ async def test_the_plan_is_kept_and_comes_back(model_copy: Path, demo_imatrix: P
     again, greeting = open_session(model_copy, None, None)
     assert again.plan.pruned == {1}
     assert again.imatrix is not None
-    assert "last time" in greeting
+    assert "the last session" in greeting
     again.undo()
     assert again.plan.pruned == frozenset()
 

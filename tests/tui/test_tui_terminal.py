@@ -114,12 +114,12 @@ def test_a_whole_operation_in_80_columns(terminal: Terminal, model_copy: Path) -
     assert re.search(r"Q8_0 +23\.2 MB → 1\d\.\d MB ▼\d\d% +\d\.\d\d bpw +✗ 1 pruned", header)
 
     terminal.keys("w")
-    terminal.wait("Enter writes")
+    terminal.wait("Enter write")
     terminal.keys("Enter", "Escape")
-    terminal.wait("Enter closes")
+    terminal.wait("Enter close")
     terminal.keys("Enter", "w")
-    terminal.wait("Enter writes")
-    if "is there already" in terminal.screen():
+    terminal.wait("Enter write")
+    if "already exists" in terminal.screen():
         terminal.keys("Enter", "y")
     else:
         terminal.keys("Enter")

@@ -194,7 +194,7 @@ class CollectJob(MeasureJob):
 
     def kept(self) -> str:
         partial = self.collection.partial
-        return f"what was collected is in {partial.name}, I goes on with it" if partial.exists() else ""
+        return f"what was collected is in {partial.name}; I resumes" if partial.exists() else ""
 
     def result(self) -> list[Line]:
         assert self.collecting.current is not None  # it ended well
