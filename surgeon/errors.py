@@ -7,6 +7,10 @@ class SurgeonError(Exception):
     exit_code = 1
 
 
+class DiskFull(SurgeonError):  # noqa: N818 - reads as the state it names
+    """A file could not be written for want of space or quota."""
+
+
 class UsageError(SurgeonError):
     """The command line itself is wrong."""
 

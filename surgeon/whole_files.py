@@ -5,13 +5,14 @@ Outputs that take minutes have their own way (`write.output_file`): reserved, lo
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from surgeon.errors import SurgeonError
+from surgeon.errors import DiskFull, SurgeonError
 
 
 @contextmanager
@@ -31,7 +32,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.chmod(name, 0o666 & ~umask)  # the mode an ordinary open() gives
         os.replace(name, path)
     except OSError as error:
-        raise SurgeonError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else SurgeonError
+        raise kind(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
     finally:
         if name:
             with suppress(OSError):

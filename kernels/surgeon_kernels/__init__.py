@@ -6,7 +6,7 @@
     quantization_error(rows, "Q4_K")       squared error per row
     first_invalid(blocks, "Q4_K")          first row with a NaN or an infinity
     quantizable, dequantizable             names of the types
-    warm(names, weights=True)              compile or load kernels ahead, with progress
+    warm(names)                            compile or load kernels ahead, with progress
     cache_directory(), clear_cache()       where the compiled kernels are
     dead_channels(weights)                 how many channels an importance matrix knows nothing of
 

@@ -38,15 +38,14 @@ class WarmProgress:
     total: int
 
 
-def warm(names: Iterable[str], *, weights: bool = True, sources: Iterable[str] | None = None) -> Iterator[WarmProgress]:
+def warm(names: Iterable[str], *, sources: Iterable[str] | None = None) -> Iterator[WarmProgress]:
     """Make ready what quantizing to `names` and reading `sources` takes; yields before each kernel and at the end.
 
     Kernels compile once per user and processor and load from the cache afterwards; up to three more processes of this
     Python help to compile. With `sources` (types to dequantize from), `names` get their quantizers only; without,
     quantizers and dequantizers both. Types without kernels are passed over. One kernel serves with and without an
-    importance matrix, so `weights` changes nothing but documents the call. Raises ValueError for an unknown type.
+    importance matrix. Raises ValueError for an unknown type.
     """
-    del weights
     targets = {by_name(name).name for name in names}
     origins = targets if sources is None else {by_name(name).name for name in sources}
     jobs = [("validation", "validate")]

@@ -54,13 +54,12 @@ class TensorScale:
 class AnatomyResult:
     """kv: keys to replace where they stand, append when new, remove (None); block_count and provenance not included.
 
-    notes: what to show before anything is written; renumbering: layer of the input -> of the output, None when pruned.
+    notes: what to show before anything is written.
     """
 
     kv: tuple[tuple[str, Value | None], ...]
     slices: tuple[TensorSlice, ...]
     notes: tuple[Problem, ...]
-    renumbering: dict[int, int | None]
     scales: tuple[TensorScale, ...] = ()
 
 
@@ -92,14 +91,13 @@ def prune_metadata(model: Model, pruned: frozenset[int], *, i_know: bool = False
     there = [layer.index for layer in model.layers]
     gone = pruned.intersection(there)
     kept = tuple(layer for layer in sorted({*range(model.block_count), *there}) if layer not in gone)
-    renumbering: dict[int, int | None] = dict.fromkeys(gone) | {k: n for n, k in enumerate(kept)}
     if not gone or not kept:
-        return AnatomyResult((), (), (), renumbering)
+        return AnatomyResult((), (), ())
     known = anatomy_of(model.architecture)
     anatomy = known or Anatomy(model.architecture)
     if anatomy.refusal:
         refusal = Problem("error", f"no layer of {model.architecture} can be pruned: {anatomy.refusal}")
-        return AnatomyResult((), (), (refusal,), renumbering)
+        return AnatomyResult((), (), (refusal,))
     stored = Metadata(model.architecture, model.file.kv)
     whole = Metadata(model.architecture, {**stored.kv, **state_assumed(anatomy.assumed, stored)})
     pruning, refuse = Pruning(whole, anatomy, gone, kept), _refusal(i_know)
@@ -112,7 +110,7 @@ def prune_metadata(model: Model, pruned: frozenset[int], *, i_know: bool = False
         problems.append(refuse(_unknown(whole)))
     if edits:
         problems.append(Problem("note", f"the metadata follows the pruning: {', '.join(sorted(edits))}"))
-    return AnatomyResult(tuple(edits.items()), slices, tuple(problems), renumbering, scales)
+    return AnatomyResult(tuple(edits.items()), slices, tuple(problems), scales)
 
 
 def layer_roles(model: Model) -> dict[int, str]:

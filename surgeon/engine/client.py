@@ -28,7 +28,7 @@ from surgeon.engine.protocol import (
     read_message,
     write_message,
 )
-from surgeon.errors import Cancelled
+from surgeon.errors import Cancelled, DiskFull, SurgeonError
 from surgeon.folders import log_folder
 from surgeon.whole_files import written_whole
 
@@ -74,7 +74,7 @@ class EngineRun:
             if message is None:
                 raise self._death(self.process)
             if isinstance(message, Failed):
-                raise (EngineMissing if message.missing else EngineError)(message.message)
+                raise _failure(message)
             yield message
             if isinstance(message, kind):
                 return
@@ -100,6 +100,11 @@ class EngineRun:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         reason = last_telling_line(self.log_text())
         return EngineError(f"llama.cpp ended {how}{': ' + reason if reason else ''} (log: {self.log})")
+
+
+def _failure(message: Failed) -> SurgeonError:
+    kind = DiskFull if message.full else EngineMissing if message.missing else EngineError
+    return kind(message.message)
 
 
 def last_telling_line(log: str) -> str:

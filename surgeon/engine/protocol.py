@@ -236,10 +236,11 @@ class Finished(Message):
 
 @dataclass(frozen=True)
 class Failed(Message):
-    """The end: one line for the user. missing: no usable llama.cpp."""
+    """The end: one line for the user. missing: no usable llama.cpp; full: the disk is."""
 
     message: str
     missing: bool = False
+    full: bool = False
 
 
 _KINDS: dict[str, type[Message]] = {

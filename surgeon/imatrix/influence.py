@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from surgeon.gguf.file import GGUFFile, Value, ValueType, open_gguf
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.layout import Entry, header
-from surgeon.imatrix.imatrix import COUNTS, SUMS, Imatrix, ImatrixEntry, merge
+from surgeon.imatrix.imatrix import COUNTS, SUMS, Imatrix, merge
 from surgeon.whole_files import write_whole
 from surgeon_kernels.formats import FORMATS
 
@@ -52,12 +52,6 @@ class Influence:
         """−(x·y)/(|x||y|) over all tokens as one vector (Layer-wise quantization, arXiv 2406.17415, LIM)."""
         norms = np.sqrt(self.layers[:, 2] * self.layers[:, 3])
         return -_ratio(self.layers[:, 1], norms)
-
-    def channel_means(self, name: str, entry: ImatrixEntry) -> Float64:
-        """Mean activation of every input channel of a weight, float64[n_mat, cols]."""
-        sums = self.channel_sums[name].astype(np.float64)
-        counts = np.broadcast_to(entry.counts, len(sums)).astype(np.float64)
-        return _ratio(sums, np.broadcast_to(counts[:, None], sums.shape))
 
 
 def _ratio(above: Float64, below: Float64) -> Float64:

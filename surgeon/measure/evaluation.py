@@ -19,7 +19,7 @@ from typing import TypeVar
 from surgeon.engine.client import EngineRun, perplexity
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import BenchJob, DivergenceJob, Engine, Finished, Job, Loaded, PerplexityJob, TaskJob
-from surgeon.errors import SurgeonError, UsageError
+from surgeon.errors import DiskFull, SurgeonError, UsageError
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.progress import Standing, followed
@@ -109,10 +109,8 @@ class Evaluation:
             try:
                 for self._index, stage in enumerate(stages):
                     yield from stage(stack)
-            except SurgeonError as error:
-                if os.strerror(errno.ENOSPC) in str(error):
-                    raise _full(self.cache) from error
-                raise
+            except DiskFull as error:
+                raise _full(self.cache) from error
 
     def _base(self, label: str) -> Base | None:
         wanted = self.wanted

@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 
+from surgeon.model.architectures import quirks_of
+
 
 class Category(StrEnum):
     """What the mixes distinguish, by the word used in reasons."""
@@ -77,10 +79,6 @@ _KEPT = {
     "mm.a.code_embd": "code embedding",
 }
 _KEPT_WHOLE = {"position_embd.weight": "position embedding", "token_types.weight": "token types"}
-_KEPT_GLM5_NEXT = (
-    "hc_ indexer.attn_q_b indexer.attn_k indexer.proj indexer_compressor_gate indexer_compressor_ape ssm_f_a.weight "
-    "ssm_f_b.weight ssm_g_a.weight ssm_g_b.weight ssm_beta.weight attn_kv_a_mqa.weight attn_k_b.weight attn_v_b.weight"
-).split()
 _ANY_KEPT = re.compile("|".join(map(re.escape, _KEPT)))
 
 
@@ -119,6 +117,6 @@ def kept_because(name: str, ne: Sequence[int], architecture: str) -> str | None:
     found = _ANY_KEPT.search(name)
     if found:
         return _KEPT[found.group()]
-    if architecture == "glm5-next" and any(fragment in name for fragment in _KEPT_GLM5_NEXT):
-        return "kept by glm5-next"
+    if any(fragment in name for fragment in quirks_of(architecture).kept):
+        return f"kept by {architecture}"
     return None

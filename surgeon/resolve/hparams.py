@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.anatomy import ARCHITECTURES
+from surgeon.model.architectures import quirks_of
 from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
 from surgeon.plan.plan import KVOverride
@@ -33,7 +34,7 @@ def read_hparams(model: Model, overrides: Sequence[KVOverride] = ()) -> Hparams:
     architecture = model.architecture
     block_count = get.integer("block_count", model.block_count)
     n_expert = get.integer("expert_count", 0)
-    if architecture in ("hunyuan-dense", "hunyuan_vl") and n_expert <= 1:
+    if quirks_of(architecture).single_expert_is_dense and n_expert <= 1:
         n_expert = 0
     heads = get.integer("attention.head_count", 0)
     kv_heads = get.integer("attention.head_count_kv", heads)
@@ -49,9 +50,10 @@ def read_hparams(model: Model, overrides: Sequence[KVOverride] = ()) -> Hparams:
 
 def _is_70b(architecture: str, layers: int, n_expert: int, grouped: bool) -> bool:
     """The models llama.cpp files under 70B, whose few attn_v are shared by many heads."""
-    if architecture in ("llama", "llama-embed"):
-        return layers == 80 and grouped and n_expert != 8
-    return (architecture in ("qwen2", "deci", "olmo") and layers == 80) or (architecture == "jais2" and layers == 68)
+    quirks = quirks_of(architecture)
+    if not layers or layers != quirks.layers_of_70b:
+        return False
+    return not quirks.grouped_70b or (grouped and n_expert != 8)
 
 
 def loader_refusal(model: Model, overrides: Sequence[KVOverride] = ()) -> str | None:

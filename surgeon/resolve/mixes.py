@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from surgeon.errors import SurgeonError
+from surgeon.model.architectures import Quirks, quirks_of
 from surgeon.model.categories import ATTENTION_V_LIKE, Category
 from surgeon.plan.file_types import FileType
 
@@ -57,9 +58,13 @@ class Mix:
         return self.file_type.base
 
     @cached_property
+    def quirks(self) -> Quirks:
+        return quirks_of(self.architecture)
+
+    @cached_property
     def reads_names(self) -> bool:
         """Whether a choice may depend on a tensor's name and layer, and not only on its kind, order and shape."""
-        return self.n_expert > 1 or self.architecture == "glm5-next"
+        return self.n_expert > 1 or bool(self.quirks.q8_0)
 
 
 class Choice(NamedTuple):
@@ -90,7 +95,7 @@ def choose(mix: Mix, subject: MixTensor, index: int, block: int) -> Choice:
     index: how many tensors of the same counter came before; block: elements per block of the base type.
     Raises SurgeonError when a mixture of experts has a name without a usable layer number.
     """
-    found = _glm5_next(mix, subject)
+    found = _kept_high(mix, subject)
     if found is None:
         if subject.category is Category.OUTPUT or (mix.tied and subject.category is Category.TOKEN_EMBD):
             found = _output(mix, subject, block)
@@ -108,12 +113,8 @@ def choose(mix: Mix, subject: MixTensor, index: int, block: int) -> Choice:
     return Choice(found[0], f"mix rule: {found[1]}")
 
 
-def _glm5_next(mix: Mix, subject: MixTensor) -> _Rule:
-    if mix.architecture != "glm5-next":
-        return None
-    if any(part in subject.name for part in ("attn_q_a", "attn_q_b", "nextn.eh_proj")):
-        return "Q8_0", "glm5-next keeps its low-rank queries"
-    return None
+def _kept_high(mix: Mix, subject: MixTensor) -> _Rule:
+    return ("Q8_0", mix.quirks.q8_0_why) if any(part in subject.name for part in mix.quirks.q8_0) else None
 
 
 def _output(mix: Mix, subject: MixTensor, block: int) -> _Rule:
@@ -122,7 +123,7 @@ def _output(mix: Mix, subject: MixTensor, block: int) -> _Rule:
         return mix.output_type, "--output-tensor-type, for a tied embedding"
     if mix.name == "MXFP4_MOE":
         return "Q8_0", what
-    if mix.architecture == "falcon":
+    if mix.quirks.falcon_mix:
         return "Q8_0", f"{what} of falcon"
     if subject.columns % block:
         return "Q8_0", f"{what}, row length {subject.columns} is not a multiple of {block}"
@@ -216,7 +217,7 @@ def _ffn_down(mix: Mix, subject: MixTensor, index: int) -> _Rule:
     layer = _layer_of(mix, subject, index)
     more, early = use_more_bits(layer, mix.n_layer), layer < mix.n_layer // 8
     place = _place(layer, mix.n_layer)
-    falcon = mix.architecture == "falcon"
+    falcon = mix.quirks.falcon_mix
     more_why, early_why = f"use_more_bits, {place}", f"ffn_down, {place} (first eighth)"
     match mix.name:
         case "Q2_K":
@@ -268,7 +269,7 @@ _OUTPUT_RAISED = {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L"
 
 
 def _attention_output(mix: Mix, _subject: MixTensor, _index: int) -> _Rule:
-    if mix.architecture == "falcon":
+    if mix.quirks.falcon_mix:
         return ("Q4_K", "attn_output of falcon") if mix.name == "Q3_K_L" else None
     if mix.n_expert == 8:
         return ("Q5_K", "attn_output, 8 experts") if mix.name in _OUTPUT_8_EXPERTS else None

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from surgeon.errors import SurgeonError
+from surgeon.errors import DiskFull, SurgeonError
 
 _LONGEST_NAME = 255  # bytes, of every file system in use
 
@@ -218,7 +218,7 @@ def write_error(output: OutputFile, error: OSError, tensor: str = "", needed: in
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(output.part.parent).free
         needed = max(needed, output.nbytes)
-        return SurgeonError(
+        return DiskFull(
             f"{where}: {error.strerror}: {needed:,} bytes needed, {free:,} free in {output.part.parent}; "
             "make room or choose another folder"
         )

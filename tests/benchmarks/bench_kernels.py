@@ -201,7 +201,7 @@ def main(arguments: list[str]) -> int:
     rng = np.random.default_rng(1)
     rows = (rng.standard_t(4, (options.rows, options.columns)) * 0.02).astype(np.float32)
     weights = (rng.random(options.columns) ** 3).astype(np.float32)
-    for step in kernels.warm(names, weights=True):
+    for step in kernels.warm(names):
         print(f"\r{step.index}/{step.total} {step.name:10}", end="", file=sys.stderr)
     print(file=sys.stderr)
     results = []

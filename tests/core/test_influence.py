@@ -72,8 +72,6 @@ def test_scores() -> None:
     influence = Influence(layers, {"w": np.array([[5.0, -10.0]], np.float32)})
     assert influence.block_influence == pytest.approx([0.1, np.nan], nan_ok=True)
     assert influence.layer_input_modification == pytest.approx([-0.75, np.nan], nan_ok=True)
-    entry = ImatrixEntry(np.ones((1, 2), np.float32), np.array([5]))
-    assert influence.channel_means("w", entry).tolist() == [[1.0, -2.0]]
 
 
 def test_merging_adds_up() -> None:

@@ -120,7 +120,7 @@ def test_output_is_the_imatrix(demo_model: Path, demo_imatrix: Path) -> None:
 def test_an_existing_output_needs_consent(model: Path, folder: Path) -> None:
     out = folder / "out.gguf"
     out.write_bytes(OLD)
-    with pytest.raises(SurgeonError, match=r"out.gguf: exists already; choose another name or allow"):
+    with pytest.raises(SurgeonError, match=r"out.gguf: already exists; choose another name or allow"):
         run(model, out)
     assert out.read_bytes() == OLD
     assert names(folder) == ["out.gguf"]

@@ -11,7 +11,7 @@ from engine_helpers import TEXT
 
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import Engine
-from surgeon.errors import Cancelled, SurgeonError
+from surgeon.errors import Cancelled, DiskFull, SurgeonError
 from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.evaluation import Evaluation, Subject, Wanted
 from surgeon.measure.progress import Standing
@@ -157,7 +157,7 @@ def test_a_full_disk_is_told_with_the_way_out(
     demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise SurgeonError("plan.gguf: cannot be written: No space left on device: 9 bytes needed")
+        raise DiskFull("plan.gguf: cannot be written: No space left on device: 9 bytes needed")
 
     monkeypatch.setattr("surgeon.measure.evaluation.write", full)
     evaluation = Evaluation(subject(demo_model, demo_imatrix, Plan("F16")), KLD, Engine(), journal, tmp_path / "cache")

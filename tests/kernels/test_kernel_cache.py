@@ -117,7 +117,7 @@ def test_clear_cache(tmp_path: Path) -> None:
 def test_warm_reports_and_readies(tmp_path: Path) -> None:
     code = """
 import surgeon_kernels as k
-steps = list(k.warm(["q4_0"], weights=True, sources=["F16", "BF16"]))
+steps = list(k.warm(["q4_0"], sources=["F16", "BF16"]))
 assert list(dict.fromkeys(step.name for step in steps)) == ["validation", "BF16", "F16", "Q4_0", ""], steps
 assert sorted(step.index for step in steps) == [step.index for step in steps]
 assert steps[0].index == 0 and steps[-1].index == 4 and {step.total for step in steps} == {4}

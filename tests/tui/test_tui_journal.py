@@ -218,7 +218,7 @@ async def test_every_write_is_a_row(session: Session, model_copy: Path) -> None:
         assert dialog.trial.label == "novels-12M-pruned-9-F16"
         assert dialog.trial.size == model_copy.with_name("novels-12M-pruned-9-F16.gguf").stat().st_size
         assert dialog.trial.bpw == pytest.approx(session.resolution.bpw)
-        assert "not measured yet" in dialog.about_text
+        assert "not measured yet" in str(dialog.query_one("#about").render())
         # The same plan is now measured from the file it was written to.
         await pilot.press("escape", "e")
         assert isinstance(app.screen, Form)

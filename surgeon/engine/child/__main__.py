@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -45,7 +46,7 @@ def main() -> int:
         for message in _run(engine, cast(Job, job), iter(later.get, None)):
             write_message(answers, message)
     except (EngineError, OSError, MemoryError) as error:
-        write_message(answers, Failed(_one_line(error), isinstance(error, EngineMissing)))
+        write_message(answers, Failed(_one_line(error), isinstance(error, EngineMissing), _is_full(error)))
     answers.flush()
     # llama.cpp's own clean-up has crashed on exit in the past; nothing is left to save.
     os._exit(0)
@@ -65,6 +66,10 @@ def _read_requests(requests: IO[bytes], later: SimpleQueue[Message]) -> None:
             later.put(message)
     finally:
         os._exit(3)
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _one_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.dialogs.trial_plot import TrialPlot
-from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, plain, wrap
+from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, wrap
 from surgeon.tui.drawing.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, trial_line
 
 Answer = TypeVar("Answer")
@@ -114,11 +114,6 @@ class JournalDialog(Dialog[Wish]):
         if trial is not None:
             lines += about_lines(trial, self.room, max(3, self.app.size.height // 3 - 1))
         self.query_one("#about", Static).update(self.text(lines))
-
-    @property
-    def about_text(self) -> str:
-        trial = self.trial
-        return "" if trial is None else "\n".join(map(plain, about_lines(trial, self.room, 99)))
 
     def reload(self, at: str | None = None) -> None:
         self.trials = self.journal.trials()

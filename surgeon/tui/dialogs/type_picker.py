@@ -20,7 +20,7 @@ from surgeon.session.rows import Row, TensorRow
 from surgeon.session.session import Scope, Session
 from surgeon.tui.dialogs.base import Choices
 from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
-from surgeon.tui.drawing.spans import Line, clean, fit, plain
+from surgeon.tui.drawing.spans import Line, clean, fit
 from surgeon_kernels.formats import FORMATS
 
 BY_MIX = "by mix"
@@ -123,11 +123,6 @@ class TypePicker(CandidateDialog):
         line.append((f"  {shown:<6}", "changed"))
         note = candidate.note or (f"→ {candidate.actual}" if candidate.actual else "")
         return [*line, (f"  {note}", "faint" if candidate.note else "warning")]
-
-    @property
-    def text_shown(self) -> list[str]:
-        """The lines as they stand, for tests."""
-        return [plain(self.line(name)) for name in self.names]
 
 
 _HEAD: Line = [("  type       bpw        size       model    bpw  error", "head")]

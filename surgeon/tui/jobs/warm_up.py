@@ -40,7 +40,7 @@ class WarmUp:
 
         while names := self._next():
             try:
-                for progress in surgeon_kernels.warm(sorted(names), weights=True):
+                for progress in surgeon_kernels.warm(sorted(names)):
                     self.tell(Warmed(f"kernels {progress.index}/{progress.total}"))
             except Exception as error:  # a defect here costs a wait at the write, not the session
                 self.tell(WarmFailed(f"kernel compilation failed: {error}"))
