@@ -4,8 +4,7 @@ A kernel compiles once per user, processor and version of this package. Numba's 
 a helper of another file, so the folder is named by a hash of every source of the package, and a changed source means
 a new folder. Numba adds the processor and the signature to its key.
 
-The folder is `$SURGEON_CACHE_DIR/kernels`, else `surgeon/kernels` in the platform's cache folder, else one in the
-temporary folder (no home directory); where nothing can be written, kernels compile anew in each process.
+`cache_folders` chooses the folder; where nothing can be written, kernels compile anew in each process.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +26,8 @@ import numpy as np
 from llvmlite import __version__ as llvmlite_version
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from .cache_folders import distrusted, make_private, remove_distrusted, root
 
 _UNUSED_SECONDS = 30 * 86400
 
@@ -54,65 +54,30 @@ def source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _candidates() -> Iterator[Path]:
-    """Folders for the cache, the preferred one first."""
-    if chosen := os.environ.get("SURGEON_CACHE_DIR"):
-        yield Path(chosen) / "kernels"
-        return
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        roots = [Path(base)] if base else []
-    elif sys.platform == "darwin":
-        roots = [Path("~/Library/Caches")]
-    else:
-        roots = [Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")]
-    for root in roots:
-        with contextlib.suppress(RuntimeError):  # no home directory
-            yield root.expanduser() / "surgeon" / "kernels"
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    yield Path(tempfile.gettempdir()) / f"surgeon-{user}" / "kernels"
-
-
-def _usable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, and only by this user or with an explicit choice of folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError:
-        return False
-    # The files hold machine code: none that another user could have put there is run.
-    if "SURGEON_CACHE_DIR" in os.environ or not hasattr(os, "getuid"):
-        return True
-    return folder.stat().st_uid == os.getuid() == folder.parent.stat().st_uid
-
-
-@cache
-def _root() -> Path | None:
-    return next((folder for folder in _candidates() if _usable(folder)), None)
-
-
 def cache_directory() -> Path | None:
-    """The folder that holds the compiled kernels of this version; None where nothing can be written."""
-    root = _root()
-    return None if root is None else root / source_hash()
+    """The folder that holds the compiled kernels of this version; None where nothing can be written and trusted."""
+    folder = root()
+    if folder is None:
+        return None
+    folder = folder / source_hash()
+    return None if folder.exists() and distrusted(folder) else folder
 
 
 def clear_cache() -> int:
     """Remove the compiled kernels of all versions; returns how many bytes were freed."""
-    root = _root()
-    if root is None or not root.exists():
+    everything = root()
+    if everything is None or not everything.exists():
         return 0
-    freed = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    for folder in root.iterdir():
+    freed = sum(path.stat().st_size for path in everything.rglob("*") if path.is_file())
+    for folder in everything.iterdir():
         if folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
     return freed
 
 
-def _remove_unused(root: Path) -> None:
+def _remove_unused(everything: Path) -> None:
     """Remove the folders of versions that no process has used for a month."""
-    for folder in root.iterdir():
+    for folder in everything.iterdir():
         with contextlib.suppress(OSError):  # another process may be removing it too
             used = max((lock.stat().st_mtime for lock in folder.glob("*lock")), default=time.time())
             if time.time() - used > _UNUSED_SECONDS:
@@ -126,7 +91,7 @@ def _locked(folder: Path, name: str, wait: bool) -> Iterator[bool]:
     Not `wait`: gives False, and holds nothing, where another process has the lock.
     """
     if not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         _remove_unused(folder.parent)
     path = folder / f"{name}.lock"
     with open(path, "a+b") as file:
@@ -183,12 +148,28 @@ class _KernelCache(FunctionCache):
     _impl_class = _CacheFiles
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function, or None; a damaged file counts as absent, whatever its reader trips over."""
+        """The compiled function, or None; a damaged file counts as absent, whatever its reader trips over.
+
+        A file that another user could have written is removed unread.
+        """
         try:
+            if remove_distrusted(self._files()):
+                self.flush()
+                return None
             return super().load_overload(sig, target_context)
         except Exception:
             self.flush()
             return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        super().save_overload(sig, data)
+        for path in self._files():
+            path.chmod(0o600)  # numba writes them as the umask says
+
+    def _files(self) -> list[Path]:
+        """The index and the machine code of this kernel."""
+        index = Path(self._cache_file._index_path)
+        return [path for path in index.parent.iterdir() if path.name.startswith(index.stem)]
 
 
 class Kernel:

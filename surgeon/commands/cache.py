@@ -17,10 +17,13 @@ def main(arguments: list[str]) -> int:
     from humanize import naturalsize
 
     import surgeon_kernels
+    from surgeon_kernels.cache_folders import refusals
 
     folder = surgeon_kernels.cache_directory()
     if folder is None:
-        print("no writable folder, so kernels are compiled anew in every process; set SURGEON_CACHE_DIR")
+        print("no folder to keep them, so kernels are compiled anew in every process; set SURGEON_CACHE_DIR")
+        print(*refusals(), sep="
+")
         return 0
     everything = folder.parent  # kernels of other versions and processors lie beside this version's
     if options.clear:

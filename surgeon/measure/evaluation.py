@@ -20,6 +20,7 @@ from surgeon.engine.client import EngineRun, perplexity
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import BenchJob, DivergenceJob, Engine, Finished, Job, Loaded, PerplexityJob, TaskJob
 from surgeon.errors import DiskFull, SurgeonError, UsageError
+from surgeon.folders import make_private
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.progress import Standing, followed
@@ -161,7 +162,7 @@ class Evaluation:
     def _save_base(self, base: Base) -> Iterator[Standing]:
         path, source = base.path, self.subject.source
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path.parent)
         except OSError as error:
             raise SurgeonError(f"{path.parent}: cannot be made: {error.strerror}") from error
         job = PerplexityJob(str(source), str(base.text), base.n_ctx, n_chunks=base.n_chunks, save_base=str(path))

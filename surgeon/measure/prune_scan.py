@@ -13,6 +13,7 @@ from pathlib import Path
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, LayerDamage, Message, PruneScanJob
+from surgeon.folders import make_private
 from surgeon.whole_files import write_whole
 
 
@@ -61,5 +62,5 @@ class PruneScan:
     def _save(self) -> None:
         kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}
         with suppress(OSError):  # the write says what is wrong
-            self.state.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.state.parent)
         write_whole(self.state, json.dumps(kept))

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
+from surgeon.folders import make_private
 
 _PREFIX, _LOCK = "trial-", "in-use"
 _YOUNG = 60.0  # seconds in which a folder without a lock may still be about to get one
@@ -21,7 +22,7 @@ _YOUNG = 60.0  # seconds in which a folder without a lock may still be about to 
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent`, removed with all it holds at the end. Raises SurgeonError where none can be made."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        make_private(parent)
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:

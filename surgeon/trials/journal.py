@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import SurgeonError
-from surgeon.folders import state_folder
+from surgeon.folders import make_private, state_folder
 from surgeon.gguf.identity import model_identity
 
 
@@ -135,7 +135,7 @@ class Journal:
 
         line = json.dumps(event, ensure_ascii=False).encode()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.path.parent)
             with self.path.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # A newline first: whatever was cut off before must not take this line with it.

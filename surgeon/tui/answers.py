@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
-from surgeon.folders import state_folder
+from surgeon.folders import make_private, state_folder
 from surgeon.whole_files import write_whole
 
 Answers = dict[str, str]
@@ -36,7 +36,7 @@ def remember(model: Path, dialog: str, answers: Answers) -> None:
     with contextlib.suppress(OSError, SurgeonError):
         for path in (_path(model), _path(None)):
             known = _read(path) | {dialog: answers}
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path.parent)
             write_whole(path, json.dumps(known))
 
 

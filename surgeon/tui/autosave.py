@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
-from surgeon.folders import state_folder
+from surgeon.folders import make_private, state_folder
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
 
@@ -22,7 +22,7 @@ def keep(recipe: Recipe, model: Path) -> str:
     """Save the plan; a line for the user when that failed, '' otherwise."""
     path = plan_path(model)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         if recipe.plan == Plan():
             path.unlink(missing_ok=True)
         else:

@@ -224,3 +224,45 @@ def test_damaged_files_are_replaced(tmp_path: Path, suffix: str) -> None:
     for path in tmp_path.rglob(f"*{suffix}"):
         path.write_bytes(path.read_bytes()[:100])
     assert _run(_QUANTIZE, SURGEON_CACHE_DIR=str(tmp_path)) == first
+
+
+_EVIL = """
+import os, pickle, sys
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (sys.argv[1],)
+sys.stdout.buffer.write(pickle.dumps(Evil()))
+"""
+
+_OWNER = ("owner",) if hasattr(os, "getuid") and os.getuid() == 0 else ()  # only root can give a file away
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the user's folder by access lists")
+@pytest.mark.parametrize("level", [".", "kernels", "kernels/version", "file", *_OWNER])
+def test_what_another_user_could_have_put_there_is_not_run(tmp_path: Path, level: str) -> None:
+    cache, sign = tmp_path / "cache", tmp_path / "executed"
+    environment = {"SURGEON_CACHE_DIR": str(cache)}
+    first = _run("import os; os.umask(0)" + _QUANTIZE, **environment)  # made with an umask that lets everybody write
+    places = [cache, *cache.rglob("*")]
+    assert not [path for path in places if path.stat().st_mode & 0o077 and path.suffix != ".lock"]
+    evil = subprocess.run([sys.executable, "-c", _EVIL, str(sign)], capture_output=True, check=True).stdout
+    for path in cache.rglob("*.nb[ic]"):
+        path.write_bytes(evil)
+        if level == "file":
+            path.chmod(0o622)
+    if level == "owner":
+        for path in cache.rglob("*.nb[ic]"):
+            os.chown(path, 12345, -1)
+    elif level != "file":
+        (cache / level.replace("version", Path(first[1]).name)).chmod(0o777)
+    second = _run(_QUANTIZE, **environment)
+    assert second[0] == first[0]
+    assert second[1] == (first[1] if level in ("file", "owner") else "None")
+    assert not sign.exists()
+    if level in ("file", "owner"):  # they were replaced, and the new ones are used
+        times = {path: path.stat().st_mtime_ns for path in cache.rglob("*.nbc")}
+        assert _run(_QUANTIZE, **environment) == first
+        assert times == {path: path.stat().st_mtime_ns for path in cache.rglob("*.nbc")}
+    else:
+        lines = _run("from surgeon_kernels.cache_folders import refusals; print(*refusals())", **environment)
+        assert level == "kernels/version" or "others may write there (mode 777)" in lines[0]
