@@ -12,6 +12,7 @@ import sys
 
 from surgeon import __version__
 from surgeon.errors import SurgeonError, UsageError
+from surgeon.terminal import escaping, tell
 
 # name -> (module, one line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -31,6 +32,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "journal": ("surgeon.commands.journal", "the trials of a model: list, compare, export as Markdown"),
     "cache": ("surgeon.commands.cache", "where the compiled kernels are; --clear removes them"),
 }
+
+
+_NESTED = "a file named here is nested too deeply to be read"
 
 
 def usage() -> str:
@@ -82,12 +86,16 @@ def main() -> int:
         # A terminal that is not UTF-8, or a file name that is not: shown escaped instead of stopping the program.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with escaping():
+        return _run_telling(sys.argv[1:])
+
+
+def _run_telling(arguments: list[str]) -> int:
+    """`run`, with every error told in one line."""
     try:
-        return run(sys.argv[1:])
+        return run(arguments)
     except SurgeonError as error:
-        # A file's name may hold anything, also what a terminal would obey.
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-        print(f"surgeon: {line}", file=sys.stderr)
+        tell([f"surgeon: {error}"], sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("surgeon: cancelled", file=sys.stderr)
@@ -97,5 +105,16 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"surgeon: {error}", file=sys.stderr)
+        tell([f"surgeon: {_os_reason(error)}"], sys.stderr)
         return 1
+    except (MemoryError, RecursionError) as error:
+        what = "not enough memory; close other programs or try less" if isinstance(error, MemoryError) else _NESTED
+        tell([f"surgeon: {' '.join(arguments)[:200]}: {what}"], sys.stderr)
+        return 1
+
+
+def _os_reason(error: OSError) -> str:
+    """What the system refused, with the file where it names one."""
+    names = ", ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{names}: {reason}" if names else f"{reason}; check the disk and the files named in the command"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from surgeon.commands.parser import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="surgeon apply",
         description="Write what a recipe makes of IN. The same recipe, model and imatrix give the same bytes.",
     )

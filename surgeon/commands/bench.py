@@ -15,6 +15,7 @@ from surgeon.commands.engine_options import (
     positive,
     record_figures,
 )
+from surgeon.commands.parser import Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
 from surgeon.errors import UsageError
@@ -33,8 +34,8 @@ def _pair(text: str) -> tuple[int, int]:
     return prompt, generated
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="surgeon bench", description=DESCRIPTION)
+def _parser() -> Parser:
+    parser = Parser(prog="surgeon bench", description=DESCRIPTION)
     add_engine_options(parser)
     parser.add_argument("-p", "--n-prompt", type=_numbers, default=[512], metavar="N[,N]", help="prompt tokens (512)")
     parser.add_argument("-n", "--n-gen", type=_numbers, default=[128], metavar="N[,N]", help="generated tokens (128)")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+from surgeon.commands.parser import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="surgeon cache",
         description="Where the compiled kernels are kept. They are compiled again when needed.",
         epilog="SURGEON_CACHE_DIR in the environment chooses another folder.",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
+
+from surgeon.commands.parser import Parser
+from surgeon.terminal import tell
 
 DEMO = Path(__file__).parent.parent / "demo"
 MODEL, IMATRIX = "novels-12M-F16.gguf", "mixed.imatrix.gguf"
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="surgeon demo",
         description="The screen on a copy of the bundled small model with its importance matrix.",
         epilog="The copy is removed at the end, unless something was written beside it.",
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> int:
     finally:
         written = sorted(path.name for path in folder.iterdir() if path.name not in (MODEL, IMATRIX))
         if written:
-            print(f"kept {folder} for {', '.join(written)}")
+            tell([f"kept {folder} for {', '.join(written)}"])
         else:
             shutil.rmtree(folder, ignore_errors=True)
 

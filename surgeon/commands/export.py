@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgeon.commands.parser import Parser
+from surgeon.terminal import tell
+
 if TYPE_CHECKING:
     from surgeon.plan.recipe import Recipe
 
@@ -17,7 +20,7 @@ the recipe gives it. Other differences go to stderr.
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="surgeon export",
         description="Translate a recipe to a llama-quantize command, or a command, file or model to a recipe.",
         epilog=EPILOG,
@@ -92,11 +95,9 @@ def _tell_command(options: argparse.Namespace) -> int:
             options.tensor_type_file.write_text("".join(f"{rule}\n" for rule in exported.rules), encoding="utf-8")
         except OSError as error:
             raise SurgeonError(f"{options.tensor_type_file}: cannot be written: {error.strerror}") from None
-        print(exported.command(str(options.tensor_type_file)))
+        tell([exported.command(str(options.tensor_type_file))])
     else:
-        print(exported.command())
-    for text in exported.wrong:
-        print(f"surgeon: cannot be expressed: {text}", file=sys.stderr)
-    for text in exported.remarks:
-        print(f"surgeon: note: {text}", file=sys.stderr)
+        tell([exported.command()])
+    tell((f"surgeon: cannot be expressed: {text}" for text in exported.wrong), sys.stderr)
+    tell((f"surgeon: note: {text}" for text in exported.remarks), sys.stderr)
     return 1 if exported.wrong else 0

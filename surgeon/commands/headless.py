@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 from dataclasses import asdict
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from surgeon.errors import SurgeonError
+from surgeon.json_text import json_text
 from surgeon.llama_quantize.options import QuantizeCommand
+from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,10 +69,9 @@ def _dry_run(job: QuantizeCommand, resolution: Resolution) -> int:
     """Types and sizes only. A missing imatrix is only warned of, as llama-quantize does; other errors count."""
     _tell_problems(resolution.problems)
     if job.json:
-        print(json.dumps(as_json(job, resolution), indent=1))
+        print(json_text(as_json(job, resolution), indent=1))
     else:
-        for number, op in enumerate(resolution.kept, 1):
-            print(tensor_line(op, number, len(resolution.kept)))
+        tell(tensor_line(op, number, len(resolution.kept)) for number, op in enumerate(resolution.kept, 1))
         _print_sizes(resolution)
         if resolution.needs_imatrix:
             print("WARNING: dry run completed, but writing this will require an imatrix!")
@@ -81,7 +81,7 @@ def _dry_run(job: QuantizeCommand, resolution: Resolution) -> int:
 
 def _tell_problems(problems: Sequence[Problem]) -> None:
     for problem in problems:
-        print(f"surgeon: {problem.severity}: {problem.text}", file=sys.stderr)
+        tell([f"surgeon: {problem.severity}: {problem.text}"], sys.stderr)
 
 
 def _check_save_imatrix(job: QuantizeCommand, imatrix: Imatrix | None) -> None:
@@ -156,13 +156,14 @@ class _Lines:
     def update(self, progress: Progress) -> None:
         if self.stream is sys.stdout:
             for number in range(self.told, progress.index):
-                print(tensor_line(self.ops[number], number + 1, len(self.ops)), file=self.stream, flush=True)
+                tell([tensor_line(self.ops[number], number + 1, len(self.ops))], self.stream)
+                self.stream.flush()
             self.told = max(self.told, progress.index)
 
     def finish(self) -> None:
         if self.stream is sys.stdout:
             for number in range(self.told, len(self.ops)):
-                print(tensor_line(self.ops[number], number + 1, len(self.ops)), file=self.stream)
+                tell([tensor_line(self.ops[number], number + 1, len(self.ops))], self.stream)
 
 
 class _Bar:
@@ -184,12 +185,10 @@ class _Bar:
             f"{_clock(left) if left is not None else '--:--'} {progress.stage} {progress.index}/{progress.count} "
             f"{progress.tensor}"
         )
-        self.stream.write("\r" + text[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
-        self.stream.flush()
+        redraw(self.stream, text[: shutil.get_terminal_size().columns - 1])
 
     def finish(self) -> None:
-        self.stream.write("\r\x1b[K")
-        self.stream.flush()
+        redraw(self.stream, "")
 
 
 def _clock(seconds: float) -> str:
@@ -226,13 +225,13 @@ def _print_sizes(resolution: Resolution) -> None:
 
 def _report(job: QuantizeCommand, resolution: Resolution, summary: Summary) -> None:
     if job.json:
-        print(json.dumps(as_json(job, resolution, summary), indent=1))
+        print(json_text(as_json(job, resolution, summary), indent=1))
         return
     _print_sizes(resolution)
     names = str(summary.paths[0]) + (f" and {len(summary.paths) - 1} more" if len(summary.paths) > 1 else "")
     speed = summary.source_bytes / 1e6 / summary.seconds if summary.seconds else 0.0
     resumed = f", {summary.resumed} tensors already finished" if summary.resumed else ""
-    print(f"{names}: {summary.nbytes} bytes in {summary.seconds:.1f} s ({speed:.0f} MB/s{resumed})")
+    tell([f"{names}: {summary.nbytes} bytes in {summary.seconds:.1f} s ({speed:.0f} MB/s{resumed})"])
 
 
 def as_json(job: QuantizeCommand, resolution: Resolution, summary: Summary | None = None) -> dict[str, Any]:

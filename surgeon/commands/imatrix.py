@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.engine_options import add_engine_options, add_window_options, engine_of, require_file
 from surgeon.commands.influence_table import influence_json, influence_table
+from surgeon.commands.parser import Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.errors import Cancelled, UsageError
+from surgeon.json_text import json_text
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from surgeon.measure.imatrix_run import Collection
@@ -23,8 +25,8 @@ These lie in tensors of their own in the GGUF; llama-quantize ignores them. With
 merged or converted only."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="surgeon imatrix", description=DESCRIPTION)
+def _parser() -> Parser:
+    parser = Parser(prog="surgeon imatrix", description=DESCRIPTION)
     add_engine_options(parser, model_required=False)  # merging needs none
     add_window_options(parser)
     parser.add_argument("-f", "--file", metavar="TEXT", help="the text to run over")
@@ -144,7 +146,7 @@ def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) ->
         raise UsageError(f"{out}: already exists; choose another name or pass --overwrite")
     imatrix, influence = merged([(load_imatrix(path), load_influence(path)) for path in merge])
     write_out(imatrix, influence, out, dat=dat)
-    print(f"{out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens")
+    tell([f"{out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"])
     return 0
 
 
@@ -170,12 +172,12 @@ def _collect(wanted: Collection, options: argparse.Namespace) -> int:
     imatrix, influence = run.current
     if options.json:
         layers = influence_json(influence) if influence is not None else []
-        print(json.dumps({"output": str(wanted.out), "entries": len(imatrix.entries),
+        print(json_text({"output": str(wanted.out), "entries": len(imatrix.entries),
                           "chunks": imatrix.chunk_count, **values, "layers": layers}))  # fmt: skip
         return 0
-    print(f"{wanted.out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens")
+    tell([f"{wanted.out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"])
     if wanted.moments is not None:
-        print(_moments_line(wanted.moments.out))
+        tell([_moments_line(wanted.moments.out)])
     if influence is not None:
         print(influence_table(influence))
     return 0
@@ -215,4 +217,4 @@ def _size(nbytes: int) -> str:
 
 def _tell_partial(wanted: Collection) -> None:
     if wanted.partial.exists():
-        print(f"surgeon: what was collected is in {wanted.partial}; --resume continues it", file=sys.stderr)
+        tell([f"surgeon: what was collected is in {wanted.partial}; --resume continues it"], sys.stderr)

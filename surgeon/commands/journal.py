@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.engine_options import require_file
+from surgeon.commands.parser import Parser
 from surgeon.commands.text_table import table
 from surgeon.errors import SurgeonError
 
@@ -18,8 +19,8 @@ DESCRIPTION = """Every variant of MODEL (the source) and its measurements. `surg
 `surgeon bench --journal MODEL` and the screen write it."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="surgeon journal", description=DESCRIPTION)
+def _parser() -> Parser:
+    parser = Parser(prog="surgeon journal", description=DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", help="the source model")
     parser.add_argument("--sort", default="when", metavar="FIGURE", help="when, size, bpw, ppl, mean_kld, a task ...")
     parser.add_argument("--front", action="store_true", help="only the Pareto front of size and mean KLD")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 from pathlib import Path
 
 from surgeon.commands.engine_options import add_llama_options
+from surgeon.commands.parser import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="surgeon open",
         description="The screen on a model: look, mark, choose types, write.",
     )

@@ -15,6 +15,7 @@ from surgeon.commands.engine_options import (
     record_figures,
     require_file,
 )
+from surgeon.commands.parser import Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.errors import UsageError
 
@@ -30,8 +31,8 @@ _DELTA_P_LINES = ("max", "99.9", "99", "95", "90", "75", "50", "25", "10", "5", 
 _NAMES = {"max": "Maximum", "min": "Minimum", "50": "Median "}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="surgeon perplexity", description=DESCRIPTION)
+def _parser() -> Parser:
+    parser = Parser(prog="surgeon perplexity", description=DESCRIPTION)
     add_engine_options(parser)
     add_window_options(parser)
     parser.add_argument("-f", "--file", metavar="TEXT", help="the text, or the task file")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from surgeon.figures import duration
+from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Message, Step
@@ -78,7 +79,7 @@ class ProgressLine:
                 yield message
         finally:
             if self._terminal:
-                self._stream.write("\r\x1b[K")
+                redraw(self._stream, "")
 
     def _step(self, step: Step) -> None:
         now = time.monotonic()
@@ -90,12 +91,13 @@ class ProgressLine:
         figures = "".join(f"  {name} {value:.4f}" for name, value in step.values.items() if not name.endswith("error"))
         text = f"{self._what}: {step.done}/{step.total} {self._unit}{figures}  {duration(left)} left"
         if self._terminal:
-            self._stream.write(f"\r\x1b[K{text[:110]}")
-            self._stream.flush()
+            redraw(self._stream, text[:110])
         else:
             self._line(text)
 
     def _line(self, text: str) -> None:
-        start, end = ("\r\x1b[K", "\n") if self._terminal else ("", "\n")
-        self._stream.write(f"{start}{text}{end}")
-        self._stream.flush()
+        if self._terminal:
+            redraw(self._stream, text, end="\n")
+        else:
+            tell([text], self._stream)
+            self._stream.flush()

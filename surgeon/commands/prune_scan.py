@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import sys
 from itertools import pairwise
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.engine_options import add_engine_options, engine_of, positive, require_file
+from surgeon.commands.parser import Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
 from surgeon.errors import Cancelled, UsageError
+from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
     from surgeon.measure.prune_scan import PruneScan
@@ -25,8 +26,8 @@ its input. Results are kept, so an interrupted scan resumes. With --imatrix the 
 damage, with how well each predicts it (Spearman's rank correlation)."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="surgeon prune-scan", description=DESCRIPTION)
+def _parser() -> Parser:
+    parser = Parser(prog="surgeon prune-scan", description=DESCRIPTION)
     add_engine_options(parser)
     parser.add_argument("-f", "--file", required=True, metavar="TEXT")
     parser.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
@@ -105,7 +106,7 @@ def _print(scan: PruneScan, options: argparse.Namespace) -> None:
     statistics = _statistics(options.imatrix) if options.imatrix else {}
     correlations = {name: _correlation(scan, values) for name, values in statistics.items()}
     if options.json:
-        print(json.dumps({"model": options.model, "damages": [vars(damage) for damage in damages],
+        print(json_text({"model": options.model, "damages": [vars(damage) for damage in damages],
                           "statistics": statistics, "rank_correlation": correlations}))  # fmt: skip
         return
     rows = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from surgeon.commands.parser import Parser
+from surgeon.json_text import json_text
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from surgeon.imatrix.coverage import Coverage
@@ -34,7 +37,7 @@ class Matrix:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="surgeon show",
         description="The layer/tensor tree of a model.",
         epilog=HELP,
@@ -49,7 +52,10 @@ def main(arguments: list[str]) -> int:
 
     model = load_model(options.model)
     matrix = _matrix(model, options.imatrix) if options.imatrix else None
-    print(json.dumps(as_json(model, matrix), indent=1) if options.json else "\n".join(tree(model, matrix)))
+    if options.json:
+        print(json_text(as_json(model, matrix), indent=1))
+    else:
+        tell(tree(model, matrix))
     return 0
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.influence_table import influence_json, influence_table
+from surgeon.commands.parser import Parser
+from surgeon.json_text import json_text
 from surgeon.layer_lists import spans
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from surgeon.imatrix.imatrix import Imatrix
@@ -41,7 +43,7 @@ below the table. The statistics rank, they do not measure damage: measure before
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="surgeon stats",
         description="Statistics of an importance matrix (GGUF or .dat), as llama-imatrix --show-statistics.",
         epilog=HELP,
@@ -63,7 +65,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(as_json(imatrix, rows, layers, influence))
     else:
-        print("\n".join(layer_table(layers) if options.layers else tensor_table(imatrix, rows)))
+        tell(layer_table(layers) if options.layers else tensor_table(imatrix, rows))
         if options.layers and influence is not None:
             print(f"Collected by surgeon imatrix in the same pass:\n\n{influence_table(influence)}\n")
     return 0
@@ -153,7 +155,7 @@ def as_json(
     from surgeon.imatrix.statistics import shared_inputs
 
     groups = {tuple(sorted((name, *others))) for name, others in shared_inputs(imatrix).items()}
-    return json.dumps(
+    return json_text(
         {
             "tensors": [tensor_json(row) for row in rows],
             "layers": [layer_json(row) for row in layers],

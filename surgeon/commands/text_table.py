@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from surgeon.terminal import escaped
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Columns of text, the first to the left, the others to the right."""
+    header, *rows = ([escaped(text) for text in row] for row in (header, *rows))
     widths = [max(len(row[index]) for row in [header, *rows]) for index in range(len(header))]
 
     def line(cells: list[str]) -> str:

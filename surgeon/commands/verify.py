@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from surgeon.commands.parser import Parser
+from surgeon.json_text import json_text
+from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
     from surgeon.model.model import Model
@@ -23,7 +26,7 @@ warnings and notes leave it at 0.
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="surgeon verify",
         description="Check the structure and the numbers of a GGUF.",
         epilog=HELP,
@@ -41,9 +44,9 @@ def main(arguments: list[str]) -> int:
         problems = list(_problems(model, options.imatrix))
     failed = any(problem.severity == "error" for problem in problems)
     if options.json:
-        print(json.dumps(as_json(model, problems), indent=1))
+        print(json_text(as_json(model, problems), indent=1))
     else:
-        print("\n".join(report(model, problems)))
+        tell(report(model, problems))
     return 1 if failed else 0
 
 
@@ -86,9 +89,9 @@ def with_progress(steps: Iterator[Checked | Problem]) -> Iterator[Problem]:
         elif terminal and time.monotonic() - shown > 0.1:
             shown = time.monotonic()
             share = 100 * step.done_bytes / max(step.total_bytes, 1)
-            print(f"\r{share:5.1f} %  {step.tensor:.60}\x1b[K", end="", file=sys.stderr, flush=True)
+            redraw(sys.stderr, f"{share:5.1f} %  {step.tensor:.60}")
     if terminal:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        redraw(sys.stderr, "")
 
 
 def report(model: Model, problems: list[Problem]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from surgeon.plan.plan import Plan, TypeRule
 from surgeon.plan.recipe import Recipe
 from surgeon.resolve.resolve import Resolution, resolve
 from surgeon.resolve.tensor_facts import facts_of
+from surgeon.terminal import escaped
 
 if TYPE_CHECKING:
     from surgeon.imatrix.imatrix import Imatrix
@@ -49,7 +50,15 @@ class Exported:
             options = ["--tensor-type-file", type_file]
         else:
             options = [word for rule in self.rules for word in ("--tensor-type", str(rule))]
-        return shlex.join([self.words[0], *options, *self.words[1:]])
+        return " ".join(map(_quoted, [self.words[0], *options, *self.words[1:]]))
+
+
+def _quoted(word: str) -> str:
+    """A word as a shell reads it; what a terminal would obey is written as `$'\\x1b'`, which bash, zsh and ksh know."""
+    if escaped(word) == word:
+        return shlex.quote(word)
+    raw = word.replace("\\", "\\\\").replace("'", "\\'").encode("utf-8", "surrogateescape")
+    return "$'" + "".join(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in raw) + "'"
 
 
 def export(

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from surgeon.gguf.file import GGUFFile, TensorInfo, ValueType, open_gguf
+from surgeon.terminal import cell
 
 # Only a leading `blk.` is a layer: encoder, decoder and vision blocks (`enc.blk.`, `v.blk.`) are numbered on their own.
 BLOCK = re.compile(r"blk\.([0-9]+)\.")
@@ -102,12 +103,7 @@ class Model:
         """`general.name`, or the file's name without its ending."""
         value = self.file.kv.get("general.name")
         text = str(value.decode()) if value and value.type is ValueType.STRING else ""
-        return printable(text) or self.file.path.stem
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would obey: everything unprintable becomes a space."""
-    return "".join(c if c.isprintable() else " " for c in text).strip()
+        return cell(text).strip() or self.file.path.stem
 
 
 def short_name(name: str) -> str:
@@ -132,7 +128,7 @@ def model_of(file: GGUFFile) -> Model:
     value = file.kv.get("general.architecture")
     return Model(
         file=file,
-        architecture=printable(value.decode()) if value and value.type is ValueType.STRING else "",
+        architecture=cell(value.decode()).strip() if value and value.type is ValueType.STRING else "",
         layers=tuple(Layer(index, tuple(layers[index])) for index in sorted(layers)),
         others=tuple(tensor for tensor in tensors if tensor.layer is None),
         tensors=tensors,

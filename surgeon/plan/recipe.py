@@ -38,6 +38,7 @@ from typing import Any
 from surgeon.errors import SurgeonError
 from surgeon.plan.file_types import parse_file_type
 from surgeon.plan.plan import KVOverride, Plan, parse_rule, tensor_type
+from surgeon.terminal import escaped
 from surgeon.whole_files import write_whole
 
 FORMAT = 1
@@ -175,8 +176,14 @@ def _relative(path: str, folder: Path) -> str:
 
 
 def _text(text: object) -> str:
-    """A TOML basic string: JSON's escapes are TOML's, but TOML wants DEL escaped too."""
-    return json.dumps(str(text), ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A TOML basic string: JSON's escapes are TOML's, but DEL must be escaped too, and what a terminal obeys should."""
+    return "".join(map(_letter, json.dumps(str(text), ensure_ascii=False)))
+
+
+def _letter(letter: str) -> str:
+    if escaped(letter) == letter or "\ud800" <= letter <= "\udfff":  # halves of pairs are refused when it is saved
+        return letter
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
 
 
 def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:

@@ -11,7 +11,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from surgeon.tui.drawing.spans import Line, width_of
+from surgeon.tui.drawing.spans import Line, clean, width_of
 from surgeon.tui.drawing.theme import DARK, LIGHT, Palette, styles
 
 Draw = Callable[[int, int], list[Line]]
@@ -41,11 +41,15 @@ class Painter:
 
 
 def merged(line: Line) -> Line:
-    """The line with blanks drawn in the role before them: every change of style costs 25 bytes on the wire."""
+    """The line with blanks drawn in the role before them: every change of style costs 25 bytes on the wire.
+
+    Every widget's lines pass here, so here nothing that the terminal would obey is left.
+    """
     out: Line = []
     for text, role in line:
         if not text:
             continue
+        text = clean(text)
         if out and (role == out[-1][1] or text.isspace()) and not out[-1][1].startswith("strip"):
             out[-1] = (out[-1][0] + text, out[-1][1])
         else:

@@ -9,16 +9,12 @@ from collections.abc import Iterable
 
 from rich.cells import cell_len, set_cell_size
 
+from surgeon.terminal import cell
+
 Span = tuple[str, str]
 Line = list[Span]
 
-# A tensor name or a path may hold anything; an escape sequence in it must not reach the terminal.
-CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ")
-
-
-def clean(text: str) -> str:
-    """`text` without what a terminal would obey."""
-    return text.translate(CONTROLS)
+clean = cell  # a tensor name or a path may hold anything; what a terminal would obey is shown escaped
 
 
 def width_of(line: Iterable[Span]) -> int:

@@ -1,0 +1,85 @@
+"""Text of others on the user's terminal: shown, never obeyed.
+
+File names, recipes, metadata and tensor names may hold escape sequences, signs that turn the direction of writing
+round, or line ends that forge a line of ours. `escaping()` puts a filter between the program and both its streams;
+`escaped` is for text that must stay on one line, and for the screen.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+# Controls (C0 but tab and line feed, DEL, C1), formatting signs (Unicode's Cf: direction, width, tags), separators of
+# lines and paragraphs, and halves of surrogate pairs, which stand for bytes that are not UTF-8.
+_OBEYED = (
+    "\0-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
+)
+_IN_STREAMS = re.compile(f"[{_OBEYED}]")
+_IN_LINES = re.compile(f"[{_OBEYED}\n]")
+_IN_CELLS = re.compile(f"[{_OBEYED}\n\t]")
+
+
+def escaped(text: str) -> str:
+    """`text` on one line, with `\\x1b`, `\\u202e`, `\\n` for what a terminal would obey."""
+    return _IN_LINES.sub(_escape, text)
+
+
+def cell(text: str) -> str:
+    """`escaped`, and without tabs: for where the width of a text counts."""
+    return text if text.isascii() and text.isprintable() else _IN_CELLS.sub(_escape, text)
+
+
+def tell(lines: Iterable[str], stream: TextIO | None = None) -> None:
+    """Print lines, each of which stays one line whatever is in it."""
+    for line in lines:
+        print(escaped(line), file=stream)
+
+
+def redraw(stream: TextIO, text: str, end: str = "") -> None:
+    """Replace the line that the cursor is in by `text`: for progress on a terminal."""
+    write = stream.control if isinstance(stream, EscapingStream) else stream.write
+    write(f"\r\x1b[K{escaped(text)}{end}")
+    stream.flush()
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code in (9, 10, 13):
+        return {9: r"\t", 10: r"\n", 13: r"\r"}[code]
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+class EscapingStream:
+    """A text stream on which nothing but `control` reaches the terminal's ear; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.control = stream.write
+
+    def write(self, text: str) -> int:
+        self._stream.write(_IN_STREAMS.sub(_escape, text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def escaping() -> Iterator[None]:
+    """Meanwhile stdout and stderr are filtered. The screen draws past them (it filters what it draws)."""
+    before = sys.stdout, sys.stderr
+    # A stream that the caller closed is None.
+    sys.stdout, sys.stderr = (cast(TextIO, stream and EscapingStream(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
