@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any
 
@@ -19,6 +18,7 @@ from surgeon.commands.parser import Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
 from surgeon.errors import UsageError
+from surgeon.json_text import json_text
 
 DESCRIPTION = """Tokens per second as llama-bench measures them: pp N processes a prompt of N tokens, tg N generates N
 tokens, -pg does both in one go. Mean ± standard deviation over the repetitions, and the best of them: on a busy machine
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     if options.journal:
         record_figures(options, values)
     if options.json:
-        print(json.dumps(values))
+        print(json_text(values))
         return 0
     rows = [
         [test["test"], f"{test['mean']:.2f} ± {test['deviation']:.2f}", f"{test['best']:.2f}"]

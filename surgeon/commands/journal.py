@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ from surgeon.commands.engine_options import require_file
 from surgeon.commands.parser import Parser
 from surgeon.commands.text_table import table
 from surgeon.errors import SurgeonError
+from surgeon.json_text import json_text
+from surgeon.terminal import escaped
 
 if TYPE_CHECKING:
     from surgeon.trials.journal import Journal, Trial
@@ -72,9 +73,9 @@ def _listing(journal: Journal, options: argparse.Namespace) -> str:
     elif options.sort != "when":
         trials = sorted_by(trials, options.sort)
     if options.json:
-        return json.dumps([asdict(trial) for trial in trials])
+        return json_text([asdict(trial) for trial in trials])
     if not trials:
-        return f"no trials yet ({journal.path})"
+        return escaped(f"no trials yet ({journal.path})")
     if options.markdown:
         return markdown(trials).rstrip("\n")
     columns = shown_in("list")
@@ -98,5 +99,5 @@ def _comparison(first: Trial, second: Trial) -> str:
         return "-" if value is None else f"{value:.6g}"
 
     rows = [[row.name, cell(row.first), cell(row.second), cell(row.change)] for row in compare(first, second)]
-    warnings = [f"measured differently: {text}" for text in unlike_conditions(first, second)]
+    warnings = [escaped(f"measured differently: {text}") for text in unlike_conditions(first, second)]
     return "\n".join([table(["", first.label, second.label, "change"], rows), *warnings])

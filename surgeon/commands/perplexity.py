@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from surgeon.commands.engine_options import (
@@ -18,6 +17,7 @@ from surgeon.commands.engine_options import (
 from surgeon.commands.parser import Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.errors import UsageError
+from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Job
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     if options.journal:
         record_figures(options, values, text=options.file or options.kl_divergence_base or "")
     if options.json:
-        print(json.dumps(values))
+        print(json_text(values))
     else:
         print(_report(values))
     return 0
