@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 
 from surgeon.errors import SurgeonError
+from surgeon.plan.patterns import LONGEST, Pattern
 
 # Python's own extensions that std::regex does not know: they must not silently work in a recipe that is exported later.
 _FOREIGN_GROUP = re.compile(r"\(\?(?![:=!])")
+_COUNTS = re.compile(r"\{([0-9]+(,[0-9]*)?|,[0-9]*)\}")  # any other brace is a letter
 _FOREIGN_ESCAPE = "AZazgN"
 _POSIX_CLASSES = {
     "alpha": "a-zA-Z",
@@ -28,13 +30,18 @@ _POSIX_CLASSES = {
 }
 
 
-def compile_pattern(pattern: str, *, lower: bool = True) -> re.Pattern[str]:
+def compile_pattern(pattern: str, *, lower: bool = True) -> Pattern:
     """The pattern, lower-cased as llama-quantize does, ready for `.search(name)`; raises SurgeonError when invalid."""
     text = _ascii_lower(pattern) if lower else pattern
+    if len(text) > LONGEST:
+        raise SurgeonError(f"--tensor-type {pattern[:40]!r}… has {len(text)} letters; at most {LONGEST} are possible")
     try:
-        return re.compile(_translate(text), re.ASCII)
+        return Pattern(_translate(text), pattern)
     except (re.error, OverflowError, ValueError) as error:
-        raise SurgeonError(f"--tensor-type {pattern!r} is not a regular expression: {error}") from None
+        reason = str(error)
+    except (RecursionError, MemoryError):
+        reason = "it is nested too deeply"
+    raise SurgeonError(f"--tensor-type {pattern!r:.200} is not a regular expression: {reason[:200]}")
 
 
 def _ascii_lower(text: str) -> str:
@@ -53,6 +60,8 @@ def _translate(text: str) -> str:
             piece, at = _escape(text, at)
         elif letter == "[":
             piece, at = _bracket(text, at)
+        elif letter == "{" and not _COUNTS.match(text, at):
+            piece, at = r"\{", at + 1
         elif letter == "$":
             # `$` of Python also matches before a final newline.
             piece, at = r"\Z", at + 1

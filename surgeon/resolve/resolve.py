@@ -16,6 +16,7 @@ from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.values import Value, ValueType
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
+from surgeon.plan.patterns import SlowPatternError
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.resolve.decisions import Decider, Weights
 from surgeon.resolve.hparams import read_hparams
@@ -155,6 +156,9 @@ def _winning_rules(facts: ModelFacts, numbering: Numbering, plan: Plan, findings
                 names = matching(rule.pattern, tuple(name for name in numbering.names.values() if name is not None))
             else:
                 names = facts.matching(rule.pattern)
+        except SlowPatternError as error:
+            findings.error(str(error))
+            break  # a recipe of a thousand such must not take a thousand times as long
         except SurgeonError as error:
             findings.error(str(error))
             continue

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from surgeon.anatomy import TensorSlice
 from surgeon.model.categories import ATTENTION_V_LIKE, Category, category, kept_because
 from surgeon.model.model import Model, Tensor
+from surgeon.plan.patterns import SlowPatternError
 from surgeon.plan.regex_ecma import compile_pattern
 from surgeon.resolve.layer_numbers import Numbering, number_layers
 from surgeon_kernels.formats import FORMATS
@@ -53,11 +54,21 @@ class ModelFacts:
     numbered: list[tuple[str, int | None]]
     unpruned: Numbering
     matches: dict[str, frozenset[str]] = field(default_factory=dict)
+    slow: dict[str, SlowPatternError] = field(default_factory=dict)
 
     def matching(self, pattern: str) -> frozenset[str]:
         """The names (of the input) in which the pattern is found; raises SurgeonError for an invalid pattern."""
+        if pattern in self.slow:  # so that it is waited for but once
+            raise self.slow[pattern]
         if pattern not in self.matches:
-            self.matches[pattern] = matching(pattern, self.names)
+            compiled = compile_pattern(pattern)
+            if len(self.slow) >= _MOST_SLOW and not compiled.is_quick:
+                raise SlowPatternError(f"pattern {pattern!r:.80} is not tried: {_MOST_SLOW} others took too long")
+            try:
+                self.matches[pattern] = frozenset(filter(compiled.search, self.names))
+            except SlowPatternError as error:
+                self.slow[pattern] = error
+                raise
         return self.matches[pattern]
 
 
@@ -66,6 +77,7 @@ def matching(pattern: str, names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for name in names if search(name))
 
 
+_MOST_SLOW = 3  # a recipe may hold thousands of such patterns, and each takes a second
 _known: WeakKeyDictionary[Model, ModelFacts] = WeakKeyDictionary()
 
 

@@ -14,8 +14,10 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
+from surgeon.plan.patterns import Pattern
 from surgeon.session.metrics import ALIASES, METRICS
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -70,7 +72,10 @@ class Filter:
 
 
 def parse_filter(text: str) -> Filter | None:
-    """The filter that `text` states, None for an empty one; raises ValueError with one line for the user."""
+    """The filter that `text` states, None for an empty one; raises ValueError with one line for the user.
+
+    Its predicate raises SlowPatternError when it would take long.
+    """
     terms = [_term(word) for word in text.split()]
     if not terms:
         return None
@@ -91,10 +96,18 @@ def _term(word: str) -> Predicate:
 
 def _regex(word: str) -> Predicate:
     try:
-        pattern = re.compile(word, re.IGNORECASE)
-    except re.error as error:
+        pattern = _pattern(word)
+    except (re.error, OverflowError) as error:
         raise ValueError(f"{word!r} is not a regular expression: {error}") from None
-    return lambda row: pattern.search(row.name) is not None
+    except (RecursionError, MemoryError):
+        raise ValueError(f"{word[:40]!r} is nested too deeply") from None
+    return lambda row: pattern.search(row.name)
+
+
+@lru_cache(16)
+def _pattern(word: str) -> Pattern:
+    """Kept, so that what the dialog tried while it was typed is not searched again when it is taken."""
+    return Pattern(word, word, re.IGNORECASE)
 
 
 def _flag(key: str) -> Predicate:

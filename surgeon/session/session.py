@@ -25,6 +25,7 @@ from surgeon.plan import plan as plans
 from surgeon.plan.plan import History, Plan
 from surgeon.plan.recipe import Recipe, file_sha256
 from surgeon.resolve.resolve import Resolution, TensorOp, resolve
+from surgeon.resolve.tensor_facts import facts_of
 from surgeon.session.layer_figures import influence_figures, influence_of
 from surgeon.session.metrics import Measurements
 
@@ -161,10 +162,8 @@ class Session:
 
     def rule_count(self, pattern: str) -> int:
         """How many kept tensors the pattern finds, whether or not an earlier rule wins."""
-        from surgeon.plan.regex_ecma import compile_pattern
-
-        compiled = compile_pattern(pattern)
-        return sum(1 for op in self.resolution.ops if op.action != "drop" and compiled.search(op.source))
+        found = facts_of(self.model).matching(pattern)
+        return sum(1 for op in self.resolution.ops if op.action != "drop" and op.source in found)
 
     def use_imatrix(self, path: str | Path) -> str:
         """Load an importance matrix and take it; raises SurgeonError and changes nothing when it cannot be read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surgeon.plan.patterns import SlowPatternError
 from surgeon.session.filters import parse_filter
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import SORTS, LayerRow, TensorRow, View, unfold_matches, visible_rows
@@ -12,7 +13,7 @@ from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.preflight import Preflight
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.drawing.cells import COLUMNS
-from surgeon.tui.drawing.spans import Line, fit
+from surgeon.tui.drawing.spans import Line, clean, fit
 from surgeon.tui.workbench import Workbench
 
 
@@ -96,11 +97,11 @@ class ViewActions(Workbench):
     def _check_filter(self, text: str) -> tuple[bool, Line]:
         try:
             found = parse_filter(text)
-        except ValueError as error:
-            return False, [(str(error), "pruned")]
-        if found is None:
-            return True, [("empty: everything is shown", "muted")]
-        rows = visible_rows(self.session, View(filter=found, flat=True))
+            if found is None:
+                return True, [("empty: everything is shown", "muted")]
+            rows = visible_rows(self.session, View(filter=found, flat=True))
+        except (ValueError, SlowPatternError) as error:
+            return False, [(clean(str(error)), "pruned")]
         return True, [(f"{len(rows)} of {len(self.session.model.tensors)} tensors", "accent" if rows else "warning")]
 
     def apply_filter(self, text: str | None) -> None:
