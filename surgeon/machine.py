@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+MOST_THREADS = 512
+"""As many as ggml knows; a larger number is a slip, and each thread costs memory."""
+
 
 def available_cores() -> int:
     """Cores that this process may use."""

@@ -11,6 +11,7 @@ from surgeon.model.layer_keys import PER_LAYER
 from surgeon.problems import Problem
 
 Edits = dict[str, Value]
+COUNTS = frozenset(CODES) - {ValueType.BOOL, ValueType.FLOAT32, ValueType.FLOAT64}
 
 
 def state_assumed(assumed: Iterable[Assumed], metadata: Metadata) -> Edits:
@@ -31,7 +32,7 @@ def drop_entries(metadata: Metadata, gone: frozenset[int]) -> tuple[Edits, list[
         suffix = key.removeprefix(metadata.architecture + ".")
         if not (key in PER_LAYER_ABSOLUTE or suffix in PER_LAYER or key in unlisted_arrays(metadata)):
             continue
-        entries = value.decode()
+        entries = value.small() or []
         if len(entries) < metadata.trunk:
             text = f"{key} has {len(entries)} entries for {metadata.block_count} layers: left as it is"
             problems.append(Problem("warning", text))
@@ -68,16 +69,16 @@ def lower_counts(roles: Iterable[Role], metadata: Metadata, gone: frozenset[int]
     for role in roles:
         match role:
             case Leading(key=key, adjust=True) if key:
-                lost = gone.intersection(range(metadata.integer(key)))
+                start, end = 0, metadata.integer(key)
             case Trailing(key=key):
                 start = role.start(metadata)
-                lost = gone.intersection(range(start, start + metadata.integer(key)))
+                end = start + metadata.integer(key)
             case _:
                 continue
+        lost = sum(start <= layer < end for layer in gone)  # the count may be anything, a loop over it not
         stored = metadata.kv.get(f"{metadata.architecture}.{key}")
-        if lost and stored is not None:
-            number = metadata.integer(key) - len(lost)
-            edits[f"{metadata.architecture}.{key}"] = Value.of(stored.type, number)
+        if lost and stored is not None and stored.type in COUNTS:
+            edits[f"{metadata.architecture}.{key}"] = Value.of(stored.type, metadata.integer(key) - lost)
     return edits
 
 

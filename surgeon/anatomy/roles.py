@@ -27,7 +27,8 @@ class Metadata:
     def get(self, key: str, default: Any = None) -> Any:
         """The decoded value of `<architecture>.<key>`; arrays are lists."""
         value = self.kv.get(f"{self.architecture}.{key}")
-        return default if value is None else value.decode()
+        found = None if value is None else value.small()
+        return default if found is None else found
 
     def number(self, key: str, default: float = 0) -> float:
         """A scalar, or the first entry of an array; `default` for anything that is not a number."""
@@ -41,9 +42,10 @@ class Metadata:
         return int(number) if math.isfinite(number) else default
 
     def array(self, key: str) -> list[Any] | None:
-        """The entries of an array, None when the key is absent or a scalar."""
+        """The entries of an array of numbers, None when the key is absent or anything else."""
         value = self.get(key)
-        return value if isinstance(value, list) else None
+        numbers = isinstance(value, list) and all(isinstance(entry, int | float) for entry in value)
+        return value if numbers else None
 
     @property
     def block_count(self) -> int:

@@ -22,8 +22,7 @@ def main(arguments: list[str]) -> int:
     folder = surgeon_kernels.cache_directory()
     if folder is None:
         print("no folder to keep them, so kernels are compiled anew in every process; set SURGEON_CACHE_DIR")
-        print(*refusals(), sep="
-")
+        print(*refusals(), sep="\n")
         return 0
     everything = folder.parent  # kernels of other versions and processors lie beside this version's
     if options.clear:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import SurgeonError
+from surgeon.machine import MOST_THREADS
 
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
@@ -87,7 +88,7 @@ def engine_of(options: argparse.Namespace) -> Engine:
     """The Engine message for these options."""
     from surgeon.engine.protocol import Engine
 
-    return Engine(options.llama_lib, options.threads, options.gpu_layers)
+    return Engine(options.llama_lib, min(options.threads, MOST_THREADS), options.gpu_layers)
 
 
 @contextmanager

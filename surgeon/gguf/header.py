@@ -230,7 +230,7 @@ class _Parser:
         value = kv.get("general.alignment")
         if value is None:
             return DEFAULT_ALIGNMENT
-        alignment = value.decode()
+        alignment = 0 if value.type is ValueType.ARRAY else value.decode()
         if value.type is not ValueType.UINT32 or alignment < 1 or alignment & (alignment - 1):
             kind = value.type.name.lower()
             found = f"{kind} of {value.count}" if value.type is ValueType.ARRAY else f"{kind} {alignment!r:.40}"

@@ -55,6 +55,7 @@ CODES: dict[ValueType, str] = {
 SIZES: dict[ValueType, int] = {type_: struct.calcsize("<" + code) for type_, code in CODES.items()}
 LENGTH = struct.Struct("<Q")
 ARRAY_HEAD = struct.Struct("<IQ")
+LARGEST_SMALL = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,13 @@ class Value:
     def count(self) -> int:
         """Elements of an array, 1 for everything else."""
         return int(ARRAY_HEAD.unpack_from(self.raw)[1]) if self.type is ValueType.ARRAY else 1
+
+    def small(self) -> Any:
+        """As `decode`, but None for an array that holds more than anything a model is made by (LARGEST_SMALL bytes).
+
+        For keys of which a number, a word or one entry per layer is expected: a file may hold anything there.
+        """
+        return None if self.type is ValueType.ARRAY and len(self.raw) > LARGEST_SMALL else self.decode()
 
     def decode(self) -> Any:
         """The Python value: int, float, bool, str or a list of these.

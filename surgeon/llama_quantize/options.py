@@ -113,6 +113,13 @@ def usage() -> str:
 
 def parse_job(arguments: list[str]) -> QuantizeCommand:
     """The job that `arguments` (without the program's name) describe; raises SurgeonError with exit code 1."""
+    try:
+        return _parse_job(arguments)
+    except ValueError as error:  # Python reads no number of more than 4300 digits
+        raise OptionError(f"a number is too long: {str(error)[:80]}") from None
+
+
+def _parse_job(arguments: list[str]) -> QuantizeCommand:
     words = read_words(arguments)
     recipe = load_recipe(words.values["--recipe"]) if "--recipe" in words.values else Recipe(Plan())
     source, output, kind, threads = _positional(words, recipe if "--recipe" in words.values else None)

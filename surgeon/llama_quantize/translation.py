@@ -234,7 +234,7 @@ def from_model(model: Model) -> Recipe:
 def _file_type_of(model: Model) -> str:
     """The TYPE of `general.file_type`, or the one whose base type most tensors have."""
     stored = model.file.kv.get("general.file_type")
-    number = stored.decode() if stored is not None else None
+    number = stored.small() if stored is not None else None
     quantized = [kind for kind in FILE_TYPES.values() if kind.base not in (None, "F32", "F16", "BF16")]
     for kind in reversed(quantized):  # the full name of a mix comes after its alias
         if kind.number == number:

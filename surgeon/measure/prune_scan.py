@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, LayerDamage, Message, PruneScanJob
 from surgeon.folders import make_private
+from surgeon.json_text import json_text, read_json
 from surgeon.whole_files import write_whole
 
 
@@ -36,13 +36,14 @@ class PruneScan:
         """Take what an earlier run measured."""
         with suppress(FileNotFoundError):
             try:
-                kept = json.loads(self.state.read_text())
+                kept = read_json(self.state.read_bytes())
                 found = (
                     [LayerDamage(**damage) for damage in kept["damages"]] if kept["identity"] == self.identity else []
                 )
+                damages = {tuple(damage.layers): damage for damage in found}
             except (ValueError, KeyError, TypeError) as error:
                 raise EngineError(f"{self.state}: not a state file of prune-scan ({error}); remove it") from error
-            self.damages = {tuple(damage.layers): damage for damage in found}
+            self.damages = damages
 
     def messages(self) -> Iterator[Message]:
         """The engine's messages for the sets not measured yet; a LayerDamage is on the disk when it is yielded."""
@@ -63,4 +64,4 @@ class PruneScan:
         kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}
         with suppress(OSError):  # the write says what is wrong
             make_private(self.state.parent)
-        write_whole(self.state, json.dumps(kept))
+        write_whole(self.state, json_text(kept))

@@ -72,9 +72,10 @@ class Model:
     tensors: tuple[Tensor, ...]
 
     def hparam(self, key: str, default: Any = None) -> Any:
-        """The value of `<architecture>.<key>`, a list for per-layer arrays, `default` when it is not there."""
+        """The value of `<architecture>.<key>`, a list for per-layer arrays; `default` when there is none."""
         value = self.file.kv.get(f"{self.architecture}.{key}")
-        return default if value is None else value.decode()
+        found = None if value is None else value.small()
+        return default if found is None else found
 
     @cached_property
     def block_count(self) -> int:

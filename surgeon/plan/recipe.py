@@ -28,7 +28,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,9 +35,11 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import SurgeonError
+from surgeon.machine import MOST_THREADS
 from surgeon.plan.file_types import parse_file_type
 from surgeon.plan.plan import KVOverride, Plan, parse_rule, tensor_type
 from surgeon.terminal import escaped
+from surgeon.toml_text import read_toml
 from surgeon.whole_files import write_whole
 
 FORMAT = 1
@@ -50,6 +51,7 @@ _FLAGS = {
 } | {"i-know": "know_risks"}
 _TYPES = {"output-tensor-type": "output_tensor_type", "token-embedding-type": "token_embedding_type"}
 _NUMBERS = {"threads": "threads", "max-buffer-bytes": "max_buffer_bytes", "split-max-bytes": "split_max_bytes"}
+_MOST = {"threads": MOST_THREADS, "prune": 2**32 - 1}
 _KNOWN = {"format", "type", "rules", "prune", "imatrix", "types", "reasons", "override_kv", "made-from"}
 
 
@@ -87,8 +89,8 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 def read_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
     """The recipe in `text`; paths are relative to `folder`. Raises RecipeError beginning with `name`."""
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = read_toml(text)
+    except ValueError as error:
         raise RecipeError(f"{name}: not valid TOML: {error}") from None
     try:
         return _from_table(table, folder)
@@ -199,7 +201,7 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
     plan = Plan(
         file_type=parse_file_type(_get(table, "type", str, "COPY")).name,
         rules=tuple(parse_rule(text) for text in _list(table, "rules", str)),
-        types=tuple(sorted((name, tensor_type(str(kind))) for name, kind in _get(table, "types", dict, {}).items())),
+        types=tuple(sorted((name, tensor_type(str(kind)[:99])) for name, kind in _get(table, "types", dict, {}).items())),
         reasons=tuple(sorted((name, str(why)) for name, why in _get(table, "reasons", dict, {}).items())),
         pruned=frozenset(_list(table, "prune", int)),
         include_weights=tuple(_list(imatrix, "include", str)),
@@ -229,9 +231,11 @@ def _table(table: Mapping[str, Any], key: str, known: set[str]) -> Mapping[str, 
 def _get(table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = table.get(key, default)
     if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise RecipeError(f"{key} = {value!r}: a {kind.__name__} is expected")
+        raise RecipeError(f"{key} = {value!r:.100}: a {kind.__name__} is expected")
     if kind is int and isinstance(value, int) and value < 0:
         raise RecipeError(f"{key} = {value}: must be a whole number ≥ 0")
+    if kind is int and isinstance(value, int) and value > _MOST.get(key, 2**63 - 1):
+        raise RecipeError(f"{key} = {value}: at most {_MOST.get(key, 2**63 - 1)}")
     return value
 
 
@@ -250,7 +254,7 @@ def _override(entry: Mapping[str, Any]) -> KVOverride:
     kinds = {"int": int, "float": float, "bool": bool, "str": str}
     key, kind, value = entry.get("key"), entry.get("kind"), entry.get("value")
     if not isinstance(key, str) or not key or kind not in kinds or set(entry) != {"key", "kind", "value"}:
-        raise RecipeError(f"override_kv {dict(entry)!r}: key, kind (int, float, bool or str) and value are needed")
+        raise RecipeError(f"override_kv {dict(entry)!r:.100}: key, kind (int, float, bool or str) and value are needed")
     if not isinstance(value, (int, float, str)) or type(value) is not kinds[kind]:
-        raise RecipeError(f"override_kv {key}: {value!r} is not a valid {kind}")
+        raise RecipeError(f"override_kv {key}: {value!r:.100} is not a valid {kind}")
     return KVOverride(key, kind, value)

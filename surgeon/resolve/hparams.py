@@ -81,7 +81,7 @@ class _Reader:
         stored = self.model.file.kv.get(full)
         if full in self.overrides and (stored is None or stored.element_type is None):
             return self.overrides[full]
-        return None if stored is None else stored.decode()
+        return None if stored is None else stored.small()
 
     def integer(self, key: str, default: int) -> int:
         """The number, or the first entry of an array: the mixes look at layer 0 only."""

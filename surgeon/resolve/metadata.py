@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from surgeon.anatomy.roles import MAX_BLOCKS
 from surgeon.errors import SurgeonError
 from surgeon.gguf.values import LENGTH, Value, ValueType
 from surgeon.model.model import Model
@@ -82,8 +83,9 @@ def add_provenance(kv: KeyValues, model: Model, plan: Plan) -> None:
     """Which layers of which file are gone; numbers and name are those of the first file when it was pruned before."""
     stored = model.file.kv.get(PRUNED_LAYERS)
     ours = stored is not None and stored.element_type is ValueType.INT32
-    before = frozenset(stored.decode()) if stored is not None and ours else frozenset()
-    _set(kv, PRUNED_LAYERS, Value.array(ValueType.INT32, _original_numbers(before, plan.pruned)))
+    before = frozenset(stored.small() or ()) if stored is not None and ours else frozenset()
+    there = frozenset(layer.index for layer in model.layers if layer.index < MAX_BLOCKS)
+    _set(kv, PRUNED_LAYERS, Value.array(ValueType.INT32, _original_numbers(before, plan.pruned & there)))
     if not (before and SOURCE in kv):
         _set(kv, SOURCE, Value.of(ValueType.STRING, model.file.path.name))
     _set(kv, PLAN_HASH, Value.of(ValueType.STRING, plan_hash(plan)))
@@ -98,7 +100,8 @@ def plan_hash(plan: Plan) -> str:
 def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[int]:
     original, numbers = set(before), set(pruned)
     layer = current = 0
-    while current <= max(numbers, default=-1):
+    last = max(numbers, default=-1)
+    while current <= last:
         if layer not in before:
             if current in numbers:
                 original.add(layer)
@@ -112,7 +115,7 @@ def file_type_number(model: Model, plan: Plan, types: tuple[str, ...]) -> int:
     if plan.file_type != "COPY":
         return FILE_TYPES[plan.file_type].number
     stored = model.file.kv.get("general.file_type")
-    number = stored.decode() if stored is not None else None
+    number = stored.small() if stored is not None else None
     return number if isinstance(number, int) and 0 <= number < 1 << 32 else _guess(types) | GUESSED
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from surgeon.anatomy import ARCHITECTURES
+from surgeon.layer_lists import spans
 from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
@@ -103,7 +104,7 @@ def _layers(plan: Plan, facts: ModelFacts, numbering: Numbering, ops: Sequence[T
     absent = sorted(plan.pruned - there.keys())
     if absent:
         have = f"layers {min(there)} to {max(there)}" if there else "no layers called blk.<number>"
-        findings.error(f"cannot prune {_plural('layer', absent)}: the model has {have}")
+        findings.error(f"cannot prune layer{'s' if len(absent) > 1 else ''} {spans(absent, 6)}: the model has {have}")
     elif plan.pruned >= there.keys():
         findings.error("cannot prune every layer: a model without layers does not load; keep at least one")
 
@@ -115,10 +116,6 @@ def _duplicate(names: Iterable[str]) -> str | None:
             return name
         seen.add(name)
     return None
-
-
-def _plural(word: str, numbers: Sequence[int]) -> str:
-    return f"{word}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _conversions(plan: Plan, ops: Sequence[TensorOp], findings: Findings) -> None:

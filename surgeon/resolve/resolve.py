@@ -85,7 +85,21 @@ def _anatomy(model: Model, plan: Plan, findings: Findings) -> AnatomyResult | No
             f"{model.architecture}.block_count is {model.block_count}: the file is damaged, prune another copy"
         )
         return None
-    result = prune_metadata(model, plan.pruned, i_know=plan.know_risks)
+    last = model.layers[-1].index if model.layers else -1
+    if last >= model.block_count:
+        findings.error(
+            f"{model.architecture}.block_count is {model.block_count}, but there are tensors of layer {last}: set the "
+            f"right number with --override-kv and COPY before pruning, or download the model again"
+        )
+        return None
+    try:
+        result = prune_metadata(model, plan.pruned, i_know=plan.know_risks)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        findings.error(
+            f"{model.file.path}: the metadata contradict themselves ({type(error).__name__}: {str(error)[:100]}), so "
+            "pruning cannot follow them; download the model again"
+        )
+        return None
     findings.problems += result.notes
     return result
 
@@ -198,7 +212,7 @@ def _alignment(metadata: dict[str, Value], findings: Findings) -> int:
     value = metadata.get("general.alignment")
     if value is None:
         return DEFAULT_ALIGNMENT
-    number = value.decode()
+    number = value.small()
     if value.type is not ValueType.UINT32 or number <= 0 or number & (number - 1):
         findings.error(f"general.alignment would be {number!r}: it must be a power of two, stored as uint32")
         return DEFAULT_ALIGNMENT

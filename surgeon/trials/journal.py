@@ -6,7 +6,7 @@ One file of JSON lines per source model in the user's state directory. Lines are
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from typing import Any
 from surgeon.errors import SurgeonError
 from surgeon.folders import make_private, state_folder
 from surgeon.gguf.identity import model_identity
+from surgeon.json_text import json_text, read_json
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,14 @@ class Trial:
         return self.measured.figures.get(name)
 
 
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys("id when label recipe output output_identity".split(), str),
+    **dict.fromkeys(("size", "source_size"), int),
+    "bpw": int | float | None,
+    "best": bool,
+}
+
+
 class Journal:
     """The trials of one source model, in the file `path`."""
 
@@ -86,11 +95,17 @@ class Journal:
         return cls((folder or state_folder()) / "journal" / f"{model_identity(source)}.jsonl")
 
     def trials(self) -> list[Trial]:
-        """All trials, oldest first. A line cut off by a crash is passed over."""
+        """All trials, oldest first. A line that is cut off, or holds what none of ours does, is passed over alone."""
         found: dict[str, Trial] = {}
+        best = None
         for event in self._events():
-            _apply(found, event)
-        return list(found.values())
+            try:
+                _apply(found, event)
+                best = event["id"] if event.get("event") == "best" and event["id"] in found else best
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                continue
+        # Marked once, at the end: to unmark all others at every mark takes the square of their number.
+        return [replace(trial, best=name == best) if best else trial for name, trial in found.items()]
 
     def add(self, trial: Trial) -> Trial:
         """Keep a new trial."""
@@ -112,28 +127,34 @@ class Journal:
         self._append({"event": "forgotten", "id": trial_id})
 
     def _require(self, trial_id: str) -> None:
-        if not any(trial.id == trial_id for trial in self.trials()):
+        """Raises SurgeonError where there is no such trial. Only the lines that name it are read."""
+        found: dict[str, Trial] = {}
+        needle = json_text(trial_id).encode()
+        for line in self._lines():
+            if needle in line:
+                with contextlib.suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                    _apply(found, _event(line))
+        if trial_id not in found:
             raise SurgeonError(f"{self.path}: has no trial {trial_id}")
 
     def _events(self) -> Iterator[dict[str, Any]]:
+        for line in self._lines():
+            with contextlib.suppress(ValueError):  # empty, or cut off
+                yield _event(line)
+
+    def _lines(self) -> list[bytes]:
         try:
             raw = self.path.read_bytes()
         except FileNotFoundError:
-            return
+            return []
         except OSError as error:
             raise SurgeonError(f"{self.path}: cannot be read: {error.strerror}") from error
-        for line in raw.split(b"\n"):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # empty, or cut off
-            if isinstance(event, dict):
-                yield event
+        return raw.split(b"\n")
 
     def _append(self, event: dict[str, Any]) -> None:
         import fcntl
 
-        line = json.dumps(event, ensure_ascii=False).encode()
+        line = json_text(event).encode()
         try:
             make_private(self.path.parent)
             with self.path.open("ab") as file:
@@ -165,10 +186,19 @@ def _plain(value: Trial | Measured) -> dict[str, Any]:
     return asdict(value)
 
 
+def _event(line: bytes) -> dict[str, Any]:
+    """The event of a line. Raises ValueError."""
+    event = read_json(line)
+    if not isinstance(event, dict) or not isinstance(event.get("id"), str):
+        raise ValueError("not an event")
+    return event
+
+
 def _apply(found: dict[str, Trial], event: dict[str, Any]) -> None:
-    kind, name = event.get("event"), event.get("id")
-    if kind == "trial" and name is not None:
-        fields = {key: value for key, value in event.items() if key in Trial.__dataclass_fields__}
+    """Let an event happen. Raises what wrong types in it lead to, and then nothing has happened."""
+    kind, name = event.get("event"), event["id"]
+    if kind == "trial":
+        fields = {key: _checked(key, event[key]) for key in _FIELDS if key in event}
         found[name] = Trial(**{**fields, "measured": _measured(event.get("measured", {}))})
     elif name not in found:
         return
@@ -183,14 +213,29 @@ def _apply(found: dict[str, Trial], event: dict[str, Any]) -> None:
             old.speed | new.speed,
         )
         found[name] = replace(found[name], measured=both)
-    elif kind == "best":
-        for key, trial in found.items():
-            found[key] = replace(trial, best=key == name)
     elif kind == "forgotten":
         del found[name]
 
 
+def _checked(key: str, value: Any) -> Any:
+    """The value of a field of Trial. Raises TypeError."""
+    if not isinstance(value, _FIELDS[key]) or (isinstance(value, bool) and key != "best"):
+        raise TypeError(f"{key} is {value!r:.40}")
+    return value
+
+
 def _measured(fields: dict[str, Any]) -> Measured:
-    tasks = {name: (score, error) for name, (score, error) in fields.get("tasks", {}).items()}
-    speed = {name: Speed(**values) for name, values in fields.get("speed", {}).items()}
-    return Measured(fields.get("figures", {}), fields.get("conditions", {}), tasks, speed)
+    """Figures that are none (null) are left out. Raises TypeError or ValueError for what is no figure."""
+    tasks = {name: (_number(score), _number(error)) for name, (score, error) in fields.get("tasks", {}).items()}
+    speed = {
+        name: Speed(*(_number(values[key]) for key in ("mean", "deviation", "best")))
+        for name, values in fields.get("speed", {}).items()
+    }
+    figures = {name: _number(value) for name, value in fields.get("figures", {}).items() if value is not None}
+    return Measured(figures, dict(fields.get("conditions", {})), tasks, speed)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r:.40} is not a number")
+    return float(value)  # OverflowError for an integer beyond all measure

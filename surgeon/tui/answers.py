@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
 from surgeon.folders import make_private, state_folder
+from surgeon.json_text import json_text, read_json
 from surgeon.whole_files import write_whole
 
 Answers = dict[str, str]
@@ -37,12 +37,12 @@ def remember(model: Path, dialog: str, answers: Answers) -> None:
         for path in (_path(model), _path(None)):
             known = _read(path) | {dialog: answers}
             make_private(path.parent)
-            write_whole(path, json.dumps(known))
+            write_whole(path, json_text(known))
 
 
 def _read(path: Path) -> dict[str, Answers]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     if not isinstance(found, dict):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from surgeon.folders import config_folder
+from surgeon.machine import MOST_THREADS
 from surgeon.session.metrics import METRICS
+from surgeon.toml_text import read_toml
 from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
 from surgeon.tui.keys import BY_ID
+
+_MOST_BAD_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,33 @@ def load_config(path: Path | None = None) -> Config:
     path = path or config_path()
     try:
         text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
     except FileNotFoundError:
         return Config()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         return Config(problems=(f"{path}: {error}; using the defaults",))
-    return _checked(table, path)
+    table, problems = _without_bad_lines(text)
+    config = _checked(table, path)
+    return replace(config, problems=(*(f"{path}: {problem}" for problem in problems), *config.problems))
+
+
+def _without_bad_lines(text: str) -> tuple[dict[str, Any], list[str]]:
+    """What is left of a file after the lines that are not TOML, and what was wrong with them."""
+    lines, problems = text.removeprefix("\ufeff").split("\n"), []
+    for _ in range(_MOST_BAD_LINES):
+        try:
+            return read_toml("\n".join(lines)), problems
+        except ValueError as error:
+            place = re.search(r"at line (\d+)", str(error))
+            number = int(place[1]) if place else 0
+            if not 0 < number <= len(lines):
+                return {}, [*problems, f"{error}; using the defaults"]
+            problems.append(f"{error}; the line is passed over")
+            lines[number - 1] = ""
+    return {}, [*problems, "too many such lines; using the defaults"]
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100_000
 
 
 def _checked(table: dict[str, Any], path: Path) -> Config:
@@ -58,23 +79,25 @@ def _checked(table: dict[str, Any], path: Path) -> Config:
         if name in BY_ID and isinstance(value, str):
             config = replace(config, keys={**config.keys, name: value})
         else:
-            problems.append(f"{path}: keys.{name} = {value!r}: unknown action; press ? for the list")
+            problems.append(f"{path}: keys.{name:.40} = {value!r:.80}: unknown action; press ? for the list")
     for name, value in table.items():
         if name in _CHECKS and _CHECKS[name](value):
             setting: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value}
             config = replace(config, **setting)
         else:
-            problems.append(f"{path}: {name} = {value!r} is not valid")
+            problems.append(f"{path}: {name:.40} = {value!r:.80} is not valid")
     return replace(config, problems=tuple(problems))
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
-    "theme": lambda value: value in ("dark", "light"),
+    "theme": lambda value: isinstance(value, str) and value in ("dark", "light"),
     "ascii": lambda value: isinstance(value, bool),
     "mouse": lambda value: isinstance(value, bool),
-    "columns": lambda value: isinstance(value, list) and bool(value) and all(key in COLUMNS for key in value),
-    "metric": lambda value: value in METRICS,
-    "threads": _is_count,
+    "columns": lambda value: (
+        isinstance(value, list) and bool(value) and all(isinstance(key, str) and key in COLUMNS for key in value)
+    ),
+    "metric": lambda value: isinstance(value, str) and value in METRICS,
+    "threads": lambda value: _is_count(value) and value <= MOST_THREADS,
     "gpu_layers": lambda value: _is_count(value) or value == -1,
     "llama_lib": lambda value: isinstance(value, str),
 }

@@ -12,7 +12,7 @@ from typing import Literal
 
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.machine import available_cores
+from surgeon.machine import MOST_THREADS, available_cores
 from surgeon.resolve.resolution import Resolution
 from surgeon.write.kernel_compilation import Warming
 from surgeon.write.layouts import OutputLayout, lay_out
@@ -165,7 +165,7 @@ class _Run:
         self.found_bytes = self.total_bytes - sum(job.source_bytes for job in self.pending)
         self.finished = len(self.jobs) - len(self.pending)
         self.unrecorded: list[int] = []
-        threads = options.threads if options.threads > 0 else available_cores()
+        threads = min(options.threads, MOST_THREADS) if options.threads > 0 else available_cores()
         self.workers = SlabWorkers(self.pending, threads, options.max_buffer_bytes, cancelled)
         # Waits for the disk, so that this thread can go on reporting.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
