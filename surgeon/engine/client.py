@@ -21,10 +21,10 @@ from surgeon.engine.protocol import (
     Engine,
     Failed,
     Finished,
-    Job,
     Message,
     PerplexityJob,
     ProtocolError,
+    Request,
     read_message,
     write_message,
 )
@@ -40,7 +40,7 @@ _TELLING = ("GGML_ASSERT", "GGML_ABORT", "error", "failed", "terminate called", 
 class EngineRun:
     """One job in one child process. Iterate `messages()`; `log` is what llama.cpp and the child wrote on stderr."""
 
-    def __init__(self, engine: Engine, job: Job, cancelled: threading.Event | None = None) -> None:
+    def __init__(self, engine: Engine, job: Request, cancelled: threading.Event | None = None) -> None:
         self.engine, self.job = engine, job
         self.cancelled = cancelled or threading.Event()
         self.log = _new_log()
@@ -190,4 +190,7 @@ def perplexity(run: EngineRun) -> Iterator[Message]:
         return
     with written_whole(Path(job.save_base)) as temporary:
         run.job = replace(job, save_base=str(temporary))
-        yield from run.messages()
+        try:
+            yield from run.messages()
+        except DiskFull as error:  # the child knows the temporary name only
+            raise DiskFull(f"{job.save_base}: cannot be written: {error}; choose another place") from None

@@ -40,6 +40,11 @@ class Engine(Message):
 
 
 @dataclass(frozen=True)
+class DevicesJob(Message):
+    """What llama.cpp finds on this machine; Finished has `engine` and `devices`, see Binding.device_memory."""
+
+
+@dataclass(frozen=True)
 class ImatrixJob(Message):
     """Activations of `model` over `text`. n_chunks < 0: all; first_chunk: how many to leave out at the start.
 
@@ -246,11 +251,12 @@ class Failed(Message):
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
-        Engine, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob, ProbeJob,
+        Engine, DevicesJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob, ProbeJob,
         Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, Probed, Finished, Failed,
     )
 }  # fmt: skip
 Job = ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob | ProbeJob
+Request = Job | DevicesJob
 
 
 def write_message(stream: IO[bytes], message: Message) -> None:

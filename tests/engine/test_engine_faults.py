@@ -21,7 +21,7 @@ from surgeon.engine.child.binding import Binding
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import DivergenceJob, Engine, ImatrixJob, PerplexityJob, Step, TaskJob
-from surgeon.errors import Cancelled
+from surgeon.errors import Cancelled, DiskFull
 
 
 def long_job(model: Path) -> PerplexityJob:
@@ -121,13 +121,13 @@ def test_a_base_of_another_text(demo_model: Path, base: Base, tmp_path: Path) ->
 def test_a_base_that_is_cut_off(demo_model: Path, base: Base, tmp_path: Path, length: int) -> None:
     cut = tmp_path / "cut.kld"
     cut.write_bytes(base.path.read_bytes()[:length])
-    with pytest.raises(EngineError, match=r"cut off|no file of saved log-probabilities"):
+    with pytest.raises(EngineError, match=r"cut off|not a file of saved log-probabilities"):
         run(DivergenceJob(str(demo_model), str(cut)))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_disk(demo_model: Path) -> None:
-    with pytest.raises(EngineError, match="No space left on device"):
+    with pytest.raises(DiskFull, match="No space left on device"):
         run(PerplexityJob(str(demo_model), str(TEXT), n_ctx=64, save_base="/dev/full"))
 
 
@@ -170,7 +170,7 @@ def test_a_missing_libgomp_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_toy_model_with_other_logits_is_refused() -> None:
     code = (
         "import numpy as np\n"
-        "from surgeon.engine import toy\n"
+        "from surgeon.engine.child import toy\n"
         "from surgeon.engine.child.binding import Binding\n"
         "from surgeon.engine.libraries import find_libraries\n"
         "binding = Binding(find_libraries())\n"

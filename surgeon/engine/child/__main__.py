@@ -13,9 +13,11 @@ from typing import IO, TYPE_CHECKING, cast
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import (
     BenchJob,
+    DevicesJob,
     DivergenceJob,
     Engine,
     Failed,
+    Finished,
     ImatrixJob,
     Job,
     Loaded,
@@ -23,6 +25,7 @@ from surgeon.engine.protocol import (
     PerplexityJob,
     ProbeJob,
     PruneScanJob,
+    Request,
     TaskJob,
     read_message,
     write_message,
@@ -43,7 +46,7 @@ def main() -> int:
     later: SimpleQueue[Message] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests, later), daemon=True).start()
     try:
-        for message in _run(engine, cast(Job, job), iter(later.get, None)):
+        for message in _run(engine, cast(Request, job), iter(later.get, None)):
             write_message(answers, message)
     except (EngineError, OSError, MemoryError) as error:
         write_message(answers, Failed(_one_line(error), isinstance(error, EngineMissing), _is_full(error)))
@@ -78,13 +81,16 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _run(engine: Engine, job: Job, requests: Iterator[Message]) -> Iterator[Message]:
+def _run(engine: Engine, job: Request, requests: Iterator[Message]) -> Iterator[Message]:
     from surgeon.engine.child import toy
     from surgeon.engine.child.binding import Binding
     from surgeon.engine.child.llama import LlamaModel
     from surgeon.engine.libraries import find_libraries
 
     binding = Binding(find_libraries(engine.library))
+    if isinstance(job, DevicesJob):
+        yield Finished({"engine": binding.label, "devices": binding.device_memory()})
+        return
     toy.check(binding, engine.n_gpu_layers)
     model = LlamaModel(binding, job.model, engine.n_gpu_layers)
     threads = engine.threads if engine.threads > 0 else available_cores()

@@ -64,6 +64,7 @@ _GGML_BASE: dict[str, tuple[Any, list[Any]]] = {
     "ggml_type_size": (c.c_size_t, [c.c_int]),
     "ggml_backend_dev_name": (c.c_char_p, [_P]),
     "ggml_backend_dev_description": (c.c_char_p, [_P]),
+    "ggml_backend_dev_memory": (None, [_P, _P, _P]),
 }
 _GGML: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_count": (c.c_size_t, []),
@@ -103,6 +104,17 @@ class Binding:
     def label(self) -> str:
         """What was used, for reports: `xllamacpp 2026.10.11549 (llama.cpp 0.6.0-dev)`."""
         return f"{self.libraries.label} (llama.cpp {self.version})"
+
+    def device_memory(self) -> list[dict[str, object]]:
+        """Of each device its `name`, `description`, and bytes of memory `free` and in `total` (0: not known)."""
+        found: list[dict[str, object]] = []
+        free, total = c.c_size_t(), c.c_size_t()
+        for index, text in enumerate(self.devices()):
+            name, _, description = text.partition(": ")
+            device = self.ggml.ggml_backend_dev_get(index)
+            self.base.ggml_backend_dev_memory(device, c.byref(free), c.byref(total))
+            found.append({"name": name, "description": description, "free": free.value, "total": total.value})
+        return found
 
     def devices(self) -> list[str]:
         """Name and description of each device ggml found, `CPU` included."""

@@ -1,0 +1,54 @@
+"""`surgeon doctor`: what this machine can do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from surgeon.measure.doctor import Section
+
+DESCRIPTION = """What this machine can do: processor and kernels, llama.cpp with its devices, folders with free space,
+terminal. Nothing is changed. Exit code 1 when something is missing."""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="surgeon doctor", description=DESCRIPTION)
+    parser.add_argument("--llama-lib", metavar="DIR", help="a llama.cpp build to use (or $LLAMA_CPP_LIB_DIR)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args(arguments)
+
+    from surgeon.engine.protocol import Engine
+    from surgeon.measure.doctor import examine
+
+    sections = examine(Engine(options.llama_lib))
+    if options.json:
+        print(json.dumps({section.name: {**section.facts, "problem": section.problem} for section in sections}))
+    else:
+        print("\n".join(line for section in sections for line in _lines(section)))
+    return 1 if any(section.problem for section in sections) else 0
+
+
+def _lines(section: Section) -> Iterator[str]:
+    title = section.name
+    for key, value in section.facts.items():
+        for text in _texts(value):
+            yield f"{title:<13} {key:<9} {text}"
+            title = key = ""
+    if section.problem:
+        yield f"{title:<13} problem   {section.problem}"
+
+
+def _texts(value: Any) -> list[str]:
+    """One line per entry of a list; bytes in GiB."""
+    if isinstance(value, list):
+        return [text for entry in value for text in _texts(entry)]
+    if isinstance(value, dict):
+        free, total = value.get("free"), value.get("total")
+        name = ": ".join(str(value[key]) for key in ("folder", "name", "description") if key in value)
+        size = f"{free / 2**30:.1f} GiB free" if free else ""
+        return [", ".join(filter(None, (name, size + (f" of {total / 2**30:.1f} GiB" if size and total else ""))))]
+    return [{True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)]
