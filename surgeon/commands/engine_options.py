@@ -85,7 +85,11 @@ def chunks(text: str) -> int:
 
 
 def engine_of(options: argparse.Namespace) -> Engine:
-    """The Engine message for these options."""
+    """The Engine message for these options. Raises SurgeonError where the model is nothing that llama.cpp could run."""
+    from surgeon.model.kinds import refuse_without_text
+
+    if getattr(options, "model", None):
+        refuse_without_text(options.model)
     from surgeon.engine.protocol import Engine
 
     return Engine(options.llama_lib, min(options.threads, MOST_THREADS), options.gpu_layers)

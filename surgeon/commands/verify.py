@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> int:
 
 def _problems(model: Model, imatrix: Path | None) -> Iterator[Problem]:
     from surgeon.imatrix.files import load_imatrix
-    from surgeon.model.verification import check_numbers, kind, structure_problems
+    from surgeon.model.kinds import kind
+    from surgeon.model.verification import check_numbers, structure_problems
 
     yield from structure_problems(model)
     if kind(model.file) == "imatrix":

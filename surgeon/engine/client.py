@@ -18,6 +18,7 @@ from typing import IO, Self
 
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import (
+    Beat,
     Engine,
     Failed,
     Finished,
@@ -33,6 +34,8 @@ from surgeon.folders import log_folder
 from surgeon.whole_files import written_whole
 
 _POLL_SECONDS = 0.1  # how long a cancel may go unseen
+SILENCE_SECONDS = 120.0  # the child beats every few seconds; this long nothing comes only from one that hangs
+LEAVING_SECONDS = 10.0
 _KEPT_LOGS = 20
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "error", "failed", "terminate called", "out of memory", "Error")
 
@@ -89,14 +92,28 @@ class EngineRun:
         return self.log.read_text(errors="replace")
 
     def _next(self, answers: queue.SimpleQueue[Message | None]) -> Message | None:
-        while True:
+        silent = 0  # polls, not seconds of the clock: a machine that slept is not a child that hangs
+        while silent < SILENCE_SECONDS / _POLL_SECONDS:
             if self.cancelled.is_set():
                 raise Cancelled("the run was cancelled")
-            with contextlib.suppress(queue.Empty):
-                return answers.get(timeout=_POLL_SECONDS)
+            try:
+                message = answers.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                silent += 1
+                continue
+            if not isinstance(message, Beat):
+                return message
+            silent = 0
+        raise EngineError(
+            f"the engine's process gave no sign of life for {SILENCE_SECONDS:g} s and was ended; try again with less "
+            f"(-c, -b), or another llama.cpp (log: {self.log})"
+        )
 
     def _death(self, process: subprocess.Popen[bytes]) -> EngineError:
-        code = process.wait(timeout=10)
+        try:
+            code = process.wait(timeout=LEAVING_SECONDS)
+        except subprocess.TimeoutExpired:
+            return EngineError(f"the engine's process stopped answering without ending (log: {self.log})")
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         reason = last_telling_line(self.log_text())
         return EngineError(f"llama.cpp ended {how}{': ' + reason if reason else ''} (log: {self.log})")
@@ -165,7 +182,7 @@ def _reader(process: subprocess.Popen[bytes]) -> queue.SimpleQueue[Message | Non
         try:
             while (message := read_message(stream)) is not None:
                 answers.put(message)
-        except (ProtocolError, ValueError, OSError) as error:
+        except (ProtocolError, ValueError, OSError, MemoryError) as error:
             answers.put(Failed(f"the engine's child process sent something unreadable ({error})"))
         answers.put(None)
 

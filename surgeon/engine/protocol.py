@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_ARRAY_LIMIT = 64 << 30
 _LIMIT = 64 << 20  # of a header: anything longer is not one of ours
 
 
@@ -240,6 +242,11 @@ class Finished(Message):
 
 
 @dataclass(frozen=True)
+class Beat(Message):
+    """Sent every few seconds whatever the job does: the child is alive."""
+
+
+@dataclass(frozen=True)
 class Failed(Message):
     """The end: one line for the user. missing: no usable llama.cpp; full: the disk is."""
 
@@ -252,7 +259,7 @@ _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
         Engine, DevicesJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob, ProbeJob,
-        Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, Probed, Finished, Failed,
+        Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, Probed, Finished, Failed, Beat,
     )
 }  # fmt: skip
 Job = ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob | ProbeJob
@@ -277,13 +284,20 @@ def read_message(stream: IO[bytes]) -> Message | None:
     head = stream.read(4)
     if not head:
         return None
+    try:
+        return _read_frame(stream, head)
+    except (AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        raise ProtocolError(f"no frame of ours ({type(error).__name__})") from error
+
+
+def _read_frame(stream: IO[bytes], head: bytes) -> Message:
     (length,) = struct.unpack("<I", _whole(head, 4))
     if length > _LIMIT:
         raise ProtocolError(f"a header of {length} bytes")
     header = json.loads(_whole(stream.read(length), length))
     kind = _KINDS.get(header["kind"])
     if kind is None:
-        raise ProtocolError(f"unknown message {header['kind']}")
+        raise ProtocolError(f"unknown message {header['kind']!r:.40}")
     fields = header["fields"]
     if header["arrays"] or "arrays" in {item.name for item in dataclasses.fields(kind)}:  # type: ignore[arg-type]
         fields["arrays"] = {name: _read_array(stream, dtype, shape) for name, dtype, shape in header["arrays"]}
@@ -293,9 +307,11 @@ def read_message(stream: IO[bytes]) -> Message | None:
 def _read_array(stream: IO[bytes], dtype: str, shape: list[int]) -> NDArray[np.generic]:
     import numpy as np
 
-    array = np.empty(shape, np.dtype(dtype))
-    raw = _whole(stream.read(array.nbytes), array.nbytes)
-    return np.frombuffer(raw, array.dtype).reshape(shape)
+    kind = np.dtype(dtype)
+    nbytes = math.prod(shape) * kind.itemsize
+    if kind.hasobject or min(shape, default=0) < 0 or nbytes > _ARRAY_LIMIT:
+        raise ProtocolError(f"an array of {nbytes} bytes")
+    return np.frombuffer(_whole(stream.read(nbytes), nbytes), kind).reshape(shape)
 
 
 def _whole(data: bytes, length: int) -> bytes:

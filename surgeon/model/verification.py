@@ -11,7 +11,7 @@ import surgeon_kernels
 from surgeon.gguf.file import GGUFFile, TensorInfo
 from surgeon.gguf.header import Shard
 from surgeon.gguf.layout import padded
-from surgeon.gguf.values import ValueType
+from surgeon.model.kinds import kind
 from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
 from surgeon.problems import Problem
@@ -28,12 +28,6 @@ class Checked:
     tensor: str
     done_bytes: int
     total_bytes: int
-
-
-def kind(file: GGUFFile) -> str:
-    """`general.type` of the file: "model" when it says nothing."""
-    value = file.kv.get("general.type")
-    return str(value.decode()) if value and value.type is ValueType.STRING else "model"
 
 
 def structure_problems(model: Model) -> list[Problem]:

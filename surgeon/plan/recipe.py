@@ -201,7 +201,7 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
     plan = Plan(
         file_type=parse_file_type(_get(table, "type", str, "COPY")).name,
         rules=tuple(parse_rule(text) for text in _list(table, "rules", str)),
-        types=tuple(sorted((name, tensor_type(str(kind)[:99])) for name, kind in _get(table, "types", dict, {}).items())),
+        types=tuple(sorted((name, tensor_type(f"{kind}")) for name, kind in _get(table, "types", dict, {}).items())),
         reasons=tuple(sorted((name, str(why)) for name, why in _get(table, "reasons", dict, {}).items())),
         pruned=frozenset(_list(table, "prune", int)),
         include_weights=tuple(_list(imatrix, "include", str)),

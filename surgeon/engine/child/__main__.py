@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, cast
 
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import (
+    Beat,
     BenchJob,
     DevicesJob,
     DivergenceJob,
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
     from surgeon.engine.child.llama import LlamaModel
 
 
+_BEAT_SECONDS = 5.0
+
+
 def main() -> int:
     """Run the job that arrives on stdin; exit code 0 also where the job fails, for the answer says so."""
     answers = _private_stdout()
@@ -45,12 +52,18 @@ def main() -> int:
         return 2
     later: SimpleQueue[Message] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests, later), daemon=True).start()
+    turn = threading.Lock()
+    threading.Thread(target=_beat, args=(answers, turn), daemon=True).start()
     try:
         for message in _run(engine, cast(Request, job), iter(later.get, None)):
-            write_message(answers, message)
-    except (EngineError, OSError, MemoryError) as error:
-        write_message(answers, Failed(_one_line(error), isinstance(error, EngineMissing), _is_full(error)))
-    answers.flush()
+            with turn:
+                write_message(answers, message)
+    except Exception as error:  # whatever it is, the parent gets it as a line; the rest is in the log
+        traceback.print_exc()
+        failed = Failed(_one_line(error), isinstance(error, EngineMissing), _is_full(error))
+        with turn:
+            write_message(answers, failed)
+    turn.acquire()  # no beat may be half written when this process ends
     # llama.cpp's own clean-up has crashed on exit in the past; nothing is left to save.
     os._exit(0)
 
@@ -71,6 +84,15 @@ def _read_requests(requests: IO[bytes], later: SimpleQueue[Message]) -> None:
         os._exit(3)
 
 
+def _beat(answers: IO[bytes], turn: threading.Lock) -> None:
+    """Say every few seconds that this process lives; at the end of the other side there is nobody to tell."""
+    with contextlib.suppress(OSError, ValueError):
+        while True:
+            time.sleep(_BEAT_SECONDS)
+            with turn:
+                write_message(answers, Beat())
+
+
 def _is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
@@ -78,7 +100,13 @@ def _is_full(error: BaseException) -> bool:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory for this model, context or vocabulary: lower -c or -b"
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    if isinstance(error, EngineError):
+        return text
+    if isinstance(error, OSError):
+        names = ", ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return f"{names or 'the engine'}: {error.strerror or text}"
+    return f"the engine's process failed: {type(error).__name__}: {text[:200]}"
 
 
 def _run(engine: Engine, job: Request, requests: Iterator[Message]) -> Iterator[Message]:

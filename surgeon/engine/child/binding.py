@@ -71,6 +71,8 @@ _GGML: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_get": (_P, [c.c_size_t]),
 }
 
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+
 
 class Binding:
     """The loaded libraries. `llama`, `ggml` and `base` are ctypes handles whose functions have their signatures.
@@ -89,7 +91,8 @@ class Binding:
             for name, signature in table.items():
                 self._declare(handle, name, signature)
         self._context_functions()
-        self._log = LOG_CALLBACK(_log_to_stderr)
+        self.last_error = ""
+        self._log = LOG_CALLBACK(self._hear)
         self.llama.llama_log_set(self._log, None)
         if libraries.backends is not None:
             self._declare(self.ggml, "ggml_backend_load_all_from_path", (None, [c.c_char_p]))
@@ -124,6 +127,15 @@ class Binding:
             name = self.base.ggml_backend_dev_name(device).decode()
             found.append(f"{name}: {self.base.ggml_backend_dev_description(device).decode()}")
         return found
+
+    def _hear(self, level: int, text: bytes | None, _data: int | None) -> None:
+        """The child's stderr is the log file of the run; the reason of a failure is kept for the line to the user."""
+        if not text:
+            return
+        os.write(sys.stderr.fileno(), text)
+        line = " ".join(text.decode(errors="replace").split())
+        if level == _LOG_ERROR and ("error loading model: " in line or not self.last_error):
+            self.last_error = line.rpartition("error loading model: ")[2][:200]
 
     def _version(self) -> str:
         function = getattr(self.llama, "llama_version", None)
@@ -176,9 +188,3 @@ def _open(path: os.PathLike[str]) -> c.CDLL:
                 "(Fedora: dnf install libgomp, Arch: pacman -S gcc-libs)"
             ) from error
         raise EngineMissing(f"{path} does not load: {text}; {INSTALL}") from error
-
-
-def _log_to_stderr(_level: int, text: bytes | None, _data: int | None) -> None:
-    """The child's stderr is the log file of the run."""
-    if text:
-        os.write(sys.stderr.fileno(), text)

@@ -16,6 +16,7 @@ from surgeon.engine.child.binding import Binding
 from surgeon.engine.child.layouts import EVAL_CALLBACK, Batch
 from surgeon.engine.errors import EngineError
 
+NOT_A_NUMBER = "the model's output is NaN; `surgeon verify` names the tensor at fault"
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 # (address of the ggml_tensor, True: "will you want it?" or False: "here it is") -> wanted / go on
@@ -52,7 +53,8 @@ class LlamaModel:
         params.n_gpu_layers = n_gpu_layers
         self._handle = binding.llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._handle:
-            raise EngineError(f"{path}: llama.cpp cannot load this model")
+            reason = binding.last_error
+            raise EngineError(f"{path}: llama.cpp cannot load this model{': ' + reason if reason else ''}")
         self.vocab = binding.llama.llama_model_get_vocab(self._handle)
         self.n_vocab: int = binding.llama.llama_vocab_n_tokens(self.vocab)
         self.n_layer: int = binding.llama.llama_model_n_layer(self._handle)
@@ -149,7 +151,10 @@ class Context:
             raise EngineError(f"{self.model.path}: llama.cpp gave no logits")
         count = rows * self.model.n_vocab
         flat = np.ctypeslib.as_array((c.c_float * count).from_address(address))
-        return flat.reshape(rows, self.model.n_vocab)
+        logits = flat.reshape(rows, self.model.n_vocab)
+        if np.isnan(logits[:, 0]).any():  # a NaN before the last matrix is in every logit of its position
+            raise EngineError(f"{self.model.path}: {NOT_A_NUMBER}")
+        return logits
 
     def close(self) -> None:
         self._llama.llama_free(self._handle)

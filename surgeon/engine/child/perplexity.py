@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from surgeon.engine.child.base_file import BaseWriter
-from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Tokens, opened
+from surgeon.engine.child.llama import NOT_A_NUMBER, Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.child.log_probabilities import Float64, negative_log_likelihood
 from surgeon.engine.child.windows import chunk_count, evaluate, read_tokens, window_size
 from surgeon.engine.errors import EngineError
@@ -27,6 +27,9 @@ class PerplexitySum:
     last: Float64 = field(default_factory=lambda: np.empty(0))
 
     def add(self, nll: Float64) -> None:
+        """Raises EngineError at the first figure that is none: those after it would be none either."""
+        if np.isnan(nll).any():
+            raise EngineError(NOT_A_NUMBER)
         self.count += len(nll)
         self.total += float(nll.sum())
         self.squares += float((nll * nll).sum())
@@ -45,7 +48,7 @@ class PerplexitySum:
 
     @property
     def ppl(self) -> float:
-        return math.exp(self.mean)
+        return math.exp(self.mean) if self.mean < 709 else math.inf  # beyond the largest float
 
     @property
     def ppl_error(self) -> float:
