@@ -136,14 +136,15 @@ class Allocator:
             least = human(error.least + self.fixed_bytes)
             raise UsageError(f"{option}: {human(nbytes)} cannot be had; the smallest is {least}") from None
         chosen = tuple((unit, self._columns[column]) for unit, column in zip(self.units, choice, strict=True))
-        return self._fit(chosen)
+        return self.assigned(chosen)
 
     def mix_within(self, nbytes: int) -> Mixed | None:
         """Of llama-quantize's TYPEs that fit into so many bytes the one predicted to lose least."""
         fitting = [mix for mix in self.mixes if mix.nbytes <= nbytes]
         return min(fitting, key=lambda mix: mix.predicted.kld, default=None)
 
-    def _fit(self, chosen: tuple[tuple[Unit, str], ...]) -> Fit:
+    def assigned(self, chosen: tuple[tuple[Unit, str], ...]) -> Fit:
+        """The plan of a choice made elsewhere: every unit with its type."""
         types = {facts.name: kind for unit, kind in chosen for facts in unit.members}
         reasons = {facts.name: reason(unit, kind) for unit, kind in chosen for facts in unit.members}
         fitted = with_fitted(self._base, types, reasons)

@@ -71,8 +71,8 @@ class CostModel:
     ) -> None:
         self.errors = errors
         self.group_of = {name: group for group, names in groups.items() for name in names}
-        self._probes = probes
-        self._everything = everything
+        self.probes = probes
+        self.everything = everything
         self.noise = self._noise() if everything is not None else 0.0
         self.curves = self._curves(self.noise)
 
@@ -102,14 +102,14 @@ class CostModel:
         return self.predicted({op.source: op.to_type for op in resolution.kept if op.action == "convert"})
 
     def _curves(self, noise: float) -> dict[str, Curve]:
-        return {group: _curve(probes, self.errors, noise) for group, probes in self._probes.items()}
+        return {group: _curve(probes, self.errors, noise) for group, probes in self.probes.items()}
 
     def _cost(self, curves: Mapping[str, Curve], noise: float, name: str, type_name: str) -> float | None:
         found = self.error(name, type_name)
         group = self.group_of.get(name, "")
         if found is None or group not in curves:
             return None
-        curve, low = curves[group], self._probes[group].low
+        curve, low = curves[group], self.probes[group].low
         error = found + noise
         reference = self.errors[name].get(low.types.get(name, ""), 0.0) + noise
         if reference <= 0 or error <= 0:
@@ -118,7 +118,7 @@ class CostModel:
 
     def _noise(self) -> float:
         """The ε² with which everything at the high type costs what it was measured to cost; 0 where less is needed."""
-        everything = self._everything
+        everything = self.everything
         assert everything is not None
 
         def total(noise: float) -> float:
