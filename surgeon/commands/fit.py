@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     size = parser.add_argument_group("how large").add_mutually_exclusive_group(required=True)
     size.add_argument("--size", metavar="SIZE", help="of the file: 4.2GB, 3900MiB")
     size.add_argument("--bpw", type=float, metavar="N", help="bits per weight")
+    size.add_argument("--ladder", metavar="N,N,…", help="a family of bits per weight; -o and --write name folders")
     size.add_argument("--like", metavar="TYPE", help="the bytes of this TYPE of llama-quantize")
     measured = parser.add_argument_group("what is measured")
     measured.add_argument("-f", "--file", required=True, metavar="TEXT", help="calibration text")
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
+    from surgeon.commands.fit_ladder import run_ladder
     from surgeon.fit.allocation import Allocator
     from surgeon.model.model import load_model
 
@@ -76,6 +78,9 @@ def main(arguments: list[str]) -> int:
         sensitivities = _sensitivities(options, prober, limits)
         costs = _measured(sensitivities)
         allocator = Allocator(model, plan, imatrix, costs, limits)
+        if options.ladder is not None:
+            run_ladder(options, allocator, prober)
+            return 0
         nbytes, option = _target(options, allocator)
         fit, mix = allocator.fit(nbytes, option), allocator.mix_within(nbytes)
         _save(fit, imatrix, options)
@@ -88,8 +93,15 @@ def main(arguments: list[str]) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what cannot go well before anything is measured."""
+    from surgeon.commands.fit_ladder import read_ladder
+
     require_file(options.file)
-    for path in (options.output, options.write):
+    if options.ladder is not None:
+        read_ladder(options.ladder)
+        for folder in (options.output, options.write):
+            if folder is not None and not folder.is_dir():
+                raise UsageError(f"{folder}: no such folder; with --ladder recipes and files go into folders")
+    for path in (options.output, options.write) if options.ladder is None else ():
         if path is not None and path.exists() and not options.overwrite:
             raise UsageError(f"{path}: already exists; choose another name or pass --overwrite")
         if path is not None and not path.absolute().parent.is_dir():

@@ -109,3 +109,20 @@ def _size(output: Path, resolution: Resolution | None) -> tuple[int, float | Non
     model = load_model(output)
     with model.file:
         return model.file.nbytes, model.bpw
+
+
+def record_plan(
+    journal: Journal, label: str, resolution: Resolution, recipe: str, measured: Measured, source_size: int
+) -> Trial:
+    """Add a plan that was measured without being written, or its figures to the row that the recipe has already."""
+    known = planned(journal, recipe)
+    if known is not None:
+        journal.add_measured(known.id, measured)
+        return next(trial for trial in journal.trials() if trial.id == known.id)
+    fields = {"bpw": resolution.bpw, "recipe": recipe, "measured": measured}
+    return journal.add(new_trial(free_label(label, journal.trials()), resolution.total_bytes, source_size, **fields))
+
+
+def planned(journal: Journal, recipe: str) -> Trial | None:
+    """The newest trial of this very plan."""
+    return next((trial for trial in reversed(journal.trials()) if recipe and trial.recipe == recipe), None)

@@ -120,3 +120,34 @@ def test_an_existing_recipe_is_not_replaced_unasked(demo_model: Path, demo_imatr
     (tmp_path / "r.toml").write_text("mine")
     with pytest.raises(UsageError, match="already exists"):
         run(words(demo_model, demo_imatrix, tmp_path / "r.toml", "--size", "5MB"))
+
+
+def test_a_ladder_is_resumed_where_it_stopped(
+    demo_model: Path, demo_imatrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out, folder = tmp_path / "other.txt", tmp_path / "family"
+    held_out.write_text(TEXT.read_text()[3000:])
+    folder.mkdir()
+    more = ["--held-out", str(held_out), "--held-out-chunks", "1", "--write", str(folder)]
+    assert run(words(demo_model, demo_imatrix, folder, "--ladder", "4,3", *more)) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in first] == ["3", "4"]
+    assert all("measured" in line for line in first)
+    names = {f"{demo_model.stem}-{bpw}bpw.{kind}" for bpw in (3, 4) for kind in ("toml", "gguf")}
+    assert {path.name for path in folder.iterdir()} == {*names, f"{demo_model.stem}-card.md"}
+    card = (folder / f"{demo_model.stem}-card.md").read_text()
+    assert "4 bpw" in card
+    assert "other.txt, 1 chunks of 64 tokens" in card
+    states = {path: path.stat().st_mtime_ns for path in folder.glob("*.gguf")}
+
+    assert run(words(demo_model, demo_imatrix, folder, "--ladder", "3,3.5,4", *more)) == 0
+    second = capsys.readouterr()
+    assert second.out.splitlines()[::2] == first
+    assert "3.5bpw" in second.err
+    assert {path: path.stat().st_mtime_ns for path in states} == states
+
+
+@pytest.mark.parametrize("text", ["", "a", "0,3"])
+def test_a_ladder_that_is_none_is_refused(text: str, demo_model: Path, demo_imatrix: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="bits per weight, separated by commas"):
+        run(words(demo_model, demo_imatrix, tmp_path, "--ladder", text))
