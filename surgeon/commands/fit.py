@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.commands.engine_options import add_llama_options, engine_of, positive, require_file
 from surgeon.errors import Cancelled, UsageError
+from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -233,7 +233,7 @@ def _print(
     from surgeon.commands.fit_report import as_json, report
 
     if options.json:
-        print(json.dumps(as_json(fit, mix, held_out, nbytes, costs), indent=1))
+        print(json_text(as_json(fit, mix, held_out, nbytes, costs), indent=1))
         return
     print(report(fit, mix, held_out, nbytes))
     print(f"recipe: {options.output}" + (f"; model: {options.write}" if options.write else ""))

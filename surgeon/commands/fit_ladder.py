@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.progress_line import StandingLine
 from surgeon.errors import UsageError
+from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
     from surgeon.fit.allocation import Allocator, Fit
@@ -82,7 +82,7 @@ def _print(lines: list[tuple[float, Fit, dict[str, float]]], options: argparse.N
             {"bpw": step, "bytes": fit.resolution.total_bytes, "predicted_kld": fit.predicted.kld, "figures": figures}
             for step, fit, figures in lines
         ]
-        print(json.dumps(rows))
+        print(json_text(rows))
         return
     for step, fit, figures in lines:
         known = "mean_kld" in figures
