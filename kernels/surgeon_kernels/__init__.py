@@ -9,6 +9,10 @@
     warm(names)                            compile or load kernels ahead, with progress
     cache_directory(), clear_cache()       where the compiled kernels are
     dead_channels(weights)                 how many channels an importance matrix knows nothing of
+    quantize_with_feedback(rows, "Q4_K", factor(H))    less error in what a layer puts out: feedback/__init__.py
+    feedback_error(rows, blocks, "Q4_K", H)            squared error per row of what the layer puts out
+    choose_shrink(rows, "Q4_K", H1, H2)                how far to trust H, from two halves of a calibration
+    feedback_types                                     names of the types that can be encoded so
 
 Importing the package, or `surgeon_kernels.formats`, imports neither numpy nor numba; the functions do, when first used.
 Every function releases the GIL while it computes and may be called from several threads.
@@ -19,11 +23,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .feedback import feedback_types
 from .formats import REQUIRES_IMATRIX, USES_IMATRIX
 from .registry import dequantizable, quantizable
 
 if TYPE_CHECKING:
     from .compilation import cache_directory, clear_cache
+    from .feedback.encoder import feedback_error, quantize_with_feedback, quantize_with_feedback_into
+    from .feedback.factors import FeedbackFactor, factor
+    from .feedback.shrinkage import choose_shrink
     from .interface import (
         QuantizationError,
         dead_channels,
@@ -39,23 +47,36 @@ if TYPE_CHECKING:
 __all__ = [
     "REQUIRES_IMATRIX",
     "USES_IMATRIX",
+    "FeedbackFactor",
     "QuantizationError",
     "WarmProgress",
     "cache_directory",
+    "choose_shrink",
     "clear_cache",
     "dead_channels",
     "dequantizable",
     "dequantize",
     "dequantize_into",
+    "factor",
+    "feedback_error",
+    "feedback_types",
     "first_invalid",
     "quantizable",
     "quantization_error",
     "quantize",
     "quantize_into",
+    "quantize_with_feedback",
+    "quantize_with_feedback_into",
     "warm",
 ]
 
-_HOMES = {"cache_directory": "compilation", "clear_cache": "compilation", "WarmProgress": "warming", "warm": "warming"}
+_HOMES = {
+    **dict.fromkeys(("cache_directory", "clear_cache"), "compilation"),
+    **dict.fromkeys(("WarmProgress", "warm"), "warming"),
+    **dict.fromkeys(("FeedbackFactor", "factor"), "feedback.factors"),
+    **dict.fromkeys(("feedback_error", "quantize_with_feedback", "quantize_with_feedback_into"), "feedback.encoder"),
+    "choose_shrink": "feedback.shrinkage",
+}
 
 
 def __getattr__(name: str) -> Any:

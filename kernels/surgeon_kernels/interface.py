@@ -47,8 +47,8 @@ def quantize(rows: Floats, qtype: Any, weights: Floats | None = None, *, compat:
     Raises ValueError for a type that cannot be quantized or needs weights, rows that are not a multiple of its block,
     other shapes and dtypes, and values that are not finite.
     """
-    format_ = _format(qtype)
-    _check_rows(rows)
+    format_ = format_of(qtype)
+    check_rows(rows)
     out = np.empty((rows.shape[0], format_.row_bytes(rows.shape[1])), np.uint8)
     quantize_into(rows, qtype, out, weights, compat=compat)
     return out
@@ -57,7 +57,7 @@ def quantize(rows: Floats, qtype: Any, weights: Floats | None = None, *, compat:
 def quantize_into(rows: Floats, qtype: Any, out: Bytes, weights: Floats | None = None, *, compat: bool = False) -> None:
     """As `quantize`, into C-contiguous uint8[r, row_bytes]."""
     format_ = _quantizable(qtype)
-    rows = _check_rows(rows)
+    rows = check_rows(rows)
     columns = rows.shape[1]
     _check_out(out, np.uint8, (rows.shape[0], format_.row_bytes(columns)))
     importance = _check_weights(weights, format_, columns)
@@ -90,7 +90,7 @@ def quantization_error(
 ) -> QuantizationError:
     """What `quantize` would lose of each row, without keeping the restored copy. Arguments and errors as `quantize`."""
     format_ = _quantizable(qtype)
-    rows = _check_rows(rows)
+    rows = check_rows(rows)
     columns = rows.shape[1]
     row_bytes = format_.row_bytes(columns)
     result = QuantizationError(np.zeros(rows.shape[0]), np.zeros(rows.shape[0]))
@@ -111,7 +111,7 @@ def first_invalid(blocks: Bytes, qtype: Any) -> int:
     The check llama-quantize makes of what it reads and writes: every value of F16, BF16, F32 and F64, the scales of
     block formats; integers and NVFP4 cannot be invalid.
     """
-    format_ = _format(qtype)
+    format_ = format_of(qtype)
     blocks = _check_blocks(blocks, format_)
     if not blocks.size:
         return -1
@@ -124,12 +124,13 @@ def dead_channels(weights: Floats) -> int:
     return int(np.count_nonzero(np.asarray(weights) == 0))
 
 
-def _format(qtype: Any) -> Format:
+def format_of(qtype: Any) -> Format:
+    """The format of a name or an enum member. Raises ValueError for an unknown one."""
     return by_name(qtype if isinstance(qtype, str) else getattr(qtype, "name", repr(qtype)))
 
 
 def _quantizable(qtype: Any) -> Format:
-    format_ = _format(qtype)
+    format_ = format_of(qtype)
     if format_.name not in quantizable:
         how = "can only be dequantized" if format_.name in dequantizable else "cannot be quantized"
         raise ValueError(f"{format_.name} {how}; quantizable are {' '.join(sorted(quantizable))}")
@@ -137,7 +138,7 @@ def _quantizable(qtype: Any) -> Format:
 
 
 def _dequantizable(qtype: Any) -> Format:
-    format_ = _format(qtype)
+    format_ = format_of(qtype)
     if format_.name not in dequantizable:
         raise ValueError(f"{format_.name} cannot be dequantized; dequantizable are {' '.join(sorted(dequantizable))}")
     return format_
@@ -147,7 +148,8 @@ def _describe(array: Any) -> str:
     return f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
 
 
-def _check_rows(rows: Any) -> Floats:
+def check_rows(rows: Any) -> Floats:
+    """The rows, contiguous; raises ValueError unless they are float32[rows, columns]."""
     if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.ndim != 2:
         raise ValueError(f"rows must be float32[rows, columns], not {_describe(rows)}")
     required: Floats = np.require(rows, requirements=["C", "A"])

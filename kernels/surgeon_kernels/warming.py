@@ -18,11 +18,12 @@ from pathlib import Path
 
 from . import validation
 from .compilation import Kernel, cache_directory
+from .feedback import feedback_types, kernel_set
 from .formats import by_name
 from .registry import dequantizable, module_of, quantizable
 
 KernelJob = tuple[str, str]
-"""A type and what is done with it: `quantize`, `dequantize`; or `validation` and `validate`."""
+"""A type and what is done with it: `quantize`, `dequantize`; `validation` and `validate`; a set and `feedback`."""
 
 _MOST_HELPERS = 3  # each takes about 300 MB
 _helping = threading.Lock()
@@ -38,19 +39,25 @@ class WarmProgress:
     total: int
 
 
-def warm(names: Iterable[str], *, sources: Iterable[str] | None = None) -> Iterator[WarmProgress]:
+def warm(
+    names: Iterable[str], *, sources: Iterable[str] | None = None, feedback: bool = False
+) -> Iterator[WarmProgress]:
     """Make ready what quantizing to `names` and reading `sources` takes; yields before each kernel and at the end.
 
     Kernels compile once per user and processor and load from the cache afterwards; up to three more processes of this
     Python help to compile. With `sources` (types to dequantize from), `names` get their quantizers only; without,
     quantizers and dequantizers both. Types without kernels are passed over. One kernel serves with and without an
-    importance matrix. Raises ValueError for an unknown type.
+    importance matrix. With `feedback` also the kernels of the feedback encoder for `names`, which reads what the stock
+    search wrote. Raises ValueError for an unknown type.
     """
     targets = {by_name(name).name for name in names}
     origins = targets if sources is None else {by_name(name).name for name in sources}
+    with_feedback = targets & feedback_types if feedback else set()
+    origins = origins | with_feedback
     jobs = [("validation", "validate")]
     jobs += [(name, "dequantize") for name in sorted(origins & dequantizable)]
     jobs += [(name, "quantize") for name in sorted(targets & quantizable)]
+    jobs += sorted({(kernel_set(name), "feedback") for name in with_feedback})
     left = jobs
     with _helped(jobs):
         for wait in (False, True):
@@ -66,6 +73,10 @@ def warm(names: Iterable[str], *, sources: Iterable[str] | None = None) -> Itera
 def _kernels(name: str, job: str) -> list[Kernel]:
     if job == "validate":
         return [validation.first_block, validation.first_word]
+    if job == "feedback":
+        from .feedback.encodings import kernels_of
+
+        return kernels_of(name)
     return [getattr(module_of(name), job)]
 
 

@@ -152,9 +152,7 @@ class Collector:
             entry.add(matrix, part)
             entry.counts[matrix if experts else 0] += len(part) if experts or matrix == 0 else 0
         if not np.isfinite(entry.squares).all():
-            raise EngineError(
-                f"{name}: its input holds NaN or infinity; `surgeon verify` names the tensor at fault"
-            )
+            raise EngineError(f"{name}: its input holds NaN or infinity; `surgeon verify` names the tensor at fault")
 
     def _start_stream(self, node: Node) -> bool:
         data = node.source(0)
