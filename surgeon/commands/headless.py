@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.model.model import Model
     from surgeon.problems import Problem
     from surgeon.resolve.resolution import Resolution
     from surgeon.resolve.tensor_op import TensorOp
@@ -38,6 +39,8 @@ def run_job(job: QuantizeCommand) -> int:
                 f"{job.input}: llama-quantize wants the first shard; leave out --compat or name that one"
             )
         imatrix = _load_imatrix(job)
+        if job.prune_experts:
+            job = _with_chosen_experts(model, job, imatrix)
         resolution = resolve(model, job.plan, imatrix)
         if job.dry_run:
             return _dry_run(job, resolution)
@@ -63,6 +66,19 @@ def _load_imatrix(job: QuantizeCommand) -> Imatrix | None:
     if job.imatrix_sha256 and file_sha256(job.imatrix) != job.imatrix_sha256:
         raise SurgeonError(f"{job.imatrix}: is not the imatrix the recipe was made with (its sha256 differs)")
     return imatrix
+
+
+def _with_chosen_experts(model: Model, job: QuantizeCommand, imatrix: Imatrix | None) -> QuantizeCommand:
+    """The job with the experts that `--prune-experts` asks for marked in its plan."""
+    from surgeon.imatrix.influence import load_influence
+    from surgeon.plan.plan import with_pruned_experts
+    from surgeon.resolve.expert_choice import choose_experts
+
+    influence = load_influence(imatrix.path, channels=False) if imatrix is not None else None
+    sums = influence.experts if influence is not None else None
+    choice = choose_experts(model, job.prune_experts, job.experts_by, imatrix, sums, job.plan.pruned)
+    _tell_problems(choice.notes)
+    return replace(job, plan=with_pruned_experts(job.plan, choice.sets))
 
 
 def _dry_run(job: QuantizeCommand, resolution: Resolution) -> int:
@@ -99,8 +115,13 @@ def _save_imatrix(imatrix: Imatrix, resolution: Resolution, path: Path) -> None:
     from surgeon.imatrix.files import save_dat, save_gguf
 
     kept = {old: new for old, new in resolution.renumbering.items() if new is not None}
+    experts = {
+        op.source: (op.slice.keep, op.tensor.ne[2])
+        for op in resolution.kept
+        if op.slice is not None and op.tensor.layer is not None and op.slice.dimension == 2
+    }
     save = save_dat if path.suffix == ".dat" else save_gguf
-    save(imatrix.renumbered(kept), path)
+    save(imatrix.with_matrices(experts).renumbered(kept), path)
 
 
 def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None) -> Summary:
@@ -110,8 +131,6 @@ def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None
         threads=job.threads, overwrite=job.overwrite, resume=job.resume, split_max_bytes=job.split_max_bytes
     )
     if job.max_buffer_bytes:
-        from dataclasses import replace
-
         options = replace(options, max_buffer_bytes=job.max_buffer_bytes)
     show = _Bar(sys.stderr) if sys.stderr.isatty() else _Lines(resolution, sys.stderr if job.json else sys.stdout)
     with _stopped_by_signals() as cancelled:

@@ -10,7 +10,7 @@ calls:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +90,21 @@ class Imatrix:
             elif int(match[1]) in mapping:
                 kept[f"blk.{mapping[int(match[1])]}.{name[match.end() :]}"] = entry
         return replace(self, entries=kept)
+
+    def with_matrices(self, kept: Mapping[str, tuple[tuple[tuple[int, int], ...], int]]) -> Imatrix:
+        """Entries of experts that are pruned left out. kept: name -> (half-open ranges that stay, matrices there were).
+
+        An entry of another size than its tensor is left as it is.
+        """
+        entries = dict(self.entries)
+        for name, (ranges, count) in kept.items():
+            entry = entries.get(name)
+            if entry is None or entry.sums.size % count or len(entry.counts) not in (1, count):
+                continue
+            chosen = np.concatenate([np.arange(start, end) for start, end in ranges])
+            rows = entry.sums.reshape(count, -1)[chosen].reshape(len(chosen) if len(entry.sums) > 1 else 1, -1)
+            entries[name] = ImatrixEntry(rows, entry.counts if len(entry.counts) == 1 else entry.counts[chosen])
+        return replace(self, entries=entries)
 
     def raw_sums(self) -> Imatrix:
         """The same in the sense of the GGUF format; an old-format matrix is expanded by its chunk size."""

@@ -5,6 +5,7 @@ llama-quantize pairs tensors by the ends of their names and ignores all others, 
     W.in_sum         F32 [cols, n_mat]   raw sums of the activations; divided by the counts: the mean of every channel
     surgeon.layers   F32 [5, n_layer]    per layer Σ cos(x, y), Σ x·y, Σ |x|², Σ |y|², tokens
     surgeon.weight_zd F32 [n_layer]      share of the layer's weights with a z-score above 1
+    surgeon.expert_*  F32 [n_expert, n_layer]  what became of each expert (see `surgeon.imatrix.experts`)
 
 where x and y are the residual stream before and after the layer.
 """
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from surgeon.gguf.file import GGUFFile, Value, ValueType, open_gguf
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.layout import Entry, header
+from surgeon.imatrix.experts import EXPERT_TENSORS, ExpertSums, added
 from surgeon.imatrix.imatrix import COUNTS, SUMS, Imatrix, merge
 from surgeon.whole_files import write_whole
 from surgeon_kernels.formats import FORMATS
@@ -33,7 +35,8 @@ _F32 = FORMATS["F32"].number
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """channel_sums: weight name -> float32[n_mat, cols]; layers: float64[n_layer, 5]; weight_zd: float64[n_layer].
+    """channel_sums: weight name -> float32[n_mat, cols]; layers: float64[n_layer, 5]; weight_zd: float64[n_layer];
+    experts: of a model that has some.
 
     Layers that were not seen give NaN.
     """
@@ -41,6 +44,7 @@ class Influence:
     layers: Float64
     channel_sums: dict[str, Float32] = field(default_factory=dict)
     weight_zd: Float64 | None = None
+    experts: ExpertSums | None = None
 
     @property
     def block_influence(self) -> Float64:
@@ -79,7 +83,11 @@ def load_influence(path: str | os.PathLike[str], *, channels: bool = True) -> In
             for name, info in names.items()
             if channels and name.endswith(CHANNEL_SUMS)
         }
-        return Influence(layers, sums, zd)
+        experts = None
+        if set(EXPERT_TENSORS) <= names.keys() and len({names[name].ne for name in EXPERT_TENSORS}) == 1:
+            found = [_floats(gguf, name).reshape(-1, names[name].ne[0]) for name in EXPERT_TENSORS]
+            experts = ExpertSums(*(values.astype(np.float64) for values in found))
+        return Influence(layers, sums, zd, experts)
 
 
 def _floats(gguf: GGUFFile, name: str) -> Float32:
@@ -101,6 +109,8 @@ def save(
         tensors.append((LAYERS, influence.layers.astype(np.float32)))
         if influence.weight_zd is not None:
             tensors.append((WEIGHT_ZD, influence.weight_zd.astype(np.float32)))
+        if influence.experts is not None:
+            tensors += influence.experts.tensors()
     entries = [Entry(name, tuple(reversed(values.shape)), _F32, values.nbytes) for name, values in tensors]
     layout = header([*_metadata(imatrix), *extra], entries, DEFAULT_ALIGNMENT)
     out = bytearray(layout.total_bytes)
@@ -144,7 +154,7 @@ def merged(parts: list[tuple[Imatrix, Influence | None]]) -> tuple[Imatrix, Infl
             if holders == len(parts):
                 channels[name] = np.sum([influence.channel_sums[name] for influence in found], axis=0, dtype=np.float32)
     zd = next((influence.weight_zd for influence in found if influence.weight_zd is not None), None)
-    return imatrix, Influence(layers, channels, zd)
+    return imatrix, Influence(layers, channels, zd, added([influence.experts for influence in found]))
 
 
 def with_weight_zd(influence: Influence, weight_zd: Float64) -> Influence:

@@ -44,7 +44,9 @@ Options of our own:
   --recipe F                   begin with the plan in F; TYPE may then be left out
   --compat                     llama-quantize's bytes to the last one, its defects included
   --hide-imatrix               keep the imatrix's path and data set out of the metadata
-  --save-imatrix F             also save the imatrix renumbered as the layers are
+  --save-imatrix F             also save the imatrix without the pruned layers and experts
+  --prune-experts N|P%         leave out N (or P %) experts in every layer, the least salient in the imatrix
+  --experts-by WHAT            choose them by saliency (default) or calls
   --split-max-size N(M|G)      write shards of at most N megabytes or gigabytes of tensor data
   --i-know                     prune an architecture although not everything about it could be checked
   --overwrite                  replace an existing OUTPUT
@@ -65,7 +67,10 @@ class OptionError(SurgeonError):
 
 @dataclass(frozen=True, slots=True)
 class QuantizeCommand:
-    """What one run shall do. input: None until the positional words are read; threads: 0 for all cores."""
+    """What one run shall do. input: None until the positional words are read; threads: 0 for all cores.
+
+    prune_experts: how many in every layer (`25%`, `16`), chosen by `experts_by`; empty: those the plan names.
+    """
 
     plan: Plan
     input: Path
@@ -80,6 +85,8 @@ class QuantizeCommand:
     json: bool = False
     overwrite: bool = False
     resume: bool = False
+    prune_experts: str = ""
+    experts_by: str = "saliency"
 
 
 @dataclass(slots=True)
@@ -102,7 +109,7 @@ FLAGS = frozenset(
 )
 _VALUES = frozenset(
     "--imatrix --output-tensor-type --token-embedding-type --max-buffer-size --recipe --save-imatrix "
-    "--split-max-size".split()
+    "--split-max-size --prune-experts --experts-by".split()
 )
 
 
@@ -140,6 +147,8 @@ def _parse_job(arguments: list[str]) -> QuantizeCommand:
         json="--json" in words.flags,
         overwrite="--overwrite" in words.flags or (plan.compat and "--resume" not in words.flags),
         resume="--resume" in words.flags,
+        prune_experts=words.values.get("--prune-experts", ""),
+        experts_by=words.values.get("--experts-by", "saliency"),
     )
 
 

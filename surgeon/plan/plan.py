@@ -39,6 +39,7 @@ class Plan:
     file_type: a TYPE of llama-quantize in its table's spelling (`Q4_K_M`); types: exact tensor name (of the input) ->
     tensor type, set by hand on the screen, before any rule; pruned: layer numbers of the input.
     reasons: tensor name -> why it has its type, for those of `types` that were not set by hand but worked out.
+    pruned_experts: (layer, its pruned experts), both in the input's numbers, ascending, no layer without any.
     imatrix_file: the importance matrix as the user named it, stored as `quantize.imatrix.file` (None: its own path).
     know_risks: `--i-know`, prune an architecture although not everything about it could be checked.
     compat: reproduce llama-quantize's defects too.
@@ -62,6 +63,8 @@ class Plan:
     compat: bool = False
     imatrix_file: str | None = None
     know_risks: bool = False
+    # Not in repr: a plan without it keeps the hash it had.
+    pruned_experts: tuple[tuple[int, tuple[int, ...]], ...] = field(default=(), repr=False)
 
 
 def tensor_type(text: str) -> str:
@@ -150,6 +153,29 @@ def with_pruned_toggled(plan: Plan, layers: Iterable[int]) -> Plan:
     """All of `layers` pruned, or none of them when all were."""
     chosen = frozenset(layers)
     return without_pruned(plan, chosen) if chosen <= plan.pruned else with_pruned(plan, chosen)
+
+
+def with_pruned_experts(plan: Plan, sets: Mapping[int, Iterable[int]]) -> Plan:
+    """These experts pruned in these layers, and no others there; other layers stay as they are."""
+    merged = {layer: frozenset(numbers) for layer, numbers in plan.pruned_experts}
+    merged |= {layer: frozenset(numbers) for layer, numbers in sets.items()}
+    return replace(plan, pruned_experts=_expert_sets(merged))
+
+
+def with_experts_toggled(plan: Plan, sets: Mapping[int, Iterable[int]]) -> Plan:
+    """All experts in `sets` pruned, or none of them when all were."""
+    now = {layer: frozenset(numbers) for layer, numbers in plan.pruned_experts}
+    chosen = {layer: frozenset(numbers) for layer, numbers in sets.items()}
+    all_pruned = all(numbers <= now.get(layer, frozenset()) for layer, numbers in chosen.items())
+    changed = {
+        layer: now.get(layer, frozenset()) - numbers if all_pruned else now.get(layer, frozenset()) | numbers
+        for layer, numbers in chosen.items()
+    }
+    return replace(plan, pruned_experts=_expert_sets(now | changed))
+
+
+def _expert_sets(sets: Mapping[int, frozenset[int]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    return tuple((layer, tuple(sorted(sets[layer]))) for layer in sorted(sets) if sets[layer])
 
 
 @dataclass(frozen=True, slots=True)

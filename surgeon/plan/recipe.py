@@ -9,6 +9,9 @@
     file = "calibration.gguf"       # beside the recipe, unless it is an absolute path
     sha256 = "521a558f…"
 
+    [prune-experts]                 # layer = its experts, numbers of the input
+    3 = [0, 17]
+
     [types]                         # set by hand, before any rule
     "blk.0.ffn_down.weight" = "q8_0"
 
@@ -52,7 +55,7 @@ _FLAGS = {
 _TYPES = {"output-tensor-type": "output_tensor_type", "token-embedding-type": "token_embedding_type"}
 _NUMBERS = {"threads": "threads", "max-buffer-bytes": "max_buffer_bytes", "split-max-bytes": "split_max_bytes"}
 _MOST = {"threads": MOST_THREADS, "prune": 2**32 - 1}
-_KNOWN = {"format", "type", "rules", "prune", "imatrix", "types", "reasons", "override_kv", "made-from"}
+_KNOWN = set("format type rules prune prune-experts imatrix types reasons override_kv made-from".split())
 
 
 class RecipeError(SurgeonError):
@@ -137,6 +140,8 @@ def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
     if plan.pruned:
         lines.append(f"prune = {sorted(plan.pruned)}")
     lines += _imatrix_lines(recipe, folder)
+    if plan.pruned_experts:
+        lines += ["", "[prune-experts]", *(f"{layer} = {list(gone)}" for layer, gone in plan.pruned_experts)]
     if plan.types:
         lines += ["", "[types]", *(f"{_text(name)} = {_text(kind.lower())}" for name, kind in plan.types)]
     if plan.reasons:
@@ -204,6 +209,7 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
         types=tuple(sorted((name, tensor_type(f"{kind}")) for name, kind in _get(table, "types", dict, {}).items())),
         reasons=tuple(sorted((name, str(why)) for name, why in _get(table, "reasons", dict, {}).items())),
         pruned=frozenset(_list(table, "prune", int)),
+        pruned_experts=_expert_sets(_get(table, "prune-experts", dict, {})),
         include_weights=tuple(_list(imatrix, "include", str)),
         exclude_weights=tuple(_list(imatrix, "exclude", str)),
         override_kv=tuple(_override(entry) for entry in _list(table, "override_kv", dict)),
@@ -243,6 +249,15 @@ def _list(table: Mapping[str, Any], key: str, kind: type) -> list[Any]:
     values = _get(table, key, list, [])
     check: Callable[[object], Any] = lambda value: _get({key: value}, key, kind, None)  # noqa: E731
     return [check(value) for value in values]
+
+
+def _expert_sets(table: Mapping[str, Any]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    sets = {}
+    for layer in table:
+        if not layer.isdecimal():
+            raise RecipeError(f"[prune-experts] {layer!r}: must be the number of a layer")
+        sets[int(layer)] = tuple(sorted(set(_list(table, layer, int))))
+    return tuple((layer, sets[layer]) for layer in sorted(sets) if sets[layer])
 
 
 def _tensor_type(table: Mapping[str, Any], key: str) -> str | None:

@@ -45,7 +45,7 @@ class Decider:
         self.findings.fallbacks += wanted.fell_back
         if wanted.type is None or wanted.type == from_type:
             return _copy(facts, name, wanted._replace(why=self._copied(facts, name, wanted)))
-        entry, reason = self._weigh(facts, name, wanted.type), wanted.why
+        entry, reason = self._weigh(facts, name, wanted.type), wanted.why + _experts_left(facts)
         if entry is None and self._looked_for(facts, wanted.type):
             reason += "; no imatrix entry"
         nbytes = facts.nbytes_as(wanted.type)
@@ -105,6 +105,7 @@ class Decider:
 
 def _copy(facts: TensorFacts, name: str, wish: TypeWish) -> TensorOp:
     tensor, kind, reason = facts.tensor, facts.from_type, wish.why
+    reason += _experts_left(facts)
     if facts.scale is not None:
         reason += f"; multiplied by {facts.scale:.6g}, or pruning would change the attention scale"
     nbytes = tensor.nbytes if facts.slice is None else facts.nbytes_as(kind)
@@ -112,6 +113,13 @@ def _copy(facts: TensorFacts, name: str, wish: TypeWish) -> TensorOp:
         tensor, facts.name, name, "copy", kind, kind, nbytes, reason, None, facts.slice, facts.scale,
         wish.cause, wish.rule, wish.fell_back,
     )  # fmt: skip
+
+
+def _experts_left(facts: TensorFacts) -> str:
+    """`; 6 of 8 experts` for a tensor of a layer that loses some."""
+    if facts.slice is None or facts.tensor.layer is None:
+        return ""
+    return f"; {facts.slice.length} of {facts.tensor.ne[facts.slice.dimension]} experts"
 
 
 def _place(name: str) -> str:

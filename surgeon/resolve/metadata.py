@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from surgeon.anatomy.roles import MAX_BLOCKS
 from surgeon.errors import SurgeonError
 from surgeon.gguf.values import LENGTH, Value, ValueType
+from surgeon.layer_lists import spans
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import KVOverride, Plan
@@ -25,6 +26,7 @@ QUANTIZATION_VERSION = 2
 GUESSED = 1024  # a file type that was guessed from the tensors carries this bit
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 PRUNED_LAYERS, SOURCE, PLAN_HASH = "surgeon.pruned_layers", "surgeon.source", "surgeon.plan"
+PRUNED_EXPERTS = "surgeon.pruned_experts"  # one text per layer, `3: 0, 17-19`
 
 # llama-quantize keeps strings of its own in 128 bytes, the last of them NUL.
 _C_STRING_BYTES = 127
@@ -80,21 +82,58 @@ def apply_edits(kv: KeyValues, edits: Iterable[tuple[str, Value | None]]) -> Non
 
 
 def add_provenance(kv: KeyValues, model: Model, plan: Plan) -> None:
-    """Which layers of which file are gone; numbers and name are those of the first file when it was pruned before."""
+    """Which layers and experts of which file are gone; numbers and name are the first file's, however often pruned."""
     stored = model.file.kv.get(PRUNED_LAYERS)
     ours = stored is not None and stored.element_type is ValueType.INT32
     before = frozenset(stored.small() or ()) if stored is not None and ours else frozenset()
     there = frozenset(layer.index for layer in model.layers if layer.index < MAX_BLOCKS)
-    _set(kv, PRUNED_LAYERS, Value.array(ValueType.INT32, _original_numbers(before, plan.pruned & there)))
-    if not (before and SOURCE in kv):
+    experts_before = _stored_experts(model)
+    if plan.pruned:
+        _set(kv, PRUNED_LAYERS, Value.array(ValueType.INT32, _original_numbers(before, plan.pruned & there)))
+    if plan.pruned_experts:
+        _set(kv, PRUNED_EXPERTS, _all_pruned_experts(plan, there, before, experts_before))
+    if not ((before or experts_before) and SOURCE in kv):
         _set(kv, SOURCE, Value.of(ValueType.STRING, model.file.path.name))
     _set(kv, PLAN_HASH, Value.of(ValueType.STRING, plan_hash(plan)))
+
+
+def _stored_experts(model: Model) -> dict[int, frozenset[int]]:
+    """Layer -> experts that were pruned before, by the first file's numbers."""
+    stored = model.file.kv.get(PRUNED_EXPERTS)
+    if stored is None or stored.element_type is not ValueType.STRING:
+        return {}
+    found = {}
+    for text in stored.decode():
+        layer, colon, experts = text.partition(":")
+        numbers = [part.strip().partition("-") for part in experts.split(",")]
+        if colon and layer.isdecimal() and all(first.isdecimal() for first, _, _ in numbers):
+            ranges = [range(int(first), int(last or first) + 1) for first, _, last in numbers]
+            found[int(layer)] = frozenset(number for one in ranges for number in one)
+    return found
+
+
+def _all_pruned_experts(plan: Plan, layers_before: frozenset[int], before: dict[int, frozenset[int]]) -> Value:
+    """What was pruned and what is pruned now, of every layer by the first file's numbers."""
+    now = {layer: frozenset(gone) for layer, gone in plan.pruned_experts if layer not in plan.pruned}
+    original = {_original(layers_before, layer): gone for layer, gone in now.items()}
+    merged = dict(before)
+    for layer, gone in original.items():
+        merged[layer] = frozenset(_original_numbers(before.get(layer, frozenset()), gone))
+    return Value.array(ValueType.STRING, [f"{layer}: {spans(merged[layer])}" for layer in sorted(merged)])
+
+
+def _original(before: frozenset[int], number: int) -> int:
+    """The number that the `number`-th left had when those in `before` were still there."""
+    for gone in sorted(before):
+        number += gone <= number
+    return number
 
 
 def plan_hash(plan: Plan) -> str:
     """sha256 of what the plan decides; where the importance matrix lies does not count."""
     bare = replace(plan, imatrix_file=None, pruned=frozenset())
-    return hashlib.sha256(f"{bare!r} {sorted(plan.pruned)}".encode()).hexdigest()
+    experts = f" {plan.pruned_experts}" if plan.pruned_experts else ""
+    return hashlib.sha256(f"{bare!r} {sorted(plan.pruned)}{experts}".encode()).hexdigest()
 
 
 def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[int]:

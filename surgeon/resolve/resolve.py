@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from surgeon.anatomy import AnatomyResult, TensorSlice, prune_metadata
+from surgeon.anatomy import AnatomyResult, ExpertResult, TensorSlice, edit_counts, prune_experts, prune_metadata
 from surgeon.anatomy.roles import MAX_BLOCKS
 from surgeon.errors import SurgeonError
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
@@ -49,13 +49,13 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
     order = facts.by_offset if plan.keep_split else facts.by_layer
     numbering = _numbering(model, facts, order, plan)
     anatomy = _anatomy(model, plan, findings)
-    if anatomy is not None and (anatomy.slices or anatomy.scales):
-        order = _with_surgery(order, anatomy)
+    experts = _experts(model, plan, findings)
+    order = _with_surgery(order, anatomy, experts)
     weights = _entries(plan, imatrix)
     chooser = _chooser(model, facts, numbering, plan, bool(weights.sizes), findings)
     decider = Decider(numbering, chooser, weights, findings)
     ops = tuple([decider.operation(one) for one in order])
-    metadata = _metadata(model, facts, plan, imatrix, weights, numbering, anatomy, findings)
+    metadata = _metadata(model, facts, plan, imatrix, weights, numbering, anatomy, experts, findings)
     return Resolution(
         model=model,
         plan=plan,
@@ -104,10 +104,23 @@ def _anatomy(model: Model, plan: Plan, findings: Findings) -> AnatomyResult | No
     return result
 
 
-def _with_surgery(order: Order, anatomy: AnatomyResult) -> Order:
+def _experts(model: Model, plan: Plan, findings: Findings) -> ExpertResult | None:
+    if not plan.pruned_experts:
+        return None
+    if plan.compat:
+        findings.error("llama-quantize cannot prune experts; leave out --compat")
+        return None
+    result = prune_experts(model, plan.pruned_experts, plan.pruned, i_know=plan.know_risks)
+    findings.problems += result.notes
+    return result
+
+
+def _with_surgery(order: Order, anatomy: AnatomyResult | None, experts: ExpertResult | None) -> Order:
     """The facts with the shapes that sliced tensors will have and the factors of scaled ones."""
-    slices = {one.name: one for one in anatomy.slices}
-    scales = {one.name: one.factor for one in anatomy.scales}
+    slices = {one.name: one for result in (anatomy, experts) if result is not None for one in result.slices}
+    scales = {one.name: one.factor for one in anatomy.scales} if anatomy is not None else {}
+    if not slices and not scales:
+        return order
     return tuple(
         _sliced_facts(facts, slices[facts.name])
         if facts.name in slices
@@ -190,6 +203,7 @@ def _metadata(
     weights: Weights,
     numbering: Numbering,
     anatomy: AnatomyResult | None,
+    experts: ExpertResult | None,
     findings: Findings,
 ) -> dict[str, Value]:
     try:
@@ -201,9 +215,13 @@ def _metadata(
         add_imatrix(kv, plan, str(imatrix.path), imatrix.datasets, len(weights.sizes), imatrix.chunk_count)
     if plan.pruned:
         set_block_count(kv, model, numbering.count)
+    by_user = frozenset(override.key for override in plan.override_kv)
     if anatomy is not None:
-        by_user = {override.key for override in plan.override_kv}
         apply_edits(kv, [(key, value) for key, value in anatomy.kv if key not in by_user])
+    if experts is not None and experts.slices:
+        one_layer = next(frozenset(gone) for layer, gone in plan.pruned_experts if layer not in plan.pruned)
+        findings.problems += edit_counts(kv, model, experts, one_layer, by_user)
+    if anatomy is not None or experts is not None:
         add_provenance(kv, model, plan)
     return kv
 
