@@ -209,7 +209,9 @@ class Step(Message):
 
 @dataclass(frozen=True)
 class Snapshot(Message):
-    """The sums so far: `squares:W`, `sum:W` float32[n_mat, cols], `count:W` int64, `layers` float64[n_layer, 5]."""
+    """The sums so far: `squares:W`, `sum:W` float32[n_mat, cols], `count:W` int64, `layers` float64[n_layer, 5],
+    `experts` float64[3, n_layer, n_expert] (calls, weights, weight × |output|) where there are any.
+    """
 
     chunks: int
     n_ctx: int

@@ -16,6 +16,7 @@ from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, Finished, ImatrixJob, Message, Snapshot, Step
 from surgeon.errors import UsageError
 from surgeon.gguf.file import Value, ValueType, open_gguf
+from surgeon.imatrix.experts import ExpertSums
 from surgeon.imatrix.files import load_imatrix, save_dat
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
@@ -187,4 +188,6 @@ def _part(snapshot: Snapshot, wanted: Collection, datasets: tuple[str, ...]) -> 
     most = max(int(entry.counts.max()) for entry in entries.values())
     imatrix = Imatrix(wanted.out, entries, datasets, most // snapshot.n_ctx, snapshot.n_ctx)
     layers = snapshot.arrays["layers"].astype(np.float64)
-    return imatrix, Influence(layers, channels)
+    sums = snapshot.arrays.get("experts")
+    experts = None if sums is None else ExpertSums(*(part.astype(np.float64) for part in sums))
+    return imatrix, Influence(layers, channels, experts=experts)

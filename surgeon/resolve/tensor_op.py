@@ -35,8 +35,8 @@ class TensorOp(NamedTuple):
 
     source, name: in the input and in the output (the same when dropped); nbytes: in the output; reason: one phrase for
     the user; imatrix_name: the entry that weighs the error, if any is used; slice: what stays of a tensor that holds
-    layers or experts side by side, when some are pruned; scale: what an F32 tensor that is copied is multiplied by; cause,
-    rule: what decided; fell_back: the row length forced another type than the one decided on.
+    layers or experts side by side, when some are pruned; scale: what an F32 tensor that is copied is multiplied by;
+    cause, rule: what decided; fell_back: the row length forced another type than the one decided on.
 
     A named tuple: thousands are made on every keystroke, and a frozen dataclass takes six times as long to make.
     """

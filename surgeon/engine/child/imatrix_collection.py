@@ -3,6 +3,7 @@
 For each matrix multiplication with a weight `blk.*` (and `output.weight` on request), over all rows x of its input:
 Σ x² and Σ x per channel, and the number of rows; per expert for mixture-of-experts matrices.
 For each layer, with x and y the residual stream before and after it: Σ cos(x, y), Σ x·y, Σ |x|², Σ |y|², tokens.
+For each expert: calls, Σ of the router's weights, Σ weight × |output|.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.engine.child.expert_sums import DOWN, WEIGHTED, ExpertAdder
 from surgeon.engine.child.graph import GGML_TYPE_F32, Node, rows
 from surgeon.engine.child.llama import LlamaModel, opened
 from surgeon.engine.child.log_probabilities import Float64, negative_log_likelihood
@@ -66,6 +68,7 @@ class Collector:
         self._binding, self._process_output, self._moments = model.binding, process_output, moments
         self.matrices: dict[str, ActivationSum] = {}
         self.layers = np.zeros((model.n_layer, 5))
+        self.experts = ExpertAdder(model.n_layer)
         self._stream: NDArray[np.float32] | None = None  # residual stream after the last layer seen
         self._input: tuple[object, str] | None = None  # the input last added, and for which weight
         self._sharing: dict[str, str] = {}
@@ -81,11 +84,16 @@ class Collector:
         if (match := LAYER_OUTPUT.fullmatch(name)) is not None:
             self._input = None
             return True if ask else self._add_layer(int(match[1]), node)
+        if (match := WEIGHTED.fullmatch(name)) is not None:
+            if not ask:
+                self.experts.add_weighted(int(match[1]), node)
+            return True
         return not ask
 
     def start_batch(self) -> None:
         """Forget what belongs to the batch before."""
         self._stream = self._input = None
+        self.experts.start_batch()
 
     def _wanted(self, node: Node) -> bool:
         weight, data = node.source(0), node.source(1)
@@ -131,7 +139,10 @@ class Collector:
         if experts:
             chosen = node.source(2)
             assert chosen is not None
-            parts = _by_expert(x[0], chosen.array()[0, 0])
+            ids = chosen.array()[0, 0]
+            parts = _by_expert(x[0], ids)
+            if (match := DOWN.fullmatch(name)) is not None:
+                self.experts.add_down(int(match[1]), weight.ne[2], node, ids)
         else:
             parts = _by_matrix(x, weight.ne)
         if self._in_matrix(name):
@@ -181,6 +192,8 @@ class Collector:
             arrays[f"squares:{name}"] = entry.squares.copy()
             arrays[f"sum:{name}"] = entry.sums.astype(np.float32)
             arrays[f"count:{name}"] = entry.counts.copy()
+        if self.experts.sums is not None:
+            arrays["experts"] = self.experts.sums.copy()
         return Snapshot(chunks, n_ctx, arrays)
 
 
