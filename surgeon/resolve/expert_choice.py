@@ -51,17 +51,17 @@ def choose_experts(
     if not layers:
         raise SurgeonError(f"cannot prune experts: {model.file.path} has no layer with experts")
     number = how_many(amount, experts)
-    scores = _scores(experts, measure, imatrix, sums)
-    measured = [layer for layer in layers if layer < len(scores) and scores[layer] is not None]
+    calls, scores = _figures(experts, measure, imatrix, sums)
+    measured = [layer for layer in layers if layer < len(calls) and calls[layer].any()]
     missing = [layer for layer in layers if layer not in measured]
     if any(layer < experts.trunk for layer in missing):
         where = imatrix.path if imatrix is not None else "the imatrix"
         raise SurgeonError(
             f"{where}: knows nothing of the experts of layer {spans(missing, 6)}; collect it with surgeon imatrix"
         )
-    sets = {layer: _lowest(experts, scores[layer] or [], number) for layer in measured}
+    sets = {layer: _lowest(experts, [float(score) for score in scores[layer]], number) for layer in measured}
     sets |= {layer: _lowest(experts, [0.0] * experts.count, number) for layer in missing}
-    return ExpertChoice(sets, tuple(_notes(missing, measured, scores, number)))
+    return ExpertChoice(sets, tuple(_notes(missing, measured, calls, number)))
 
 
 def how_many(amount: str, experts: ExpertModel) -> int:
@@ -81,34 +81,26 @@ def how_many(amount: str, experts: ExpertModel) -> int:
     return number
 
 
-def _scores(
+def _figures(
     experts: ExpertModel, measure: str, imatrix: Imatrix | None, sums: ExpertSums | None
-) -> list[list[float] | None]:
-    """Of every layer the figures of its experts, None where nothing is known."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The calls of every layer's experts and what ranks them, float64[layers, experts] both."""
     from surgeon.imatrix.experts import calls_of
 
     if measure not in MEASURES:
         raise SurgeonError(f"--experts-by {measure!r}: must be {' or '.join(MEASURES)}")
     if imatrix is None:
         raise SurgeonError("--prune-experts chooses by an imatrix; give --imatrix, collected with surgeon imatrix")
-    if measure == "calls":
-        calls = calls_of(imatrix, max(experts.layers) + 1) if sums is None else sums.calls
-        if calls is None:
-            raise SurgeonError(f"{imatrix.path}: does not count the calls of each expert; collect it as GGUF")
-        table = calls
-    elif sums is None:
+    if measure == "saliency" and sums is None:
         raise SurgeonError(
             f"{imatrix.path}: knows no saliency of experts; collect it with surgeon imatrix, or use --experts-by calls"
         )
-    else:
-        calls, table = sums.calls, sums.mean_saliency
-    if table.shape[1] != experts.count:
-        raise SurgeonError(f"{imatrix.path}: is of a model with {table.shape[1]} experts, this one has {experts.count}")
-    return [_row(table[layer]) if calls[layer].any() else None for layer in range(len(table))]
-
-
-def _row(values: NDArray[np.float64]) -> list[float]:
-    return [float(value) for value in values]
+    calls = calls_of(imatrix, max(experts.layers) + 1) if sums is None else sums.calls
+    if calls is None:
+        raise SurgeonError(f"{imatrix.path}: does not count the calls of each expert; collect it as GGUF")
+    if calls.shape[1] != experts.count:
+        raise SurgeonError(f"{imatrix.path}: is of a model with {calls.shape[1]} experts, this one has {experts.count}")
+    return calls, calls if measure == "calls" or sums is None else sums.mean_saliency
 
 
 def _lowest(experts: ExpertModel, scores: list[float], number: int) -> frozenset[int]:
@@ -126,15 +118,15 @@ def _lowest(experts: ExpertModel, scores: list[float], number: int) -> frozenset
     return frozenset(gone)
 
 
-def _notes(missing: list[int], measured: list[int], scores: list[list[float] | None], number: int) -> list[Problem]:
+def _notes(missing: list[int], measured: list[int], calls: NDArray[np.float64], number: int) -> list[Problem]:
     notes = []
     if missing:
         text = f"the experts of layer {spans(missing, 6)} are not run for text and not measured: the last ones go"
         notes.append(Problem("warning", text))
-    silent = {layer: count for layer in measured if (count := sum(score == 0 for score in scores[layer] or []))}
-    if silent:
-        text = f"{sum(silent.values())} experts were never called, in layer {spans(silent, 6)}"
-        more = any(count > number for count in silent.values())
-        advice = "; more than are pruned: collect the imatrix over more text" if more else ""
-        notes.append(Problem("warning", f"{text}; they are pruned first{advice}"))
+    idle = {layer: count for layer in measured if (count := int((calls[layer] == 0).sum()))}
+    if idle:
+        text = f"experts that no token was routed to go first: {sum(idle.values())}, in layer {spans(idle, 6)}"
+        more = any(count > number for count in idle.values())
+        advice = "; some are kept, unmeasured: collect the imatrix over more text" if more else ""
+        notes.append(Problem("warning", text + advice))
     return notes
