@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "perplexity": ("surgeon.commands.perplexity", "perplexity, KL divergence and tasks (extra `engine`)"),
     "bench": ("surgeon.commands.bench", "tokens per second (extra `engine`)"),
     "prune-scan": ("surgeon.commands.prune_scan", "measured damage of removing each layer (extra `engine`)"),
+    "expert-scan": ("surgeon.commands.expert_scan", "measured damage of pruning experts (extra `engine`)"),
     "journal": ("surgeon.commands.journal", "the trials of a model: list, compare, export as Markdown"),
     "doctor": ("surgeon.commands.doctor", "what this machine can do: kernels, llama.cpp, devices, folders"),
     "cache": ("surgeon.commands.cache", "where the compiled kernels are; --clear removes them"),

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgeon.commands.expert_table import NO_EXPERTS, expert_json, expert_table, known_experts
 from surgeon.commands.influence_table import influence_json, influence_table
 from surgeon.commands.parser import Parser
 from surgeon.json_text import json_text
+from surgeon.errors import SurgeonError
 from surgeon.layer_lists import spans
 from surgeon.terminal import tell
 
@@ -38,7 +40,11 @@ Layer 0 and tensors outside layers have no predecessor, so no CosSim: ignore the
 (kept in this table and in --json, so that scripts can compare). -nan: one of the two was never active.
 
 Tensors that read the same activations (attn_q, attn_k, attn_v; ffn_gate, ffn_up) have equal rows; they are listed
-below the table. The statistics rank, they do not measure damage: measure before you trust a ranking.
+below the table. --experts, a line per layer of a model with experts: experts no token was routed to; the least and most called one's share
+of the calls; the router's weight that the least salient quarter gets; saliency (weight × |output|, mean over an expert's
+tokens), collected by surgeon imatrix; the least salient experts.
+
+The statistics rank, they do not measure damage: measure before you trust a ranking.
 """
 
 
@@ -51,6 +57,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("imatrix", metavar="IMATRIX", type=Path)
     parser.add_argument("--layers", action="store_true", help="the table of layers instead of the one of tensors")
+    parser.add_argument("--experts", action="store_true", help="what is known of every layer's experts instead")
     parser.add_argument("--json", action="store_true", help="both tables in full precision (NaN is null)")
     options = parser.parse_args(arguments)
 
@@ -60,6 +67,8 @@ def main(arguments: list[str]) -> int:
 
     imatrix = load_imatrix(options.imatrix)
     influence = load_influence(options.imatrix)
+    if options.experts:
+        return _print_experts(imatrix, influence, as_json=options.json)
     rows = tensor_statistics(imatrix)
     layers = layer_statistics(rows)
     if options.json:
@@ -68,6 +77,17 @@ def main(arguments: list[str]) -> int:
         tell(layer_table(layers) if options.layers else tensor_table(imatrix, rows))
         if options.layers and influence is not None:
             print(f"Collected by surgeon imatrix in the same pass:\n\n{influence_table(influence)}\n")
+    return 0
+
+
+def _print_experts(imatrix: Imatrix, influence: Influence | None, *, as_json: bool) -> int:
+    sums = known_experts(imatrix, influence.experts if influence is not None else None)
+    if sums is None:
+        raise SurgeonError(f"{imatrix.path}: {NO_EXPERTS}")
+    if as_json:
+        print(json.dumps({"file": str(imatrix.path), "experts": expert_json(sums)}))
+    else:
+        print(expert_table(sums))
     return 0
 
 

@@ -139,6 +139,22 @@ class PruneScanJob(Message):
 
 
 @dataclass(frozen=True)
+class ExpertScanJob(Message):
+    """KL divergence with experts silenced, against the whole model.
+
+    sets: per measurement layer (as text, JSON has no other keys) -> experts; base: where its records may be put.
+    """
+
+    model: str
+    text: str
+    sets: list[dict[str, list[int]]]
+    n_ctx: int = 512
+    n_ubatch: int = 512
+    n_chunks: int = 8
+    base: str = ""
+
+
+@dataclass(frozen=True)
 class ProbeJob(Message):
     """KL divergence from the saved base with some weights exchanged, as often as the parent asks.
 
@@ -229,6 +245,17 @@ class LayerDamage(Message):
 
 
 @dataclass(frozen=True)
+class ExpertDamage(Message):
+    """One set of experts measured. number: its place in the job; mean_kld_error: standard error."""
+
+    number: int
+    mean_kld: float
+    mean_kld_error: float
+    ppl: float
+    same_top: float
+
+
+@dataclass(frozen=True)
 class Probed(Message):
     """One Evaluate measured: the figures of a whole run, keys as in Finished."""
 
@@ -260,11 +287,12 @@ class Failed(Message):
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
-        Engine, DevicesJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob, ProbeJob,
-        Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, Probed, Finished, Failed, Beat,
+        Engine, DevicesJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
+        ExpertScanJob, ProbeJob,
+        Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, Finished, Failed, Beat,
     )
 }  # fmt: skip
-Job = ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob | ProbeJob
+Job = ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob | ExpertScanJob | ProbeJob
 Request = Job | DevicesJob
 
 

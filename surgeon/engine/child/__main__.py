@@ -20,6 +20,7 @@ from surgeon.engine.protocol import (
     DevicesJob,
     DivergenceJob,
     Engine,
+    ExpertScanJob,
     Failed,
     Finished,
     ImatrixJob,
@@ -161,6 +162,10 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
             from surgeon.engine.child import probes
 
             return probes.measure(model, job, threads, requests)
+        case ExpertScanJob():
+            from surgeon.engine.child import expert_scan
+
+            return expert_scan.measure(model, job, threads)
 
 
 if __name__ == "__main__":

@@ -74,13 +74,13 @@ def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Mess
     size = ContextSize(job.n_ctx, 1, job.n_ctx, job.n_ubatch)
     bypass = Bypass(model)
     with opened(model, size, threads, bypass) as context:
-        for chunk in _save_base(context, job.base, chunks):
+        for chunk in save_base(context, job.base, chunks):
             yield Step(chunk + 1, runs * n_chunks)
         base = BaseFile(job.base)
         for number, layers in enumerate(job.layer_sets):
             bypass.skipped, bypass.passed = frozenset(layers), set()
             parts: list[Comparison] = []
-            for chunk, part in _compared(context, base):
+            for chunk, part in compared(context, base):
                 parts.append(part)
                 yield Step((1 + number) * n_chunks + chunk + 1, runs * n_chunks)
             if bypass.passed != bypass.skipped:
@@ -107,7 +107,7 @@ def _scored(context: Context, chunks: Tokens) -> Iterator[Rows]:
             yield Rows(window.chunk, position, window.logits[skipped:], window.targets[skipped:], window.ends)
 
 
-def _save_base(context: Context, path: str, chunks: Tokens) -> Iterator[int]:
+def save_base(context: Context, path: str, chunks: Tokens) -> Iterator[int]:
     with BaseWriter(path, chunks, context.model.n_vocab) as writer:
         for window in _scored(context, chunks):
             writer.add(window)
@@ -116,7 +116,7 @@ def _save_base(context: Context, path: str, chunks: Tokens) -> Iterator[int]:
         writer.finish()
 
 
-def _compared(context: Context, base: BaseFile) -> Iterator[tuple[int, Comparison]]:
+def compared(context: Context, base: BaseFile) -> Iterator[tuple[int, Comparison]]:
     for window in _scored(context, base.tokens):
         start = window.position - base.n_ctx // 2
         part = compare(window, base.rows(window.chunk, start, len(window.targets)))
