@@ -40,9 +40,11 @@ Layer 0 and tensors outside layers have no predecessor, so no CosSim: ignore the
 (kept in this table and in --json, so that scripts can compare). -nan: one of the two was never active.
 
 Tensors that read the same activations (attn_q, attn_k, attn_v; ffn_gate, ffn_up) have equal rows; they are listed
-below the table. --experts, a line per layer of a model with experts: experts no token was routed to; the least and most called one's share
-of the calls; the router's weight that the least salient quarter gets; saliency (weight × |output|, mean over an expert's
-tokens), collected by surgeon imatrix; the least salient experts.
+below the table.
+
+--experts, one line per layer that has some: experts no token was routed to; the least and the most called one's share
+of the calls; the share of the router's weight that the least salient quarter gets; saliency, the mean over an expert's
+tokens of weight × |output| (REAP), collected by surgeon imatrix; the experts that add least.
 
 The statistics rank, they do not measure damage: measure before you trust a ranking.
 """

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from gguf_builder import build_gguf
 from toy_architectures import EMBD, FF, HEAD, HEADS, MAMBA_KEYS, VOCAB, WINDOW, Toy, _mamba_layer, qwen35
+
+from surgeon.model.model import load_model
 
 COUNT, USED, WIDTH = 16, 3, 32
 KEYS = {"expert_count": COUNT, "expert_used_count": USED, "expert_feed_forward_length": WIDTH}
@@ -373,6 +377,17 @@ def deepseek2(groups: int = 2, used: int = 1) -> Toy:
         else:
             mixture(toy, layer, bias="exp_probs_b.bias", shared=True, fused=layer == 3)
     return toy
+
+
+def write_reading(toy: Toy, path: Path, other: Path) -> Path:
+    """The toy with the vocabulary of another model, so that it can read text."""
+    model = load_model(other)
+    words = {key: value for key, value in model.file.kv.items() if key.startswith("tokenizer.")}
+    size = words["tokenizer.ggml.tokens"].count
+    for name in ("token_embd.weight", "output.weight"):
+        toy.mat(name, EMBD, size)
+    kv = {"general.architecture": toy.architecture, **{f"{toy.architecture}.{k}": v for k, v in toy.keys.items()}}
+    return build_gguf(path, kv | words, toy.tensors)
 
 
 ALL: dict[str, Callable[[], Toy]] = {
