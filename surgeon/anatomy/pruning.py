@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from surgeon.anatomy.edits import (
     drop_entries,
@@ -25,7 +26,7 @@ Edits = dict[str, Value]
 OLDER_RELEASES = "releases of llama.cpp that do not read the array would go by layer number still"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorSlice:
     """A tensor outside the blocks that loses the pruned layers' share.
 
@@ -36,7 +37,7 @@ class TensorSlice:
     dimension: int
     keep: tuple[tuple[int, int], ...]
 
-    @property
+    @cached_property
     def length(self) -> int:
         """What remains of the dimension."""
         return sum(end - start for start, end in self.keep)

@@ -137,6 +137,8 @@ def plan_hash(plan: Plan) -> str:
 
 
 def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[int]:
+    if not before:
+        return sorted(pruned)
     original, numbers = set(before), set(pruned)
     layer = current = 0
     last = max(numbers, default=-1)

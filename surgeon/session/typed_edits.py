@@ -13,6 +13,7 @@ from surgeon.llama_quantize.options import plan_of, read_words
 from surgeon.plan import plan as plans
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan
+from surgeon.session.experts import pruned_least
 from surgeon.session.session import Session
 
 # Options that are about a run, not about the plan: they have keys of their own.
@@ -26,6 +27,8 @@ _NOT_HERE = {
     "--save-imatrix": "only for the command line",
     "--split-max-size": "only for the command line",
     "--max-buffer-size": "only for the command line",
+    "--prune-experts": "write experts 25%, or experts 16 calls",
+    "--experts-by": "write experts 25% calls",
 }
 
 
@@ -69,6 +72,12 @@ def _restore(session: Session, rest: str) -> Edit:
     return Edit(plans.without_pruned(session.plan, layers), f"restore {spans(layers)}")
 
 
+def _experts(session: Session, rest: str) -> Edit:
+    amount, _, measure = rest.partition(" ")
+    plan = pruned_least(session, amount, measure.strip() or "saliency")
+    return Edit(plan, f"experts {rest}")
+
+
 def _base(session: Session, rest: str) -> Edit:
     plan = plans.with_file_type(session.plan, rest)
     return Edit(plan, f"base type {plan.file_type}")
@@ -79,6 +88,7 @@ _COMMANDS: dict[str, Callable[[Session, str], Edit]] = {
     "restore": _restore,
     "base": _base,
     "type": _base,
+    "experts": _experts,
 }
 
 

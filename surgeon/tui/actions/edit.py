@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from surgeon import figures
+from surgeon.anatomy import expert_model
 from surgeon.errors import SurgeonError
 from surgeon.session.rows import TensorRow
 from surgeon.session.session import Scope, layer_number
 from surgeon.session.typed_edits import parse_command
 from surgeon.tui.dialogs.base_picker import BasePicker
+from surgeon.tui.dialogs.experts import Experts
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
 from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker
@@ -56,6 +58,12 @@ class EditActions(Workbench):
             return f"{label}: {self._sizes()}"
 
         self.change_plan(change)
+
+    async def action_experts(self) -> None:
+        if expert_model(self.session.model).layers:
+            await self.ask(Experts(self.session, self.plan_changed), lambda _: self.show_rows())
+        else:
+            self.say("this model has no experts", "warning")
 
     async def action_type(self) -> None:
         row = self.row
