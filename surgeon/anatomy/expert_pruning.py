@@ -13,6 +13,7 @@ from surgeon.anatomy.experts import (
     EXPERT_DIMENSION,
     HASH_TABLE,
     LOOKS_LIKE_EXPERTS,
+    MOST_EXPERTS,
     NOT_OF_EXPERTS,
     ONE_TENSOR_EACH,
     ROUTER,
@@ -81,8 +82,8 @@ def _work_out(model: Model) -> ExpertModel:
         tensors = tuple(tensor for tensor in layer.tensors if after_block(tensor) in dimensions)
         if any(after_block(tensor) == ROUTER for tensor in tensors) and len(tensors) > 1:
             layers[layer.index] = tensors
-    stored_used = metadata.get("expert_used_count", 0)
-    used = max(stored_used, default=0) if isinstance(stored_used, list) else metadata.integer("expert_used_count")
+    entries = metadata.array("expert_used_count")
+    used = metadata.integer("expert_used_count") if entries is None else int(max(entries, default=0))
     chunk = metadata.integer("experts_per_group", 1) if anatomy is not None and anatomy.chunked else 1
     return ExpertModel(
         count=metadata.integer("expert_count"),
@@ -130,6 +131,9 @@ def _refusals(model: Model, experts: ExpertModel, i_know: bool) -> list[Problem]
         return [Problem("error", f"cannot prune experts: {model.architecture} has none in this file")]
     if experts.anatomy is None:
         return [Problem("error", _unknown(model))]
+    if not 0 < experts.count <= MOST_EXPERTS or experts.count % experts.unit or experts.unit > experts.count:
+        text = f"expert_count is {experts.count}, in {experts.groups} groups"
+        return [Problem("error", f"cannot prune experts: {text}: the file is damaged, convert the model again")]
     if experts.anatomy.impossible:
         return [Problem("error", f"no expert of {model.architecture} can be pruned: {experts.anatomy.impossible}")]
     odd = [tensor for layer in model.layers for tensor in layer.tensors if _odd(experts.anatomy, after_block(tensor))]
@@ -325,13 +329,13 @@ def edit_counts(
 def _count_edits(kv: Mapping[str, Value], experts: ExpertModel, left: int, prefix: str) -> Edits:
     count, used = kv.get(f"{prefix}expert_count"), kv.get(f"{prefix}expert_used_count")
     edits: Edits = {}
-    if count is not None:
+    if count is not None and isinstance(count.decode(), int):
         edits[f"{prefix}expert_count"] = Value.of(count.type, left)
     if used is not None and used.element_type is not None:
-        entries = used.decode()
-        if any(entry > left for entry in entries):
+        entries = used.small() or []
+        if all(isinstance(entry, int) for entry in entries) and any(entry > left for entry in entries):
             edits[f"{prefix}expert_used_count"] = Value.array(used.element_type, [min(e, left) for e in entries])
-    elif used is not None and used.decode() > left:
+    elif used is not None and isinstance(used.decode(), int) and used.decode() > left:
         edits[f"{prefix}expert_used_count"] = Value.of(used.type, left)
     return edits
 
@@ -351,7 +355,7 @@ def _width_edits(kv: Mapping[str, Value], experts: ExpertModel, prefix: str) -> 
     """The width of an expert, which llama.cpp would otherwise work out from the number used; None: no one width."""
     key = f"{prefix}expert_feed_forward_length"
     stored = kv.get(key)
-    if stored is not None and (stored.element_type is not None or stored.decode() > 0):
+    if stored is not None and (stored.element_type is not None or stored.decode() != 0):
         return {}
     widths = {
         tensor.ne[0]

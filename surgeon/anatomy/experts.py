@@ -30,6 +30,7 @@ EXPERT_DIMENSION = {
 }
 # One matrix for every `experts_per_group` neighbours.
 CHUNK_DIMENSION = {f"ffn_{part}_chexps.weight": 2 for part in ("gate", "up", "down")}
+MOST_EXPERTS = 1 << 16  # a damaged file may claim four billion; llama.cpp itself takes 1024
 ROUTER, HASH_TABLE = "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight"
 # They look like tensors of experts and hold none: one norm for all of them; values of attention, counted apart.
 NOT_OF_EXPERTS = frozenset(["ffn_norm_exps.weight", "attn_v_exps.weight"])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.engine_options import add_engine_options, engine_of, positive, require_file
+from surgeon.commands.parser import Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
 from surgeon.errors import Cancelled, UsageError
+from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import ExpertDamage
@@ -28,8 +29,8 @@ model computes. Measure on another text than the imatrix was collected on. Resul
 _BAR = 24
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="surgeon expert-scan", description=DESCRIPTION)
+def _parser() -> Parser:
+    parser = Parser(prog="surgeon expert-scan", description=DESCRIPTION)
     add_engine_options(parser)
     parser.add_argument("-f", "--file", required=True, metavar="TEXT")
     parser.add_argument("--imatrix", required=True, metavar="F", help="collected by surgeon imatrix: ranks the experts")
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="per graph (512)")
     parser.add_argument("--chunks", type=positive, default=8, metavar="N", help="how many (8)")
-    parser.add_argument("--restart", action="store_true", help="measure again what was measured before")
+    parser.add_argument("--restart", action="store_true", help="ignore earlier results")
     return parser
 
 
@@ -132,7 +133,7 @@ def _print(scan: ExpertScan, options: argparse.Namespace) -> None:
              **{name: value for name, value in vars(damage).items() if name != "number"}}
             for cut, damage in measured
         ]  # fmt: skip
-        print(json.dumps({"model": options.model, "by": options.by, "cuts": cuts}))
+        print(json_text({"model": options.model, "by": options.by, "cuts": cuts}))
         return
     curve = [(f"{cut.share:g}%", cut, damage) for cut, damage in measured if cut.layer is None]
     layers = [(str(cut.layer), cut, damage) for cut, damage in measured if cut.layer is not None]

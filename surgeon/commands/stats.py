@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from surgeon.commands.expert_table import NO_EXPERTS, expert_json, expert_table, known_experts
 from surgeon.commands.influence_table import influence_json, influence_table
 from surgeon.commands.parser import Parser
-from surgeon.json_text import json_text
 from surgeon.errors import SurgeonError
+from surgeon.json_text import json_text
 from surgeon.layer_lists import spans
 from surgeon.terminal import tell
 
@@ -87,7 +87,7 @@ def _print_experts(imatrix: Imatrix, influence: Influence | None, *, as_json: bo
     if sums is None:
         raise SurgeonError(f"{imatrix.path}: {NO_EXPERTS}")
     if as_json:
-        print(json.dumps({"file": str(imatrix.path), "experts": expert_json(sums)}))
+        print(json_text({"file": str(imatrix.path), "experts": expert_json(sums)}))
     else:
         print(expert_table(sums))
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, ExpertDamage, ExpertScanJob, Message
+from surgeon.json_text import json_text, read_json
 from surgeon.whole_files import write_whole
 
 Sets = Mapping[int, frozenset[int]]
@@ -63,7 +63,7 @@ class ExpertScan:
         """Take what an earlier run measured. Raises EngineError for a file that is no state."""
         with suppress(FileNotFoundError):
             try:
-                kept = json.loads(self.state.read_text())
+                kept = read_json(self.state.read_bytes())
                 if kept["identity"] == self.identity:
                     self.damages = {key: ExpertDamage(**damage) for key, damage in kept["damages"].items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -89,4 +89,4 @@ class ExpertScan:
         kept = {"identity": self.identity, "damages": {key: vars(damage) for key, damage in self.damages.items()}}
         with suppress(OSError):  # the write says what is wrong
             self.state.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.state, json.dumps(kept))
+        write_whole(self.state, json_text(kept))

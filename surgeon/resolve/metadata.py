@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from surgeon.anatomy.experts import MOST_EXPERTS
 from surgeon.anatomy.roles import MAX_BLOCKS
 from surgeon.errors import SurgeonError
 from surgeon.gguf.values import LENGTH, Value, ValueType
-from surgeon.layer_lists import spans
+from surgeon.layer_lists import read_spans, spans
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import KVOverride, Plan
@@ -103,18 +105,20 @@ def _stored_experts(model: Model) -> dict[int, frozenset[int]]:
     if stored is None or stored.element_type is not ValueType.STRING:
         return {}
     found = {}
-    for text in stored.decode():
-        layer, colon, experts = text.partition(":")
-        numbers = [part.strip().partition("-") for part in experts.split(",")]
-        if colon and layer.isdecimal() and all(first.isdecimal() for first, _, _ in numbers):
-            ranges = [range(int(first), int(last or first) + 1) for first, _, last in numbers]
-            found[int(layer)] = frozenset(number for one in ranges for number in one)
+    for text in stored.small() or ():
+        layer, _, experts = text.partition(":")
+        with suppress(SurgeonError):  # not of our writing
+            (number,) = read_spans(layer, range(MAX_BLOCKS))
+            found[number] = read_spans(experts, range(MOST_EXPERTS))
     return found
 
 
-def _all_pruned_experts(plan: Plan, layers_before: frozenset[int], before: dict[int, frozenset[int]]) -> Value:
+def _all_pruned_experts(
+    plan: Plan, there: frozenset[int], layers_before: frozenset[int], before: dict[int, frozenset[int]]
+) -> Value:
     """What was pruned and what is pruned now, of every layer by the first file's numbers."""
-    now = {layer: frozenset(gone) for layer, gone in plan.pruned_experts if layer not in plan.pruned}
+    sets = ((layer, gone) for layer, gone in plan.pruned_experts if layer in there - plan.pruned)
+    now = {layer: frozenset(number for number in gone if number < MOST_EXPERTS) for layer, gone in sets}
     original = {_original(layers_before, layer): gone for layer, gone in now.items()}
     merged = dict(before)
     for layer, gone in original.items():
