@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from surgeon.measure.doctor import Section
+    from surgeon.commands.parser import Parser
+from surgeon.json_text import json_text
+from surgeon.measure.doctor import Section
+from surgeon.terminal import tell
 
 DESCRIPTION = """What this machine can do: processor and kernels, llama.cpp with its devices, folders with free space,
 terminal. Nothing is changed. Exit code 1 when something is missing."""
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="surgeon doctor", description=DESCRIPTION)
+    parser = Parser(prog="surgeon doctor", description=DESCRIPTION)
     parser.add_argument("--llama-lib", metavar="DIR", help="a llama.cpp build to use (or $LLAMA_CPP_LIB_DIR)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args(arguments)
@@ -26,9 +27,9 @@ def main(arguments: list[str]) -> int:
 
     sections = examine(Engine(options.llama_lib))
     if options.json:
-        print(json.dumps({section.name: {**section.facts, "problem": section.problem} for section in sections}))
+        print(json_text({section.name: {**section.facts, "problem": section.problem} for section in sections}))
     else:
-        print("\n".join(line for section in sections for line in _lines(section)))
+        tell(line for section in sections for line in _lines(section))
     return 1 if any(section.problem for section in sections) else 0
 
 

@@ -88,7 +88,7 @@ def _tell_command(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe)
     model = load_model(options.model) if options.model else None
     path = options.imatrix or recipe.imatrix
-    imatrix = load_imatrix(path) if model is not None and path else None
+    imatrix = load_imatrix(path, judged=True) if model is not None and path else None
     exported = export(recipe, options.model or "IN.gguf", options.output or "OUT.gguf", model, imatrix)
     if options.tensor_type_file is not None and exported.rules:
         try:

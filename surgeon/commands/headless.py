@@ -62,7 +62,7 @@ def _load_imatrix(job: QuantizeCommand) -> Imatrix | None:
     from surgeon.imatrix.files import load_imatrix
     from surgeon.plan.recipe import file_sha256
 
-    imatrix = load_imatrix(job.imatrix)
+    imatrix = load_imatrix(job.imatrix, judged=True)
     if job.imatrix_sha256 and file_sha256(job.imatrix) != job.imatrix_sha256:
         raise SurgeonError(f"{job.imatrix}: is not the imatrix the recipe was made with (its sha256 differs)")
     return imatrix
@@ -237,6 +237,8 @@ def _print_sizes(resolution: Resolution) -> None:
     before, after = resolution.source_bytes, resolution.data_bytes
     print(f"model size  = {before / MIB:8.2f} MiB ({resolution.bits_per_weight(before):.2f} BPW)")
     print(f"quant size  = {after / MIB:8.2f} MiB ({resolution.bpw:.2f} BPW)")
+    if resolution.unseen_experts:
+        print(f"WARNING: {resolution.unseen_experts} expert(s) had no data in the imatrix")
     if resolution.fallbacks:
         total = len(resolution.model.tensors)
         print(f"WARNING: {resolution.fallbacks} of {total} tensor(s) required fallback quantization")
@@ -276,6 +278,7 @@ def as_json(job: QuantizeCommand, resolution: Resolution, summary: Summary | Non
             }
             for op in resolution.kept
         ],
+        "experts_without_data": resolution.unseen_experts,
         "pruned": [op.source for op in resolution.ops if op.action == "drop"],
         "data_bytes": resolution.data_bytes,
         "total_bytes": summary.nbytes if summary else _planned_bytes(job, resolution),

@@ -16,6 +16,7 @@ from surgeon.json_text import json_text
 from surgeon.terminal import tell
 
 if TYPE_CHECKING:
+    from surgeon.imatrix.imatrix import Imatrix
     from surgeon.measure.imatrix_run import Collection
     from surgeon.measure.moments_run import MomentsRun
 
@@ -178,6 +179,7 @@ def _collect(wanted: Collection, options: argparse.Namespace) -> int:
     tell([f"{wanted.out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"])
     if wanted.moments is not None:
         tell([_moments_line(wanted.moments.out)])
+    tell(_expert_lines(imatrix))
     if influence is not None:
         print(influence_table(influence))
     return 0
@@ -213,6 +215,21 @@ def _size(nbytes: int) -> str:
     from humanize import naturalsize
 
     return naturalsize(nbytes)
+
+
+def _expert_lines(imatrix: Imatrix) -> list[str]:
+    """How many experts the text did not reach, if there are any experts."""
+    from surgeon.imatrix.coverage import experts_with_data
+
+    found = experts_with_data(imatrix)
+    few = {name: (seen, n) for name, (seen, n) in found.items() if seen < n}
+    if not few:
+        return [f"all experts of {len(found)} tensors were called"] if found else []
+    name, (seen, n) = min(few.items(), key=lambda item: item[1][0] / item[1][1])
+    return [
+        f"in {len(few)} of {len(found)} expert tensors some experts were never called, in {name} only {seen} of {n} "
+        "were: a longer text is better"
+    ]
 
 
 def _tell_partial(wanted: Collection) -> None:

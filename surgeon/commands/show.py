@@ -34,6 +34,7 @@ class Matrix:
     tensors: dict[str, TensorStatistics]
     layers: dict[int, LayerStatistics]
     shared: dict[str, tuple[str, ...]]
+    experts: dict[str, tuple[int, int]]
 
 
 def main(arguments: list[str]) -> int:
@@ -60,11 +61,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _matrix(model: Model, path: Path) -> Matrix:
-    from surgeon.imatrix.coverage import coverage
+    from surgeon.imatrix.coverage import coverage, experts_with_data
     from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.statistics import layer_statistics, shared_inputs, tensor_statistics
 
-    imatrix = load_imatrix(path)
+    imatrix = load_imatrix(path, judged=True)
     rows = tensor_statistics(imatrix)
     return Matrix(
         imatrix,
@@ -72,6 +73,7 @@ def _matrix(model: Model, path: Path) -> Matrix:
         {row.name: row for row in rows},
         {row.layer: row for row in layer_statistics(rows)},
         shared_inputs(imatrix),
+        experts_with_data(imatrix, model),
     )
 
 
@@ -117,6 +119,9 @@ def _mark(name: str, matrix: Matrix) -> str:
 
     if name in matrix.coverage.missing:
         return "  no imatrix"
+    seen, experts = matrix.experts.get(name, (0, 0))
+    if seen < experts:
+        return f"  {seen} of {experts} experts have data"
     others = matrix.shared.get(name, ())
     return f"  = {', '.join(split_name(other)[1] for other in others)}" if others else ""
 

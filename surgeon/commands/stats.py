@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +68,8 @@ def main(arguments: list[str]) -> int:
     from surgeon.imatrix.influence import load_influence
     from surgeon.imatrix.statistics import layer_statistics, tensor_statistics
 
-    imatrix = load_imatrix(options.imatrix)
+    imatrix = load_imatrix(options.imatrix, judged=True)
+    tell((f"surgeon: warning: {imatrix.path}: {why}; left out" for why in imatrix.bad.values()), sys.stderr)
     influence = load_influence(options.imatrix)
     if options.experts:
         return _print_experts(imatrix, influence, as_json=options.json)
@@ -102,6 +104,7 @@ def tensor_table(imatrix: Imatrix, rows: list[TensorStatistics]) -> Iterator[str
     yield "=" * 169
     yield from map(tensor_line, rows)
     yield ""
+    yield from expert_lines(imatrix)
     notes = list(shared_lines(imatrix))
     if notes:
         yield "These read the same activations, so their rows are equal:"
@@ -109,6 +112,21 @@ def tensor_table(imatrix: Imatrix, rows: list[TensorStatistics]) -> Iterator[str
     if any(row.cossim is None for row in rows):
         yield "Ignore CosSim 0.0000 where there is no previous layer, or none with that tensor."
     yield ""
+
+
+def expert_lines(imatrix: Imatrix) -> Iterator[str]:
+    """Where experts were never called in calibration: `  blk.1.ffn_down_exps.weight: 6 of 8 experts have data`."""
+    from surgeon.imatrix.coverage import experts_with_data
+
+    found = experts_with_data(imatrix)
+    lines = [f"  {name}: {seen} of {n} experts have data" for name, (seen, n) in found.items() if seen < n]
+    if lines:
+        yield "Experts that were never called in calibration, of which nothing is known:"
+        yield from lines
+        yield ""
+    elif found:
+        yield f"All experts of the {len(found)} expert tensors have data."
+        yield ""
 
 
 def layer_table(layers: list[LayerStatistics]) -> Iterator[str]:
@@ -174,13 +192,17 @@ def as_json(
     Figures are the shortest decimals that read back as the same float32, null for NaN and infinity; CosSim without a
     predecessor is 0.0, as llama-imatrix has it.
     """
+    from surgeon.imatrix.coverage import experts_with_data
     from surgeon.imatrix.statistics import shared_inputs
 
+    experts = experts_with_data(imatrix)
     groups = {tuple(sorted((name, *others))) for name, others in shared_inputs(imatrix).items()}
     return json_text(
         {
             "tensors": [tensor_json(row) for row in rows],
             "layers": [layer_json(row) for row in layers],
+            "experts": {name: {"with_data": seen, "experts": n} for name, (seen, n) in experts.items()},
+            "bad_entries": imatrix.bad,
             "shared_inputs": sorted(map(list, groups)),
             **({} if influence is None else {"influence": influence_json(influence)}),
         },

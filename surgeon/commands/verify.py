@@ -14,6 +14,7 @@ from surgeon.json_text import json_text
 from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
+    from surgeon.imatrix.imatrix import Imatrix
     from surgeon.model.model import Model
     from surgeon.model.verification import Checked
     from surgeon.problems import Problem
@@ -37,8 +38,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
     options = parser.parse_args(arguments)
 
+    from surgeon.imatrix.files import is_old_format
     from surgeon.model.model import load_model
 
+    if is_old_format(options.file):
+        return _verify_old_imatrix(options)
     model = load_model(options.file)
     with model.file:
         problems = list(_problems(model, options.imatrix))
@@ -57,18 +61,26 @@ def _problems(model: Model, imatrix: Path | None) -> Iterator[Problem]:
 
     yield from structure_problems(model)
     if kind(model.file) == "imatrix":
-        load_imatrix(model.file.path)  # raises for what does not belong together
+        yield from _entry_problems(load_imatrix(model.file.path, judged=True))
     if imatrix:
         yield from _imatrix_problems(model, imatrix)
     yield from with_progress(check_numbers(model.file))
 
 
 def _imatrix_problems(model: Model, path: Path) -> Iterator[Problem]:
-    from surgeon.imatrix.coverage import coverage
+    from surgeon.imatrix.coverage import coverage, experts_with_data
     from surgeon.imatrix.files import load_imatrix
     from surgeon.problems import Problem
 
-    found = coverage(model, load_imatrix(path))
+    imatrix = load_imatrix(path, judged=True)
+    yield from _entry_problems(imatrix)
+    found = coverage(model, imatrix)
+    unseen = [(name, seen, n) for name, (seen, n) in experts_with_data(imatrix, model).items() if seen < n]
+    if unseen:
+        listed = ", ".join(f"{name} ({seen} of {n} have data)" for name, seen, n in unseen[:3])
+        more = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
+        text = f"{path.name}: experts never called in calibration in {len(unseen)} tensors: {listed}{more}"
+        yield Problem("warning", f"{text}; collect over more text before quantizing them to few bits")
     for misfit in found.misfits:
         text = f"{path.name}: {misfit.name} has {misfit.found} values, the tensor needs {misfit.expected}"
         yield Problem("error", f"{text}; collect the importance matrix from this model")
@@ -77,6 +89,28 @@ def _imatrix_problems(model: Model, path: Path) -> Iterator[Problem]:
         yield Problem("warning", f"{path.name}: {count} tensors have no entry, first {found.missing[0]}")
     if found.orphans:
         yield Problem("note", f"{path.name}: {len(found.orphans)} entries are for no tensor, first {found.orphans[0]}")
+
+
+def _entry_problems(imatrix: Imatrix) -> Iterator[Problem]:
+    from surgeon.problems import Problem
+
+    for why in imatrix.bad.values():
+        yield Problem("error", f"{imatrix.path.name}: {why}; collect it again, or leave it out with --exclude-weights")
+
+
+def _verify_old_imatrix(options: argparse.Namespace) -> int:
+    """An importance matrix in the old format, which is no GGUF."""
+    from surgeon.imatrix.files import load_imatrix
+
+    imatrix = load_imatrix(options.file, judged=True)
+    problems = list(_entry_problems(imatrix))
+    count = len(imatrix.entries) + len(imatrix.bad)
+    if options.json:
+        document = {"file": str(options.file), "version": None, "tensors": count, "bytes": options.file.stat().st_size}
+        print(json_text({**document, "ok": not problems, "problems": _plain(problems)}, indent=1))
+    else:
+        tell([f"{options.file}: importance matrix in the old format, {count} entries", *_lines(problems)])
+    return 1 if problems else 0
 
 
 def with_progress(steps: Iterator[Checked | Problem]) -> Iterator[Problem]:
@@ -101,6 +135,10 @@ def report(model: Model, problems: list[Problem]) -> Iterator[str]:
     file = model.file
     shards = f" in {len(file.paths)} shards" if len(file.paths) > 1 else ""
     yield f"{file.path}: GGUF v{file.version}, {len(file.tensors)} tensors{shards}, {naturalsize(file.nbytes)}"
+    yield from _lines(problems)
+
+
+def _lines(problems: list[Problem]) -> Iterator[str]:
     for problem in problems:
         yield f"{problem.severity}: {problem.text}"
     errors = sum(problem.severity == "error" for problem in problems)
@@ -115,5 +153,9 @@ def as_json(model: Model, problems: list[Problem]) -> dict[str, object]:
         "tensors": len(model.file.tensors),
         "bytes": model.file.nbytes,
         "ok": not any(problem.severity == "error" for problem in problems),
-        "problems": [{"severity": problem.severity, "text": problem.text} for problem in problems],
+        "problems": _plain(problems),
     }
+
+
+def _plain(problems: list[Problem]) -> list[dict[str, str]]:
+    return [{"severity": problem.severity, "text": problem.text} for problem in problems]

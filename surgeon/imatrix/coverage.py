@@ -60,6 +60,18 @@ def coverage(model: Model, imatrix: Imatrix) -> Coverage:
     return Coverage(tuple(covered), tuple(missing), tuple(misfits), orphans)
 
 
+def experts_with_data(imatrix: Imatrix, model: Model | None = None) -> dict[str, tuple[int, int]]:
+    """Name -> (experts with data, experts), of entries for several. The old format needs the model to tell them."""
+    counts = {name: len(entry.counts) for name, entry in imatrix.entries.items()}
+    if model is not None:
+        shapes = {tensor.name: tensor for tensor in model.tensors}
+        for name, entry in imatrix.entries.items():
+            tensor = shapes.get(name)
+            if tensor is not None and len(tensor.ne) > 2 and entry.sums.size == expected_values(tensor):
+                counts[name] = tensor.ne[2]
+    return {name: (int(imatrix.seen(name, n).sum()), n) for name, n in counts.items() if n > 1}
+
+
 def expected_values(tensor: Tensor) -> int:
     """Values an entry for `tensor` must have: the row length times the number of matrices (experts)."""
     return tensor.ne[0] * (tensor.ne[2] if len(tensor.ne) > 2 else 1)

@@ -24,8 +24,20 @@ MOST_ROWS = 2**53  # of activations; keeps sums of counts exact
 _COLLECT = "collect it again with llama-imatrix"
 
 
+def is_old_format(path: Path) -> bool:
+    """Whether the file begins as an importance matrix in the old format does: entries, and a first name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            count, length = struct.unpack("<ii", head)
+            name = file.read(max(0, min(length, 1 << 16)))
+    except (OSError, ValueError, struct.error):
+        return False
+    return 0 < count < 1 << 20 and 0 < length == len(name) and name.isascii() and name.decode().isprintable()
+
+
 def read(path: Path) -> Imatrix:
-    """Read either format, detected from the first four bytes."""
+    """Read either format, detected from the first four bytes; entries that cannot be used are in `bad`."""
     with contextlib.suppress(OSError, ValueError):  # open_gguf says what is wrong with the name
         if path.is_file():
             with path.open("rb") as file:
@@ -46,15 +58,20 @@ def _read_gguf(path: Path, file: GGUFFile) -> Imatrix:
     infos = {info.name: info for info in file.tensors}
     names = [name.removesuffix(SUMS) for name in infos if name.endswith(SUMS)]
     alone = [name for name in infos if name.endswith(COUNTS) and name.removesuffix(COUNTS) + SUMS not in infos]
-    if alone:
-        raise ImatrixError(f"{path}: {alone[0]} has no partner {alone[0].removesuffix(COUNTS)}{SUMS}; {_COLLECT}")
-    if not names:
+    if not names and not alone:
         raise ImatrixError(f"{path}: holds no entries; {_COLLECT}")
-    entries = {name: _read_entry(path, file, infos, name) for name in names}
+    bad = {name.removesuffix(COUNTS): f"{name} has no partner {name.removesuffix(COUNTS)}{SUMS}" for name in alone}
+    entries: dict[str, ImatrixEntry] = {}
+    for name in names:
+        try:
+            entries[name] = _read_entry(file, infos, name)
+        except _BadEntryError as error:
+            bad[name] = str(error)
     datasets, chunk_count, chunk_size = (file.kv[key] for key in _KEYS)
     if datasets.element_type is not ValueType.STRING:
         raise ImatrixError(f"{path}: imatrix.datasets must be a list of names; {_COLLECT}")
-    return Imatrix(path, entries, tuple(datasets.decode()), _number(path, chunk_count), _number(path, chunk_size))
+    known = tuple(datasets.small() or ())
+    return Imatrix(path, entries, known, _number(path, chunk_count), _number(path, chunk_size), bad=bad)
 
 
 def _number(path: Path, value: Value) -> int:
@@ -64,25 +81,35 @@ def _number(path: Path, value: Value) -> int:
     return int(value.decode())
 
 
-def _read_entry(path: Path, file: GGUFFile, infos: dict[str, TensorInfo], name: str) -> ImatrixEntry:
+class _BadEntryError(Exception):
+    """What is wrong with one entry, beginning with its name."""
+
+
+def _read_entry(file: GGUFFile, infos: dict[str, TensorInfo], name: str) -> ImatrixEntry:
+    """Raises _BadEntryError."""
     if name + COUNTS not in infos:
-        raise ImatrixError(f"{path}: {name}{SUMS} has no partner {name}{COUNTS}; {_COLLECT}")
+        raise _BadEntryError(f"{name}{SUMS} has no partner {name}{COUNTS}")
     sums, counts = infos[name + SUMS], infos[name + COUNTS]
     for info in (sums, counts):
         if info.type_id != _F32:
-            raise ImatrixError(f"{path}: {info.name} is {info.type_name}, not F32; {_COLLECT}")
+            raise _BadEntryError(f"{info.name} is {info.type_name}, not F32")
     if counts.n_elements != sums.n_rows:
-        raise ImatrixError(
-            f"{path}: {name} has sums for {sums.n_rows} matrices, but {counts.n_elements} counts; {_COLLECT}"
-        )
-    values = _finite(path, name, _floats(file, sums))
-    seen = _finite(path, name, _floats(file, counts))
-    if (seen < 0).any() or (seen > MOST_ROWS).any():
-        raise ImatrixError(
-            f"{path}: {name} has an impossible count {seen.max() if seen.min() >= 0 else seen.min()}; {_COLLECT}"
-        )
+        raise _BadEntryError(f"{name} has sums for {sums.n_rows} matrices, but {counts.n_elements} counts")
+    values = _usable(name, _floats(file, sums))
+    seen = _floats(file, counts)
+    if not ((seen >= 0) & (seen <= MOST_ROWS)).all():
+        wrong = seen[~((seen >= 0) & (seen <= MOST_ROWS))][0]
+        raise _BadEntryError(f"{name} has an impossible count {wrong}")
     # lround: halves away from zero
     return ImatrixEntry(values.reshape(-1, sums.ne[0]), np.floor(seen.astype(np.float64) + 0.5).astype(np.int64))
+
+
+def _usable(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums of squares are finite and not negative. Raises _BadEntryError."""
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(bad):
+        raise _BadEntryError(f"{name} has the value {values[bad[0]]} in channel {bad[0]}")
+    return values
 
 
 def _floats(file: GGUFFile, info: TensorInfo) -> NDArray[np.float32]:
@@ -113,14 +140,18 @@ class _DatReader:
         if count < 1 or count * 17 > len(self.buffer):
             raise self.error("is neither a GGUF nor an importance matrix in the old format")
         entries: dict[str, ImatrixEntry] = {}
+        bad: dict[str, str] = {}
         for index in range(count):
             what = f"entry {index + 1} of {count}"
             name = self.text(what)
-            if name in entries:
+            if name in entries or name in bad:
                 raise self.error(f"{name} appears twice")
-            entries[name] = self.entry(name)
+            try:
+                entries[name] = self.entry(name)
+            except _BadEntryError as error:
+                bad[name] = str(error)
         chunks, datasets = self.tail()
-        return Imatrix(self.path, entries, datasets, chunks, DEFAULT_CHUNK_SIZE, is_legacy=True)
+        return Imatrix(self.path, entries, datasets, chunks, DEFAULT_CHUNK_SIZE, is_legacy=True, bad=bad)
 
     def error(self, what: str) -> ImatrixError:
         return ImatrixError(f"{self.path}: {what}; {_COLLECT}")
@@ -152,7 +183,7 @@ class _DatReader:
         if n < 1:
             raise self.error(f"{name} has {n} values")
         values = np.frombuffer(self.take(4 * n, name), "<f4").astype(np.float32)
-        return ImatrixEntry(_finite(self.path, name, values)[None, :], np.array([calls], np.int64))
+        return ImatrixEntry(_usable(name, values)[None, :], np.array([calls], np.int64))
 
     def tail(self) -> tuple[int, tuple[str, ...]]:
         """Number of chunks and the dataset; older files end without them."""
@@ -227,9 +258,15 @@ def _sorted(imatrix: Imatrix) -> list[str]:
     return sorted(imatrix.entries, key=str.encode)
 
 
-def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
-    """Read an importance matrix of either format; raises ImatrixError or GGUFError."""
-    return read(Path(path))
+def load_imatrix(path: str | os.PathLike[str], *, judged: bool = False) -> Imatrix:
+    """Read an importance matrix of either format; raises ImatrixError or GGUFError.
+
+    judged: entries that cannot be used are left to the caller, in `bad`, instead of being an error.
+    """
+    imatrix = read(Path(path))
+    if imatrix.bad and not judged:
+        raise ImatrixError(f"{path}: {next(iter(imatrix.bad.values()))}; {_COLLECT}")
+    return imatrix
 
 
 def save_gguf(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:

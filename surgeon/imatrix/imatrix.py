@@ -11,7 +11,7 @@ calls:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -43,7 +43,10 @@ class ImatrixEntry:
 
 @dataclass(frozen=True, eq=False)
 class Imatrix:
-    """entries: weight name -> entry, names in stored order; chunk_count: 0 when unknown; is_legacy: read from .dat."""
+    """entries: weight name -> entry, names in stored order; chunk_count: 0 when unknown; is_legacy: read from .dat.
+
+    bad: name -> why, of entries that are in the file and cannot be used; they are not in `entries`.
+    """
 
     path: Path
     entries: dict[str, ImatrixEntry]
@@ -51,6 +54,7 @@ class Imatrix:
     chunk_count: int = 0
     chunk_size: int = DEFAULT_CHUNK_SIZE
     is_legacy: bool = False
+    bad: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -71,14 +75,38 @@ class Imatrix:
         np.divide(entry.sums, counts, out=means, where=counts > 0)
         return means.ravel()
 
+    def seen(self, name: str, matrices: int = 1) -> NDArray[np.bool_]:
+        """bool[matrices]: for which of a weight's matrices (experts) there is data.
+
+        The old format has one count for all of them; there a matrix whose values are all 0 counts as never called.
+        """
+        key = (name, matrices)
+        if key not in self._seen:
+            entry = self.entries[name]
+            if len(entry.counts) == matrices:
+                found: NDArray[np.bool_] = np.asarray(entry.counts > 0)
+            elif self.is_legacy:
+                found = np.asarray(entry.sums.reshape(matrices, -1).any(axis=1))
+            else:
+                found = np.full(matrices, bool(entry.counts.max(initial=0) > 0))
+            self._seen[key] = found
+        return self._seen[key]
+
+    @cached_property
+    def _seen(self) -> dict[tuple[str, int], NDArray[np.bool_]]:
+        return {}
+
     def filtered(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
         """Only entries whose name contains one of `include` (if any is given) and none of `exclude`."""
-        kept = {
-            name: entry
-            for name, entry in self.entries.items()
-            if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
-        }
-        return replace(self, entries=kept)
+
+        def wanted(name: str) -> bool:
+            return (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
+
+        return replace(
+            self,
+            entries={name: entry for name, entry in self.entries.items() if wanted(name)},
+            bad={name: why for name, why in self.bad.items() if wanted(name)},
+        )
 
     def renumbered(self, mapping: dict[int, int]) -> Imatrix:
         """Layers renamed old -> new; entries of layers that are not in `mapping` (the pruned ones) are left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from surgeon.errors import SurgeonError
 from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS
@@ -13,13 +14,24 @@ from surgeon.resolve.tensor_op import Cause, TensorOp
 from surgeon.resolve.type_choice import Chooser, TypeWish, UnfitError, fitted
 from surgeon_kernels.formats import LOW_BIT, REQUIRES_IMATRIX, USES_IMATRIX
 
+if TYPE_CHECKING:
+    from surgeon.imatrix.imatrix import Imatrix
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Importances at hand. sizes: entry -> number of values, after filtering; given: there is an imatrix at all."""
+    """Importances at hand.
+
+    sizes: entry -> number of values, after filtering; given: there is an imatrix at all; imatrix: it, unfiltered.
+    """
 
     sizes: dict[str, int]
     given: bool
+    imatrix: Imatrix | None = None
+
+    def unseen(self, name: str, matrices: int) -> int:
+        """How many of a tensor's matrices (experts) were never called in calibration."""
+        return 0 if self.imatrix is None else matrices - int(self.imatrix.seen(name, matrices).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,11 @@ class Decider:
         entry, reason = self._weigh(facts, name, wanted.type), wanted.why + _experts_left(facts)
         if entry is None and self._looked_for(facts, wanted.type):
             reason += "; no imatrix entry"
+        unseen = self.weights.unseen(entry, facts.matrices) if entry is not None else 0
+        if unseen:
+            self.findings.unseen.append((facts.name, unseen, facts.matrices, wanted.type))
+            have = f"{facts.matrices - unseen} of {facts.matrices} experts have data"
+            reason += f"; {have if facts.matrices > 1 else 'its imatrix entry has no data'}"
         nbytes = facts.nbytes_as(wanted.type)
         return TensorOp(
             tensor, source, name, "convert", from_type, wanted.type, nbytes, reason, entry, facts.slice,

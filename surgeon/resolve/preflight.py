@@ -17,7 +17,7 @@ from surgeon.problems import Problem
 from surgeon.resolve.hparams import loader_refusal
 from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.tensor_facts import ModelFacts
-from surgeon_kernels.formats import FORMATS
+from surgeon_kernels.formats import FORMATS, LOW_BIT
 from surgeon_kernels.registry import dequantizable, quantizable
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class Findings:
     sizes: list[str] = field(default_factory=list)  # whole sentences
     unmatched_rules: list[str] = field(default_factory=list)
     by_hand_kept: list[str] = field(default_factory=list)
+    unseen: list[tuple[str, int, int, str]] = field(default_factory=list)  # name (of the input), unseen, experts, type
+    orphaned: str = ""  # a sentence: the imatrix is another model's
+    bad_entries: list[str] = field(default_factory=list)  # sentences without their ends
     fallbacks: int = 0
 
     def error(self, text: str) -> None:
@@ -70,6 +73,7 @@ def report(
     _layers(plan, facts, numbering, ops, findings)
     _conversions(plan, ops, findings)
     _imatrix(findings, has_imatrix)
+    _unseen(findings, plan.compat)
     _rules(plan, facts, findings)
     return tuple(sorted(findings.problems, key=lambda problem: _RANK[problem.severity]))
 
@@ -146,6 +150,15 @@ def _conversions(plan: Plan, ops: Sequence[TensorOp], findings: Findings) -> Non
 def _imatrix(findings: Findings, has_imatrix: bool) -> None:
     for sentence in findings.sizes[:3]:
         findings.error(sentence)
+    if findings.orphaned:
+        findings.error(findings.orphaned)
+    if findings.bad_entries:
+        more = len(findings.bad_entries) - 1
+        name = findings.bad_entries[0].rpartition(": ")[2].split(" ")[0]
+        findings.error(
+            f"{findings.bad_entries[0]}{f' (and {more} more such entries)' if more else ''}; leave it out with "
+            f"--exclude-weights {name}, or collect the imatrix again"
+        )
     if findings.needs_imatrix:
         found = "the imatrix has no entry for them" if has_imatrix else "there is none"
         findings.error(
@@ -157,6 +170,23 @@ def _imatrix(findings: Findings, has_imatrix: bool) -> None:
             f"no imatrix entry for {_count(findings.without_entry, 'tensor')}, quantized without: "
             f"{named(findings.without_entry)}"
         )
+
+
+def _unseen(findings: Findings, compat: bool) -> None:
+    """Experts that calibration never called: their errors are weighed as if there were no imatrix."""
+    if not findings.unseen:
+        return
+    low = [one for one in findings.unseen if one[3] in LOW_BIT]
+    told = sorted(low or findings.unseen, key=lambda one: -one[1] / one[2])
+    text = (
+        f"{sum(one[1] for one in told)} experts in {_count([one[0] for one in told], 'tensor')} were never called in "
+        f"calibration: {named([f'{name} ({unseen} of {total})' for name, unseen, total, _ in told])}"
+    )
+    if low:
+        findings.warning(f"{text}; at so few bits they suffer most: collect over more text, or give them a larger type")
+    else:
+        how = "with all values weighed alike, as llama-quantize does" if compat else "as without an imatrix"
+        findings.note(f"{text}; they are quantized {how}")
 
 
 def _count(names: Sequence[str], word: str) -> str:

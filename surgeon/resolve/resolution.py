@@ -21,7 +21,7 @@ class Resolution:
     ops: in output order, dropped tensors included; metadata: the key-value list to write; alignment: of the output;
     problems: worst first, an error forbids writing; renumbering: layer in the input -> in the output, None when pruned.
     needs_imatrix: output names of tensors whose type cannot do without an imatrix entry that is not there;
-    fallbacks: tensors whose row length forced another type.
+    fallbacks: tensors whose row length forced another type; unseen_experts: those without data in the imatrix.
     """
 
     model: Model
@@ -33,6 +33,7 @@ class Resolution:
     renumbering: dict[int, int | None]
     needs_imatrix: tuple[str, ...] = ()
     fallbacks: int = 0
+    unseen_experts: int = 0
 
     @cached_property
     def kept(self) -> tuple[TensorOp, ...]:

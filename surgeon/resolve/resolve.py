@@ -53,6 +53,7 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
     order = _with_surgery(order, anatomy, experts)
     weights = _entries(plan, imatrix)
     chooser = _chooser(model, facts, numbering, plan, bool(weights.sizes), findings)
+    _judge(facts, plan, imatrix, weights, findings)
     decider = Decider(numbering, chooser, weights, findings)
     ops = tuple([decider.operation(one) for one in order])
     metadata = _metadata(model, facts, plan, imatrix, weights, numbering, anatomy, experts, findings)
@@ -66,6 +67,7 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
         renumbering=numbering.layers,
         needs_imatrix=tuple(findings.needs_imatrix),
         fallbacks=findings.fallbacks,
+        unseen_experts=sum(unseen for _, unseen, _, _ in findings.unseen),
     )
 
 
@@ -141,8 +143,24 @@ def _entries(plan: Plan, imatrix: Imatrix | None) -> Weights:
     if imatrix is None:
         return Weights({}, given=False)
     if plan.include_weights or plan.exclude_weights:
-        imatrix = imatrix.filtered(plan.include_weights, plan.exclude_weights)
-    return Weights(imatrix.sizes, given=True)
+        whole, imatrix = imatrix, imatrix.filtered(plan.include_weights, plan.exclude_weights)
+        return Weights(imatrix.sizes, given=True, imatrix=whole)
+    return Weights(imatrix.sizes, given=True, imatrix=imatrix)
+
+
+def _judge(facts: ModelFacts, plan: Plan, imatrix: Imatrix | None, weights: Weights, findings: Findings) -> None:
+    """What makes an importance matrix useless, entry by entry: after filtering, as llama-quantize does."""
+    if imatrix is None:
+        return
+    bad = imatrix.bad
+    if bad and (plan.include_weights or plan.exclude_weights):
+        bad = imatrix.filtered(plan.include_weights, plan.exclude_weights).bad
+    findings.bad_entries += [f"{imatrix.path}: {why}" for why in bad.values()]
+    if weights.sizes and not plan.compat and not any(name in facts.by_name for name in weights.sizes):
+        findings.orphaned = (
+            f"{imatrix.path}: none of its {len(weights.sizes)} entries is for a tensor of this model, the first is for "
+            f"{next(iter(weights.sizes))}; it was made for another model, leave out --imatrix"
+        )
 
 
 def _chooser(

@@ -168,7 +168,7 @@ class Session:
     def use_imatrix(self, path: str | Path) -> str:
         """Load an importance matrix and take it; raises SurgeonError and changes nothing when it cannot be read."""
         name = str(path)
-        self.imatrices[name] = load_imatrix(path)
+        self.imatrices[name] = load_imatrix(path, judged=True)
         self._measured = None
         self.change(replace(self.plan, imatrix_file=name), f"imatrix {Path(path).name}")
         self.refresh()
@@ -183,7 +183,7 @@ class Session:
             plan = replace(plan, imatrix_file=name)
             if name not in self.imatrices:
                 try:
-                    self.imatrices[name] = load_imatrix(recipe.imatrix)
+                    self.imatrices[name] = load_imatrix(recipe.imatrix, judged=True)
                 except SurgeonError as error:
                     plan, said = replace(plan, imatrix_file=None), f"{label}, but without its imatrix: {error}"
         self.change(plan, label)

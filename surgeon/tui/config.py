@@ -55,7 +55,8 @@ def load_config(path: Path | None = None) -> Config:
 
 def _without_bad_lines(text: str) -> tuple[dict[str, Any], list[str]]:
     """What is left of a file after the lines that are not TOML, and what was wrong with them."""
-    lines, problems = text.removeprefix("\ufeff").split("\n"), []
+    lines = text.removeprefix("\ufeff").split("\n")
+    problems: list[str] = []
     for _ in range(_MOST_BAD_LINES):
         try:
             return read_toml("\n".join(lines)), problems

@@ -23,7 +23,7 @@ from surgeon.gguf.file import GGUFFile
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.resolve.tensor_op import TensorOp
 from surgeon.write.output_file import OutputFile, write_error
-from surgeon_kernels.formats import FORMATS, USES_CODEBOOK, Format
+from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX, USES_CODEBOOK, Format
 
 # Small enough for cancelling at once: the slowest search does 5 million weights a second, those without a codebook 50.
 # Large enough that the threads do not queue for Python's lock: with a quarter of it, a third of a millisecond for the
@@ -166,6 +166,19 @@ class TensorJob:
         return _columns(np.ascontiguousarray(weights, np.float32).reshape(-1, ne[0]), self.column_ranges)
 
     @cached_property
+    def unseen(self) -> frozenset[int]:
+        """The matrices (experts) that calibration never called, quantized as without an imatrix.
+
+        llama-quantize (`compat`) gives all their values the same weight; so do types that cannot do without weights.
+        """
+        name = self.op.imatrix_name
+        if self.imatrix is None or name is None or self.compat or self.op.to_type in REQUIRES_IMATRIX:
+            return frozenset()
+        ne = self.op.tensor.ne
+        seen = self.imatrix.seen(name, ne[2] if len(ne) > 2 else 1)
+        return frozenset(place for place, called in enumerate(seen.tolist()) if not called)
+
+    @cached_property
     def row_memory(self) -> int:
         """Bytes of buffers per row."""
         gathered = self.target_row_bytes if self.column_ranges else 0
@@ -232,7 +245,7 @@ class TensorJob:
     def _converted(self, slab: Slab, blocks: Bytes, buffers: Buffers) -> Bytes:
         rows = self._as_float32(slab, blocks, buffers)
         out = buffers.output(slab.rows * self.target_row_bytes).reshape(slab.rows, self.target_row_bytes)
-        weights = None if self.weights is None else self.weights[slab.matrix]
+        weights = None if self.weights is None or slab.matrix in self.unseen else self.weights[slab.matrix]
         try:
             surgeon_kernels.quantize_into(rows, self.op.to_type, out, weights, compat=self.compat)
         except ValueError as error:

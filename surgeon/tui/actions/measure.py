@@ -198,7 +198,7 @@ class MeasureActions(Workbench):
         if not trial.recipe:
             raise SurgeonError(f"{trial.label}: its file is gone and its recipe is unknown")
         recipe = read_recipe(trial.recipe, Path("/"), trial.label)
-        imatrix = load_imatrix(recipe.imatrix) if recipe.imatrix else None
+        imatrix = load_imatrix(recipe.imatrix, judged=True) if recipe.imatrix else None
         resolution = resolve(session.model, recipe.plan, imatrix)
         return Subject(trial.label, source, size, trial.recipe, resolution, imatrix)
 
