@@ -36,6 +36,13 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if value else "0"
 
 
+def divergence(kld: float) -> str:
+    """`.0004`, `.012`, `3.1e-05`: a KL divergence in few figures, without its leading zero."""
+    if 0 < kld < 1e-4:
+        return f"{kld:.2g}"
+    return f"{kld:.{4 if kld < 0.1 else 3}f}".removeprefix("0")
+
+
 def duration(seconds: float) -> str:
     """`47 s`, `3:09`, `1:02:00`."""
     whole = round(seconds)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from surgeon.commands.text_table import table
-from surgeon.figures import size
-from surgeon.fit.allocation import Fit, Mixed, shares, short
+from surgeon.figures import divergence, size
+from surgeon.fit.allocation import Fit, Mixed, shares
 
 if TYPE_CHECKING:
     from surgeon.fit.cost_model import CostModel
@@ -44,7 +44,7 @@ def _kinds(fit: Fit) -> str:
     rows = []
     for kind, (weights, nbytes, cost, types) in sorted(shares(fit).items(), key=lambda item: -item[1][1]):
         spread = ", ".join(f"{count} {name}" for name, count in sorted(types.items(), key=lambda item: -item[1]))
-        rows.append([kind, size(nbytes), f"{8 * nbytes / weights:.2f}", short(cost), spread])
+        rows.append([kind, size(nbytes), f"{8 * nbytes / weights:.2f}", divergence(cost), spread])
     text = table(["kind", "bytes", "bpw", "KLD"], [row[:4] for row in rows])
     lines = text.split("\n")
     return "\n".join([f"{lines[0]}  types", *(f"{line}  {row[4]}" for line, row in zip(lines[1:], rows, strict=True))])

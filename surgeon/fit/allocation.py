@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from surgeon.errors import SurgeonError, UsageError
+from surgeon.figures import divergence
 from surgeon.figures import size as human
 from surgeon.fit.candidates import TypeSet, candidates
 from surgeon.fit.cost_model import CostModel, Predicted
@@ -138,6 +139,12 @@ class Allocator:
         chosen = tuple((unit, self._columns[column]) for unit, column in zip(self.units, choice, strict=True))
         return self.assigned(chosen)
 
+    def curve(self, points: int) -> list[Fit]:
+        """Fits at evenly spaced sizes, from the smallest to the largest mix, or to what nothing can improve."""
+        top = min(self.most, max([mix.nbytes for mix in self.mixes], default=self.most))
+        sizes = [self.least + (top - self.least) * number // max(1, points - 1) for number in range(points)]
+        return [self.fit(nbytes) for nbytes in dict.fromkeys(sizes)]
+
     def mix_within(self, nbytes: int) -> Mixed | None:
         """Of llama-quantize's TYPEs that fit into so many bytes the one predicted to lose least."""
         fitting = [mix for mix in self.mixes if mix.nbytes <= nbytes]
@@ -237,13 +244,13 @@ def reason(unit: Unit, chosen: str) -> str:
     if smaller:
         below = _steepest(unit, chosen, smaller)
         more, saved = unit.sizes[chosen] - unit.sizes[below], unit.costs[below] - unit.costs[chosen]
-        return f"fit: +{human(more)} over {below} here saves {short(saved)}"
+        return f"fit: +{human(more)} over {below} here saves {divergence(saved)}"
     larger = [kind for kind in unit.sizes if unit.sizes[kind] > unit.sizes[chosen]]
     if not larger:
         return "fit: the only type it may have"
     above = _steepest(unit, chosen, larger)
     more, saved = unit.sizes[above] - unit.sizes[chosen], unit.costs[chosen] - unit.costs[above]
-    return f"fit: +{human(more)} for {above} would save only {short(saved)}"
+    return f"fit: +{human(more)} for {above} would save only {divergence(saved)}"
 
 
 def _steepest(unit: Unit, chosen: str, others: Sequence[str]) -> str:
@@ -256,10 +263,31 @@ def _steepest(unit: Unit, chosen: str, others: Sequence[str]) -> str:
     return min(others, key=rate) if below else max(others, key=rate)
 
 
-def short(kld: float) -> str:
-    """`.0004`, `.012`: a divergence in two figures without its leading zero."""
-    text = f"{kld:.2g}" if kld < 1e-4 else f"{kld:.{max(2, 4 if kld < 0.1 else 3)}f}"
-    return text.removeprefix("0") if "e" not in text else text
+@dataclass(frozen=True)
+class Improvement:
+    """One tensor a type up: what it costs in bytes and saves of the predicted divergence."""
+
+    unit: Unit
+    before: str
+    after: str
+
+    @property
+    def more(self) -> int:
+        return self.unit.sizes[self.after] - self.unit.sizes[self.before]
+
+    @property
+    def saved(self) -> float:
+        return self.unit.costs[self.before] - self.unit.costs[self.after]
+
+
+def improvements(fit: Fit, count: int) -> list[Improvement]:
+    """Where the next bytes would do most, the best first."""
+    found = []
+    for unit, kind in fit.chosen:
+        larger = [other for other in unit.sizes if unit.sizes[other] > unit.sizes[kind]]
+        if larger:
+            found.append(Improvement(unit, kind, _steepest(unit, kind, larger)))
+    return sorted(found, key=lambda one: -one.saved / one.more)[:count]
 
 
 def shares(fit: Fit) -> Mapping[str, tuple[int, int, float, dict[str, int]]]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,10 @@ class Prober:
     cancelled: threading.Event = field(default_factory=threading.Event)
     run: EngineRun | None = None
 
-    def __post_init__(self) -> None:
-        self.engine_label = find_libraries(self.engine.library).label
+    @cached_property
+    def engine_label(self) -> str:
+        """Which llama.cpp it is. Raises EngineMissing where there is none."""
+        return find_libraries(self.engine.library).label
 
     def base(self, text: Text, place: Place) -> Generator[Standing, None, Base]:
         """The unchanged model's log-probabilities over a text, made where they are not in the cache."""

@@ -58,6 +58,15 @@ class Sensitivities:
         self.probes = {label: (kld, error) for label, (kld, error) in _read(self._probes_file).items()}
         return not self._missing_errors() and not self._missing_probes()
 
+    def load_newest(self) -> CostModel | None:
+        """What was measured last, on whatever text; None where nothing is complete. Raises SurgeonError."""
+        folder = self._errors_file.parent
+        found = sorted(folder.glob(f"{self._identity}-*-probes.json"), key=lambda path: path.stat().st_mtime_ns)
+        if not found:
+            return None
+        self.errors, self.probes = _read(self._errors_file), _read(found[-1])
+        return None if self._missing_errors() or self._missing_probes() else self.costs()
+
     def steps(self) -> Iterator[Standing]:
         """Do what is missing. Raises SurgeonError, EngineError, EngineMissing, Cancelled; what was measured is kept."""
         self.load()
@@ -148,6 +157,11 @@ class Sensitivities:
                 _write(self._errors_file, self.errors)
             part = done / total
             yield Standing("errors of the types", 0, _STAGES, part, name, {}, (now - start) * (1 - part) / part)
+
+
+def newest_costs(prober: Prober) -> CostModel | None:
+    """What was measured last with these importances, on whatever text. Raises SurgeonError."""
+    return Sensitivities(prober, Text(Path())).load_newest()
 
 
 def _label(group: str, level: str) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from surgeon.anatomy.pruning import layer_roles
 from surgeon.errors import SurgeonError
+from surgeon.fit.cost_model import CostModel, Predicted
 from surgeon.imatrix.coverage import Coverage, coverage
 from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix
@@ -26,6 +27,7 @@ from surgeon.plan.plan import History, Plan
 from surgeon.plan.recipe import Recipe, file_sha256
 from surgeon.resolve.resolve import Resolution, TensorOp, resolve
 from surgeon.resolve.tensor_facts import facts_of
+from surgeon.session.fit_figures import PlanErrors, PlanFigures, PlanShares
 from surgeon.session.layer_figures import influence_figures, influence_of
 from surgeon.session.metrics import Measurements
 
@@ -95,6 +97,29 @@ class Session:
     def shares_input(self, name: str) -> tuple[str, ...]:
         """Short names of the tensors of its layer that see the same input: those with the same statistics."""
         return self._shared.get(name, ())
+
+    def use_costs(self, costs: CostModel | None) -> None:
+        """What types cost, measured with the present importance matrix; with another one it does not hold."""
+        self._costs = None if costs is None else (self.imatrix, costs)
+        self._predicted = None
+        self.measurements = replace(
+            self.measurements, of_tensors={**self.measurements.of_tensors, **self._plan_figures}
+        )
+
+    @property
+    def costs(self) -> CostModel | None:
+        """What types cost in predicted KL divergence, where it is known for the present importance matrix."""
+        return self._costs[1] if self._costs is not None and self._costs[0] is self.imatrix else None
+
+    @property
+    def predicted(self) -> Predicted | None:
+        """The KL divergence that the plan will have; None where that is not known."""
+        costs = self.costs
+        if costs is None:
+            return None
+        if self._predicted is None or self._predicted[0] is not self.resolution:
+            self._predicted = (self.resolution, costs.predicted_of(self.resolution))
+        return self._predicted[1]
 
     # --- edits
 
@@ -248,11 +273,21 @@ class Session:
         self, rows: Sequence[TensorStatistics], layers: Sequence[LayerStatistics], influence: Influence | None
     ) -> None:
         """Show these figures, of the plan's importance matrix or of one that is being collected."""
-        self.measurements = Measurements.of(rows, layers, influence_figures(influence) | {"kld": self.damages})
+        of_layers = influence_figures(influence) | {"kld": self.damages}
+        self.measurements = Measurements.of(rows, layers, of_layers, self._plan_figures)
         self._shared = same_statistics(self.model, self.measurements)
         self._coverage = None if self.imatrix is None else coverage(self.model, self.imatrix)
         self.uncovered = frozenset(self._coverage.missing if self._coverage else ())
 
+    @cached_property
+    def _plan_figures(self) -> dict[str, PlanFigures]:
+        return {
+            "err": PlanErrors(lambda: self.ops, lambda: self.costs),
+            "pkld": PlanShares(lambda: self.ops, lambda: self.costs),
+        }
+
+    _costs: tuple[Imatrix | None, CostModel] | None = field(default=None, init=False)
+    _predicted: tuple[Resolution, Predicted | None] | None = field(default=None, init=False)
     _shared: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _coverage: Coverage | None = field(default=None, init=False)
     uncovered: frozenset[str] = field(default=frozenset(), init=False)

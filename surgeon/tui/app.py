@@ -76,6 +76,7 @@ class SurgeonApp(Host):
         if self.session.measure_later:
             self._measure_now()
         self.main.load_damages()
+        self.main.load_costs()
         self.main.tidy()
         self._schedule_warm_up()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from surgeon import figures
 from surgeon.engine.protocol import ImatrixJob
 from surgeon.errors import SurgeonError, UsageError
+from surgeon.fit.groups import groups_of
 from surgeon.measure.base_cache import estimated_bytes
 from surgeon.measure.evaluation import Subject, Wanted, task_kind
 from surgeon.model.model import Model
@@ -211,3 +212,31 @@ def scan_form(model: Model, answers: Answers) -> Form:
         return path_of(found["text"]).is_file(), lines
 
     return Form("prune-scan: what removing a layer costs", fields, check, do="scans")
+
+
+# --- fitting
+
+
+def fit_form(model: Model, answers: Answers) -> Form:
+    """On what the sensitivities are measured."""
+    folder = f"{model.file.path.absolute().parent}/"
+    fields = [
+        Field("text", "text", answers.get("text", folder), "calibration text", TEXTS),
+        Field("chunks", "chunks", answers.get("chunks", "4"), "how many for each probe"),
+        Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
+    ]
+
+    def check(found: Answers) -> tuple[bool, list[Line]]:
+        try:
+            chunks = number_of(found, "chunks", 4, 1)
+            number_of(found, "context", 512, 8)
+        except UsageError as error:
+            return False, [[(str(error), "warning")]]
+        probes = 2 * len(groups_of(model)) + 1
+        lines: list[Line] = [file_line("text", found["text"])]
+        lines.append(
+            [(f"{probes} probes of {chunks} chunks each, once for this model; then every size is quick", "muted")]
+        )
+        return path_of(found["text"]).is_file(), lines
+
+    return Form("fit: measure what matters", fields, check, do="measures")

@@ -71,6 +71,10 @@ def _plan_items(session: Session) -> list[Line]:
         ],
         [(f"{resolution.bpw:.2f}", "strong"), (" bpw", "muted")],
     ]
+    predicted = session.predicted
+    if predicted is not None and predicted.kld > 0:
+        error = f" ±{figures.divergence(predicted.error)}"
+        items.append([("KLD ", "muted"), (figures.divergence(predicted.kld), "strong"), (error, "muted")])
     if plan.pruned:
         items.append([(f"✗ {len(plan.pruned)} pruned", "pruned")])
     items.append(problem_note(session))
@@ -78,8 +82,9 @@ def _plan_items(session: Session) -> list[Line]:
         items.append([(f"● {len(session.marks)} marked", "marked")])
     if plan.rules:
         items.append([(f"{len(plan.rules)} rule{'s' * (len(plan.rules) > 1)}", "text")])
-    if plan.types:
-        items.append([(f"{len(plan.types)} by hand", "text")])
+    by_hand = len(plan.types) - len(plan.reasons)
+    if by_hand > 0:
+        items.append([(f"{by_hand} by hand", "text")])
     return items
 
 

@@ -1,0 +1,108 @@
+"""F: the types that lose least within a size."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from textual import on
+
+from surgeon import figures
+from surgeon.errors import SurgeonError
+from surgeon.tui.actions.measure import MeasureActions
+from surgeon.tui.answers import Answers, remember, remembered
+from surgeon.tui.jobs.fitting import Learned, SensitivityJob
+
+if TYPE_CHECKING:
+    from surgeon.fit.allocation import Fit
+    from surgeon.measure.probing import Prober
+    from surgeon.measure.sensitivities import Sensitivities
+
+
+class FitActions(MeasureActions):
+    async def action_fit(self) -> None:
+        if self.session.plan.pruned:
+            self.say("fit works on whole models: write the pruned one (w) and open that", "warning")
+        elif self.session.costs is None:
+            await self._ask_text()
+        else:
+            await self._choose_size()
+
+    async def _ask_text(self) -> None:
+        """What matters is measured first, once."""
+        from surgeon.tui.dialogs.measure_forms import fit_form
+
+        if not await self._ready():
+            return
+        model = self.session.model
+        source = model.file.path
+
+        def answered(answers: Answers | None) -> None:
+            if answers is None:
+                return
+            remember(source, "fit", answers)
+            try:
+                self._begin(SensitivityJob(self._sensitivities(answers)))
+            except SurgeonError as error:
+                self.fail(error)
+
+        await self.ask(fit_form(model, remembered(source, "fit", ("text", "chunks", "context"))), answered)
+
+    def _sensitivities(self, answers: Answers) -> Sensitivities:
+        from surgeon.measure.probing import Text
+        from surgeon.measure.sensitivities import Sensitivities
+        from surgeon.tui.dialogs.measure_forms import number_of, path_of
+
+        n_ctx, n_chunks = number_of(answers, "context", 512, 8), number_of(answers, "chunks", 4, 1)
+        return Sensitivities(self._prober(), Text(path_of(answers["text"]), n_ctx, n_chunks))
+
+    def _prober(self) -> Prober:
+        from surgeon.measure.probing import Prober
+
+        return Prober(self.session.model, self.session.imatrix, self.engine)
+
+    @on(Learned)
+    def learned(self, event: Learned) -> None:
+        if event.imatrix is self.session.imatrix:
+            self.session.use_costs(event.costs)
+            self.show_rows()
+
+    async def _choose_size(self) -> None:
+        from surgeon.fit.allocation import Allocator
+        from surgeon.trials.records import is_unchanged
+        from surgeon.trials.tables import measured_alike
+        from surgeon.tui.dialogs.fit import FitDialog
+
+        session = self.session
+        assert session.costs is not None  # action_fit looked
+        try:
+            allocator = Allocator(session.model, session.plan, session.imatrix, session.costs)
+            trials = self.journal.trials()
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        alike = measured_alike(trials)
+        shown = [trial for trial in trials if trial.id in alike]
+        # A model as it is has nothing to gain; 4.5 bits per weight is where most are looked for.
+        start = allocator.bytes_at(4.5) if is_unchanged(session.plan) else session.resolution.total_bytes
+        await self.ask(FitDialog(allocator, start, shown), self._fitted)
+
+    def _fitted(self, fit: Fit | None) -> None:
+        if fit is None:
+            return
+
+        def change() -> str:
+            nbytes = figures.size(fit.resolution.total_bytes)
+            self.session.change(fit.plan, f"fit {nbytes}")
+            return f"fit: {nbytes}, predicted KLD {fit.predicted.kld:.4f}; u undoes it"
+
+        self.change_plan(change)
+
+    def load_costs(self) -> None:
+        """What was measured before with this importance matrix, on whatever text."""
+        from surgeon.measure.sensitivities import newest_costs
+
+        with suppress(SurgeonError):  # without a state folder nothing was measured
+            costs = newest_costs(self._prober())
+            if costs is not None:
+                self.session.use_costs(costs)

@@ -1,0 +1,97 @@
+"""The fit: a size is typed or stepped to, and everything that follows from it is shown at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import Input, Static
+
+from surgeon.errors import SurgeonError
+from surgeon.fit.allocation import Allocator, Fit
+from surgeon.fit.target import read_size
+from surgeon.trials.journal import Trial
+from surgeon.tui.dialogs.base import Dialog, drained
+from surgeon.tui.drawing.fit_lines import bytes_lines, curve_lines, improvement_lines, outcome_lines
+from surgeon.tui.drawing.spans import Line
+
+_POINTS = 14  # of the curve
+_STEP = 1.02  # of the size, by one key
+_FEWEST_ROWS = 6  # of the curve
+
+
+class FitDialog(Dialog[Fit]):
+    """Answers with the fit to take."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "take", show=False, priority=True),
+        Binding("plus,up", "step(1)", show=False, priority=True),
+        Binding("minus,down", "step(-1)", show=False, priority=True),
+    ]
+
+    def __init__(self, allocator: Allocator, nbytes: int, trials: Sequence[Trial]) -> None:
+        super().__init__()
+        self.allocator, self.trials = allocator, trials
+        self.nbytes = min(allocator.most, max(allocator.least, nbytes))
+        self.curve = allocator.curve(_POINTS)
+        self.fit: Fit | None = None
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog tall") as frame:
+            frame.border_title = "fit"
+            frame.border_subtitle = "type a size (6.0MB) or bits per weight (4.25) · + − · Enter apply · Esc"
+            yield Input(self._text())  # selected, so that typing replaces it
+            yield Static(id="answer")
+
+    def on_mount(self) -> None:
+        self.set_focus(self.query_one(Input))
+        self._show(self.query_one(Input).value)
+
+    def _text(self) -> str:
+        return f"{self.nbytes / 1e6:.2f}MB"
+
+    @on(Input.Changed)
+    def changed(self, event: Input.Changed) -> None:
+        self._show(event.value)
+
+    def _show(self, text: str) -> None:
+        try:
+            self.nbytes = self._bytes(text)
+            self.fit = self.allocator.fit(self.nbytes, "size")
+            lines = self._lines(self.fit)
+        except SurgeonError as error:
+            self.fit = None
+            lines = [[(str(error).removeprefix("size: ").removeprefix("size "), "warning")]]
+        self.query_one("#answer", Static).update(self.text(lines))
+
+    def _bytes(self, text: str) -> int:
+        """Of a size with its unit, or of bits per weight without. Raises UsageError."""
+        if text == self._text():
+            return self.nbytes  # not rounded to what is shown
+        text = text.strip()
+        if text.replace(".", "", 1).isdigit() and float(text) < 33:
+            return self.allocator.bytes_at(float(text))
+        return read_size(text, "size")
+
+    def _lines(self, fit: Fit) -> list[Line]:
+        width, height = min(92, self.app.size.width - 8), self.app.size.height - 8
+        lines = [*outcome_lines(fit, self.allocator.mix_within(self.nbytes)), *bytes_lines(fit, width)]
+        rows = height - len(lines) - 7
+        if rows >= _FEWEST_ROWS:
+            lines += curve_lines(self.curve, self.allocator.mixes, self.trials, fit, width, rows)
+        return [*lines, *improvement_lines(fit, max(2, min(6, height - len(lines) - 1)))]
+
+    def action_step(self, step: int) -> None:
+        factor = _STEP if step > 0 else 1 / _STEP
+        self.nbytes = min(self.allocator.most, max(self.allocator.least, round(self.nbytes * factor)))
+        self.query_one(Input).value = self._text()
+        self.query_one(Input).cursor_position = len(self._text())
+
+    async def action_take(self) -> None:
+        await drained(self.query_one(Input))
+        if self.fit is not None:
+            self.dismiss(self.fit)

@@ -1,0 +1,85 @@
+"""The lines of the fit dialog: outcome, where the bytes are, the curve of divergence over size, the next best bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgeon import figures
+from surgeon.fit.allocation import Fit, Mixed, improvements, shares
+from surgeon.trials.journal import Trial
+from surgeon.tui.drawing.scatter import LETTERS, Point, scatter
+from surgeon.tui.drawing.spans import Line, clean, cut
+from surgeon.tui.drawing.spans import fit as fitted
+
+_COLOURS = ("ramp4", "ramp3", "ramp2", "ramp1", "ramp0")
+
+
+def outcome_lines(fit: Fit, mix: Mixed | None) -> list[Line]:
+    """Size and predicted divergence of the fit, and of the best mix in as many bytes."""
+    lines = [_outcome("fit", fit.resolution.total_bytes, fit.resolution.bpw, fit.predicted.kld, fit.predicted.error)]
+    if mix is not None:
+        made, predicted = mix.resolution, mix.predicted
+        lines.append(_outcome(mix.name, made.total_bytes, made.bpw, predicted.kld, predicted.error))
+    return lines
+
+
+def _outcome(name: str, nbytes: int, bpw: float, kld: float, error: float) -> Line:
+    return [
+        (fitted(name, 9), "strong" if name == "fit" else "muted"),
+        (figures.size(nbytes).rjust(9), "text"),
+        (f"{bpw:6.2f} bpw", "muted"),
+        ("   predicted KLD ", "muted"),
+        (figures.divergence(kld), "strong" if name == "fit" else "text"),
+        (f" ± {figures.divergence(error)}", "muted"),
+    ]
+
+
+def bytes_lines(fit: Fit, width: int) -> list[Line]:
+    """A bar of all bytes by kind, the largest first, and what its parts are."""
+    parts = sorted(((nbytes, kind, weights) for kind, (weights, nbytes, _, _) in shares(fit).items()), reverse=True)
+    total = sum(nbytes for nbytes, _, _ in parts)
+    bar: Line = []
+    legend: Line = []
+    used = 0
+    for number, (nbytes, kind, weights) in enumerate(parts):
+        end = round(width * (sum(part[0] for part in parts[: number + 1])) / total)
+        colour = _COLOURS[number % len(_COLOURS)]
+        bar.append(("█" * (end - used), colour))
+        legend += [("■ ", colour), (f"{clean(kind)} {8 * nbytes / weights:.1f}  ", "muted")]
+        used = end
+    return [bar, cut(legend, width)]
+
+
+def curve_lines(
+    curve: Sequence[Fit], mixes: Sequence[Mixed], trials: Sequence[Trial], fit: Fit, width: int, height: int
+) -> list[Line]:
+    """Predicted divergence over size: the line of fits, the mixes predicted, trials as they were measured."""
+    points = [Point(one.resolution.total_bytes, one.predicted.kld, "·", front=True) for one in curve]
+    points = [point for point in points if point.y > 0]
+    names = []
+    for letter, mix in zip(LETTERS, mixes, strict=False):
+        points.append(Point(mix.nbytes, mix.predicted.kld, letter))
+        names.append(f"{letter} {mix.name}")
+    for trial in trials:
+        kld = trial.figure("mean_kld")
+        if kld:
+            points.append(Point(trial.size, kld, "×"))
+    points.append(Point(fit.resolution.total_bytes, fit.predicted.kld, "◆", best=True))
+    lines = scatter([point for point in points if point.y > 0], width, height, "predicted KLD; × trials as measured")
+    return [*lines, cut([(" · ".join(names), "faint")], width)]
+
+
+def improvement_lines(fit: Fit, count: int) -> list[Line]:
+    """Where the next bytes would do most."""
+    lines: list[Line] = [[("next best bytes", "head")]]
+    for one in improvements(fit, count):
+        name = clean(one.unit.members[0].name.removesuffix(".weight"))
+        lines.append(
+            [
+                (fitted(name, 24), "text"),
+                (f"{one.before} → {one.after}".ljust(18), "changed"),
+                (f"+{figures.size(one.more)}".rjust(10), "muted"),
+                (f"  saves {figures.divergence(one.saved)}", "text"),
+            ]
+        )
+    return lines

@@ -1,0 +1,140 @@
+"""The fit on the screen: a size becomes a plan, and every edit afterwards shows what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tui_helpers import opened, session_of, text_of, typed
+
+from surgeon.fit.cost_model import CostModel, GroupProbes, Probe
+from surgeon.fit.groups import groups_of
+from surgeon.model.model import Model
+from surgeon.session.session import Session
+from surgeon.tui.dialogs.fit import FitDialog
+from surgeon.tui.dialogs.form import Form
+from surgeon_kernels.formats import FORMATS
+
+TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+
+
+def made_up_costs(model: Model) -> CostModel:
+    """Errors of 4^-bits; the head matters a hundred times as much as the rest."""
+    groups = {group: tuple(facts.name for facts in members) for group, members in groups_of(model).items()}
+    errors = {name: {kind: 4.0 ** -FORMATS[kind].bpw for kind in TYPES} for names in groups.values() for name in names}
+
+    def probe(names: tuple[str, ...], kind: str, scale: float) -> Probe:
+        return Probe(dict.fromkeys(names, kind), scale * sum(errors[name][kind] for name in names), 1e-6)
+
+    scales = {group: 1.0 if group == "output" else 0.01 for group in groups}
+    probes = {
+        group: GroupProbes(probe(names, "Q2_K", scales[group]), probe(names, "Q4_K", scales[group]))
+        for group, names in groups.items()
+    }
+    return CostModel(errors, groups, probes, None)
+
+
+@pytest.fixture
+def session(demo_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    session = session_of(demo_model)
+    session.use_costs(made_up_costs(session.model))
+    return session
+
+
+async def test_a_typed_size_becomes_one_step_that_undo_takes_back(session: Session) -> None:
+    before = session.plan
+    async with opened(session) as (app, pilot):
+        assert "KLD" not in text_of(app, "header")  # nothing is changed yet
+        await pilot.press("F")
+        assert isinstance(app.screen, FitDialog)
+        await typed(pilot, "4.25")
+        await pilot.press("enter")
+        assert not isinstance(app.screen, FitDialog)
+        assert 4.2 < session.resolution.bpw <= 4.25
+        assert session.predicted is not None
+        assert f"{session.predicted.kld:.4f}".removeprefix("0") in text_of(app, "header")
+        assert "by hand" not in text_of(app, "header")
+        await pilot.press("u")
+        assert session.plan == before
+
+
+async def test_plus_and_minus_step_the_size_and_escape_changes_nothing(session: Session) -> None:
+    session.set_file_type("Q4_K_M")
+    before = session.plan
+    async with opened(session, (120, 40)) as (app, pilot):
+        await pilot.press("F")
+        dialog = app.screen
+        assert isinstance(dialog, FitDialog)
+        assert dialog.nbytes == session.resolution.total_bytes
+        await pilot.press("minus", "minus")
+        smaller = dialog.nbytes
+        assert smaller < session.resolution.total_bytes
+        await pilot.press("plus")
+        assert dialog.nbytes > smaller
+        await pilot.press("escape")
+        assert session.plan == before
+
+
+async def test_a_size_that_cannot_be_had_is_refused_with_the_nearest(session: Session) -> None:
+    async with opened(session) as (app, pilot):
+        await pilot.press("F")
+        await typed(pilot, "1MB")
+        await pilot.press("enter")
+        dialog = app.screen
+        assert isinstance(dialog, FitDialog)
+        assert dialog.fit is None
+        assert "the smallest is 3.95 MB" in str(dialog.query_one("#answer").render())
+        await pilot.press("escape")
+
+
+async def test_every_edit_shows_what_it_costs(session: Session) -> None:
+    session.set_file_type("Q4_K_M")
+    before = session.predicted
+    session.set_types(["output.weight"], "Q2_K")
+    after = session.predicted
+    assert before is not None
+    assert after is not None
+    assert after.kld > 2 * before.kld
+    session.toggle_prune([3])
+    assert session.predicted is None
+    session.undo()
+    assert session.predicted == after
+
+
+async def test_errors_are_a_column_that_filters_and_sorts(session: Session) -> None:
+    session.set_file_type("Q4_K_S")
+    session.set_types(["blk.5.ffn_up.weight"], "Q2_K")
+    async with opened(session) as (app, pilot):
+        await pilot.press("slash")
+        await typed(pilot, "err>0.1")
+        await pilot.press("enter")
+        assert [row.name for row in app.main.tree_.rows if hasattr(row, "name")] == ["blk.5.ffn_up.weight"]
+    figures = session.measurements.of_tensors
+    assert figures["err"]["blk.5.ffn_up.weight"] == pytest.approx(4.0 ** (-FORMATS["Q2_K"].bpw / 2))
+    assert figures["pkld"]["blk.5.ffn_up.weight"] > figures["pkld"]["blk.5.ffn_gate.weight"]
+    assert figures["err"].get("blk.0.attn_norm.weight") is None
+
+
+async def test_costs_hold_for_the_imatrix_they_were_measured_with(session: Session, demo_imatrix: Path) -> None:
+    session.use_imatrix(demo_imatrix)
+    assert session.costs is None
+    assert session.predicted is None
+    session.undo()
+    assert session.costs is not None
+
+
+async def test_without_sensitivities_a_text_is_asked_for(session: Session) -> None:
+    session.use_costs(None)
+    async with opened(session) as (app, pilot):
+        assert "KLD" not in text_of(app, "header")
+        await pilot.press("F")
+        assert isinstance(app.screen, Form)
+        await pilot.press("escape")
+
+
+async def test_a_pruned_plan_is_not_fitted(session: Session) -> None:
+    session.toggle_prune([3])
+    async with opened(session) as (app, pilot):
+        await pilot.press("F")
+        assert "write the pruned one" in app.main.message
