@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("surgeon.commands.bench", "tokens per second (extra `engine`)"),
     "prune-scan": ("surgeon.commands.prune_scan", "measured damage of removing each layer (extra `engine`)"),
     "expert-scan": ("surgeon.commands.expert_scan", "measured damage of pruning experts (extra `engine`)"),
+    "heal": ("surgeon.commands.heal", "refit matrices to make up for pruned layers (extra `engine`)"),
     "journal": ("surgeon.commands.journal", "the trials of a model: list, compare, export as Markdown"),
     "doctor": ("surgeon.commands.doctor", "what this machine can do: kernels, llama.cpp, devices, folders"),
     "cache": ("surgeon.commands.cache", "where the compiled kernels are; --clear removes them"),

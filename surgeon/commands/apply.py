@@ -16,6 +16,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("input", metavar="IN", type=Path, help="a GGUF file, or a shard of one")
     parser.add_argument("output", metavar="OUT", type=Path, nargs="?", help="the new file (not needed with --dry-run)")
     parser.add_argument("--imatrix", metavar="F", help="where the recipe's imatrix is now")
+    parser.add_argument("--heal", metavar="F", help="a heal file, where the recipe's is now, or a text to heal on")
     parser.add_argument(
         "--save-imatrix", metavar="F", type=Path, help="also save the imatrix renumbered as the layers are"
     )
@@ -44,6 +45,7 @@ def main(arguments: list[str]) -> int:
             max_buffer_bytes=recipe.max_buffer_bytes,
             split_max_bytes=recipe.split_max_bytes,
             save_imatrix=options.save_imatrix,
+            heal=options.heal,
             dry_run=options.dry_run,
             json=options.json,
             overwrite=options.overwrite,

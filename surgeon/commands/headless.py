@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from surgeon.commands.interruption import stopped_by_signals
 from surgeon.errors import SurgeonError
 from surgeon.json_text import json_text
 from surgeon.llama_quantize.options import QuantizeCommand
 from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.model.model import Model
@@ -41,6 +40,7 @@ def run_job(job: QuantizeCommand) -> int:
         imatrix = _load_imatrix(job)
         if job.prune_experts:
             job = _with_chosen_experts(model, job, imatrix)
+        job = _healed(job, model)
         resolution = resolve(model, job.plan, imatrix)
         if job.dry_run:
             return _dry_run(job, resolution)
@@ -54,6 +54,15 @@ def run_job(job: QuantizeCommand) -> int:
             _save_imatrix(imatrix, resolution, job.save_imatrix)
         _report(job, resolution, summary)
     return 0
+
+
+def _healed(job: QuantizeCommand, model: Model) -> QuantizeCommand:
+    from surgeon.commands.healing_option import healed_plan
+
+    plan = healed_plan(
+        job.plan, model, job.heal, per_column=job.heal_tokens, may_run=not job.dry_run, threads=job.threads
+    )
+    return replace(job, plan=plan)
 
 
 def _load_imatrix(job: QuantizeCommand) -> Imatrix | None:
@@ -133,35 +142,13 @@ def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None
     if job.max_buffer_bytes:
         options = replace(options, max_buffer_bytes=job.max_buffer_bytes)
     show = _Bar(sys.stderr) if sys.stderr.isatty() else _Lines(resolution, sys.stderr if job.json else sys.stdout)
-    with _stopped_by_signals() as cancelled:
+    with stopped_by_signals() as cancelled:
         for step in write(resolution, imatrix, job.output, options, cancelled):
             if isinstance(step, Summary):
                 show.finish()
                 return step
             show.update(step)
     raise AssertionError("write ends with a Summary")
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the writer ends in order and says what it left.
-
-    A second signal has its usual effect.
-    """
-    import signal
-
-    cancelled = threading.Event()
-
-    def stop(number: int, _frame: object) -> None:
-        cancelled.set()
-        signal.signal(number, before[number])
-
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield cancelled
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Lines:

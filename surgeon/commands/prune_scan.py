@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import math
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from surgeon.errors import Cancelled, UsageError
 from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
+    from surgeon.measure.prune_choice import PruneChoice
     from surgeon.measure.prune_scan import PruneScan
 
 DESCRIPTION = """KL divergence from the whole model with one layer removed at a time, on a few chunks of TEXT; smaller:
@@ -35,6 +37,21 @@ def _parser() -> Parser:
     parser.add_argument("--chunks", type=positive, default=8, metavar="N", help="how many (8)")
     parser.add_argument("--layers", metavar="L", help="only these: 3,5-8 singly; 3+4 together (default: each layer)")
     parser.add_argument("--pairs", action="store_true", help="also each pair of neighbours")
+    parser.add_argument("--count", type=positive, metavar="N", help="say which N layers to prune")
+    parser.add_argument(
+        "--order", choices=("single", "greedy", "pairs"), default="greedy",
+        help="how they are chosen: each alone, each given those before, or neighbours two at a time (greedy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--among", type=positive, default=0, metavar="N", help="only of the N layers that do least damage alone"
+    )
+    parser.add_argument(
+        "--healed", action="store_true", help="measure after the matrix before each gap is refitted (surgeon heal)"
+    )
+    parser.add_argument(
+        "--heal-chunks", type=positive, default=24, metavar="N",
+        help="chunks to refit on with --healed, behind those that are measured (24)",
+    )  # fmt: skip
     parser.add_argument("--imatrix", metavar="F", help="show its layer statistics beside the damage")
     parser.add_argument("--restart", action="store_true", help="ignore earlier results")
     return parser
@@ -45,8 +62,10 @@ def main(arguments: list[str]) -> int:
     scan = _scan(options)
     if not options.restart:
         scan.load()
+    choice = _choice(scan, options)
+    messages = scan.messages() if choice is None else choice.messages()
     try:
-        for _ in ProgressLine("prune-scan", "chunks").watch(scan.messages()):
+        for _ in ProgressLine("prune-scan", "chunks").watch(messages):
             pass
     except (KeyboardInterrupt, Cancelled):
         kept = f"{len(scan.damages)} of {len(scan.job.layer_sets)} measured and kept; run it again to resume"
@@ -55,27 +74,43 @@ def main(arguments: list[str]) -> int:
     finally:
         if options.show_log and scan.run is not None:
             print(scan.run.log_text(), file=sys.stderr)
-    _print(scan, options)
+    _print(scan, options, choice)
     return 0
+
+
+def _choice(scan: PruneScan, options: argparse.Namespace) -> PruneChoice | None:
+    from surgeon.measure.prune_choice import PruneChoice
+
+    if options.count is None:
+        return None
+    n_layer = len(scan.job.layer_sets)
+    if options.layers is not None or options.count >= n_layer:
+        raise UsageError(f"--count {options.count}: less than the model's layers, and without --layers")
+    return PruneChoice(scan, options.order, options.count, n_layer, options.among)
 
 
 def _scan(options: argparse.Namespace) -> PruneScan:
     from surgeon.engine.protocol import PruneScanJob
     from surgeon.folders import state_folder
     from surgeon.gguf.identity import model_identity
+    from surgeon.measure.layer_files import repair_layers
     from surgeon.measure.prune_scan import PruneScan
     from surgeon.model.model import load_model
 
     model_path, text = Path(require_file(options.model)), Path(require_file(options.file))
     model = load_model(model_path)
-    with model.file:
-        n_layer = model.block_count
-    sets = layer_sets(options.layers, n_layer, pairs=options.pairs)
+    sets = layer_sets(options.layers, model.block_count, pairs=options.pairs and options.count is None)
     job = PruneScanJob(str(model_path), str(text), sets, options.ctx_size, options.ubatch_size, options.chunks)
     text_digest = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
     identity = f"{model_identity(model_path)}-{text_digest}-c{options.ctx_size}-n{options.chunks}"
+    if options.healed:
+        identity += f"-healed{options.heal_chunks}"
+        job = replace(job, n_fit=options.heal_chunks)
     state = state_folder() / "prune-scan" / f"{identity}.json"
-    return PruneScan(engine_of(options), job, state, identity)
+    scan = PruneScan(engine_of(options), job, state, identity)
+    if options.healed:
+        scan.repairs_of = lambda folder: repair_layers(model, folder)
+    return scan
 
 
 def layer_sets(text: str | None, n_layer: int, *, pairs: bool) -> list[list[int]]:
@@ -101,13 +136,16 @@ def layer_sets(text: str | None, n_layer: int, *, pairs: bool) -> list[list[int]
     return singles
 
 
-def _print(scan: PruneScan, options: argparse.Namespace) -> None:
+def _print(scan: PruneScan, options: argparse.Namespace, choice: PruneChoice | None) -> None:
     damages = [scan.damages[tuple(layers)] for layers in scan.job.layer_sets]
+    if choice is not None:
+        damages = sorted(scan.damages.values(), key=lambda damage: (len(damage.layers), damage.mean_kld))
     statistics = _statistics(options.imatrix) if options.imatrix else {}
     correlations = {name: _correlation(scan, values) for name, values in statistics.items()}
     if options.json:
         print(json_text({"model": options.model, "damages": [vars(damage) for damage in damages],
-                          "statistics": statistics, "rank_correlation": correlations}))  # fmt: skip
+                          "statistics": statistics, "rank_correlation": correlations,
+                          "prune": list(choice.chosen) if choice else None}))  # fmt: skip
         return
     rows = []
     for damage in damages:
@@ -117,6 +155,10 @@ def _print(scan: PruneScan, options: argparse.Namespace) -> None:
         name = "+".join(map(str, damage.layers))
         rows.append([name, f"{damage.mean_kld:.6f}", f"{damage.ppl:.4f}", f"{100 * damage.same_top:.2f}%", *beside])
     print(table(["left out", "mean KLD", "PPL", "same top", *statistics], rows))
+    if choice is not None:
+        how = f"{options.order}, healed" if options.healed else options.order
+        layers = ",".join(map(str, choice.chosen))
+        print(f"prune these ({how}): --prune-layers {layers}  KL divergence {choice.damage:.4f}")
     for name, value in correlations.items():
         print(f"rank correlation of {name} with the damage: {value:+.2f}")
 

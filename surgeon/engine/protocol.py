@@ -127,7 +127,11 @@ class BenchJob(Message):
 
 @dataclass(frozen=True)
 class PruneScanJob(Message):
-    """KL divergence with each set of layers left out, against the whole model; base: where its records may be put."""
+    """KL divergence with each set of layers left out, against the whole model; base: where its records may be put.
+
+    repairs: HealLayers as dicts, of every layer; then each gap's ffn_down is refitted, on n_fit chunks that are not
+    measured, before the gap is measured. folder: for their streams.
+    """
 
     model: str
     text: str
@@ -136,6 +140,45 @@ class PruneScanJob(Message):
     n_ubatch: int = 512
     n_chunks: int = 8
     base: str = ""
+    repairs: list[dict[str, Any]] = field(default_factory=list)
+    n_fit: int = 0
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class HealLayer:
+    """One layer of the walk, in `file` as its layer `index`. number: in the unpruned model; epsilon: of its norms.
+
+    branches: `attn_output`, `ffn_down` -> names of .npy files, float32, of its `weight` [d, f], and its `bias` and the
+    `gain` of the norm behind it where there are any.
+    """
+
+    number: int
+    file: str
+    index: int
+    pruned: bool
+    epsilon: float
+    branches: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class HealJob(Message):
+    """Refit matrices of `model` without its pruned layers, over `texts`.
+
+    layers: HealLayers as dicts, in order, from the one before the first pruned layer to the last; folder: for streams;
+    width: d_model; columns: of the widest ffn_down; down: the kinds refitted in every layer behind a gap.
+    """
+
+    model: str
+    texts: list[str]
+    layers: list[dict[str, Any]]
+    folder: str
+    width: int
+    columns: int
+    tokens_per_column: float = 30.0
+    n_ctx: int = 512
+    before_only: bool = False
+    down: list[str] = field(default_factory=lambda: ["attn_output", "ffn_down"])
 
 
 @dataclass(frozen=True)
@@ -264,6 +307,24 @@ class Probed(Message):
 
 
 @dataclass(frozen=True)
+class HealedMatrix(Message):
+    """One matrix refitted, or kept because nothing did better on tokens that were not fitted.
+
+    layer: number in the unpruned model; kind: `attn_output` or `ffn_down`; method: `kept`, `ridge`, `gain` or `refit`;
+    before, after: squared error of the branch relative to what it shall add. arrays: `weight`, `gain`, where new.
+    """
+
+    layer: int
+    kind: str
+    method: str
+    penalty: float
+    shrink: float
+    before: float
+    after: float
+    arrays: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
 class Finished(Message):
     """The end: the figures of the whole run, keys as in the commands' --json."""
 
@@ -288,11 +349,14 @@ _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
         Engine, DevicesJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
-        ExpertScanJob, ProbeJob,
-        Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, Finished, Failed, Beat,
+        ExpertScanJob, ProbeJob, HealJob,
+        Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, HealedMatrix, Finished,
+        Failed, Beat,
     )
 }  # fmt: skip
-Job = ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob | ExpertScanJob | ProbeJob
+Job = (
+    ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob | ExpertScanJob | ProbeJob | HealJob
+)
 Request = Job | DevicesJob
 
 

@@ -47,6 +47,8 @@ Options of our own:
   --save-imatrix F             also save the imatrix without the pruned layers and experts
   --prune-experts N|P%         leave out N (or P %) experts in every layer, the least salient in the imatrix
   --experts-by WHAT            choose them by saliency (default) or calls
+  --heal F                     take refitted matrices from heal file F (surgeon heal), or heal on text F first
+  --heal-tokens N              tokens to fit on for each column of ffn_down, where F is a text (default 30)
   --split-max-size N(M|G)      write shards of at most N megabytes or gigabytes of tensor data
   --i-know                     prune an architecture although not everything about it could be checked
   --overwrite                  replace an existing OUTPUT
@@ -87,6 +89,8 @@ class QuantizeCommand:
     resume: bool = False
     prune_experts: str = ""
     experts_by: str = "saliency"
+    heal: str | None = None
+    heal_tokens: float = 30.0
 
 
 @dataclass(slots=True)
@@ -109,6 +113,7 @@ FLAGS = frozenset(
 )
 _VALUES = frozenset(
     "--imatrix --output-tensor-type --token-embedding-type --max-buffer-size --recipe --save-imatrix "
+    "--heal --heal-tokens "
     "--split-max-size --prune-experts --experts-by".split()
 )
 
@@ -149,6 +154,8 @@ def _parse_job(arguments: list[str]) -> QuantizeCommand:
         resume="--resume" in words.flags,
         prune_experts=words.values.get("--prune-experts", ""),
         experts_by=words.values.get("--experts-by", "saliency"),
+        heal=words.values.get("--heal"),
+        heal_tokens=_heal_tokens(words),
     )
 
 
@@ -348,6 +355,14 @@ def _threads(rest: list[str], words: _Words) -> int:
     if len(rest) > 1 and "--compat" not in words.flags:
         raise OptionError(f"{rest[1]!r} after the number of threads: options come before INPUT")
     return max(int(match[1]), 0)
+
+
+def _heal_tokens(words: _Words) -> float:
+    text = words.values.get("--heal-tokens", "30")
+    match = _FLOAT.fullmatch(text)
+    if match is None or not 0 < float(text) < 1e6:
+        raise OptionError(f"--heal-tokens {text!r}: a number above 0 is needed")
+    return float(text)
 
 
 def _buffer_bytes(words: _Words) -> int | None:

@@ -152,7 +152,7 @@ def _checked(
 
 
 def _as_llama_quantize(plan: Plan, rules: list[TypeRule], model: Model, imatrix: Imatrix | None) -> Resolution:
-    return resolve(model, replace(plan, compat=True, types=(), rules=tuple(rules)), imatrix)
+    return resolve(model, replace(plan, compat=True, types=(), rules=tuple(rules), healing=None), imatrix)
 
 
 def _differences(wanted: Resolution, got: Resolution) -> list[str]:
@@ -173,6 +173,8 @@ def _remarks(recipe: Recipe) -> list[str]:
     told = []
     if recipe.plan.hide_imatrix:
         told.append("llama-quantize always stores the imatrix's path")
+    if recipe.plan.healing:
+        told.append("llama-quantize cannot heal: the pruned layers are only left out")
     if recipe.split_max_bytes:
         told.append("llama-quantize splits only with --keep-split: use llama-gguf-split --split-max-size afterwards")
     return told

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
@@ -31,6 +32,7 @@ class PruneScan:
     cancelled: threading.Event | None = None
     damages: dict[tuple[int, ...], LayerDamage] = field(default_factory=dict)
     run: EngineRun | None = None
+    repairs_of: Callable[[Path], list[dict[str, Any]]] | None = None  # PruneScanJob.repairs, their arrays in a folder
 
     def load(self) -> None:
         """Take what an earlier run measured."""
@@ -52,7 +54,9 @@ class PruneScan:
             return
         # The folder is ours, so that nothing stays behind when the child is killed.
         with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
-            job = replace(self.job, layer_sets=missing, base=str(Path(folder, "base.kld")))
+            job = replace(self.job, layer_sets=missing, base=str(Path(folder, "base.kld")), folder=folder)
+            if self.repairs_of is not None:
+                job = replace(job, repairs=self.repairs_of(Path(folder)))
             self.run = EngineRun(self.engine, job, self.cancelled)
             for message in self.run.messages():
                 if isinstance(message, LayerDamage):

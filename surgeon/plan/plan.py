@@ -32,6 +32,14 @@ class KVOverride:
         return f"{self.key}={self.kind}:{value}"
 
 
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """A heal file to take tensors from. id: of its content, as the file itself says."""
+
+    file: str
+    id: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the output, apart from the model and the importance matrix.
@@ -42,7 +50,7 @@ class Plan:
     pruned_experts: (layer, its pruned experts), both in the input's numbers, ascending, no layer without any.
     imatrix_file: the importance matrix as the user named it, stored as `quantize.imatrix.file` (None: its own path).
     know_risks: `--i-know`, prune an architecture although not everything about it could be checked.
-    compat: reproduce llama-quantize's defects too.
+    compat: reproduce llama-quantize's defects too. healing: refitted matrices that make up for the pruned layers.
     """
 
     file_type: str = "COPY"
@@ -65,6 +73,7 @@ class Plan:
     know_risks: bool = False
     # Not in repr: a plan without it keeps the hash it had.
     pruned_experts: tuple[tuple[int, tuple[int, ...]], ...] = field(default=(), repr=False)
+    healing: Healing | None = field(default=None, repr=False)
 
 
 def tensor_type(text: str) -> str:

@@ -12,6 +12,10 @@
     [prune-experts]                 # layer = its experts, numbers of the input
     3 = [0, 17]
 
+    [heal]
+    file = "pruned.heal.gguf"       # beside the recipe, unless it is an absolute path
+    id = "6be1c29a…"
+
     [types]                         # set by hand, before any rule
     "blk.0.ffn_down.weight" = "q8_0"
 
@@ -40,7 +44,7 @@ from typing import Any
 from surgeon.errors import SurgeonError
 from surgeon.machine import MOST_THREADS
 from surgeon.plan.file_types import parse_file_type
-from surgeon.plan.plan import KVOverride, Plan, parse_rule, tensor_type
+from surgeon.plan.plan import Healing, KVOverride, Plan, parse_rule, tensor_type
 from surgeon.terminal import escaped
 from surgeon.toml_text import read_toml
 from surgeon.whole_files import write_whole
@@ -55,7 +59,7 @@ _FLAGS = {
 _TYPES = {"output-tensor-type": "output_tensor_type", "token-embedding-type": "token_embedding_type"}
 _NUMBERS = {"threads": "threads", "max-buffer-bytes": "max_buffer_bytes", "split-max-bytes": "split_max_bytes"}
 _MOST = {"threads": MOST_THREADS, "prune": 2**32 - 1}
-_KNOWN = set("format type rules prune prune-experts imatrix types reasons override_kv made-from".split())
+_KNOWN = set("format type rules prune prune-experts heal imatrix types reasons override_kv made-from".split())
 
 
 class RecipeError(SurgeonError):
@@ -142,6 +146,9 @@ def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
     lines += _imatrix_lines(recipe, folder)
     if plan.pruned_experts:
         lines += ["", "[prune-experts]", *(f"{layer} = {list(gone)}" for layer, gone in plan.pruned_experts)]
+    if plan.healing is not None:
+        file = _relative(plan.healing.file, folder)
+        lines += ["", "[heal]", f"file = {_text(file)}", f"id = {_text(plan.healing.id)}"]
     if plan.types:
         lines += ["", "[types]", *(f"{_text(name)} = {_text(kind.lower())}" for name, kind in plan.types)]
     if plan.reasons:
@@ -214,6 +221,7 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
         exclude_weights=tuple(_list(imatrix, "exclude", str)),
         override_kv=tuple(_override(entry) for entry in _list(table, "override_kv", dict)),
         imatrix_file=_get(imatrix, "stored-as", str, file),
+        healing=_healing(table, folder),
     )
     return Recipe(
         plan=replace(plan, **flags, **types),
@@ -224,6 +232,14 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
         split_max_bytes=_get(table, "split-max-bytes", int, 0),
         made_from=_get(table, "made-from", str, None),
     )
+
+
+def _healing(table: Mapping[str, Any], folder: Path) -> Healing | None:
+    heal = _table(table, "heal", {"file", "id"})
+    file, number = _get(heal, "file", str, None), _get(heal, "id", str, None)
+    if (file is None) != (number is None):
+        raise RecipeError("[heal] needs both file and id")
+    return None if file is None or number is None else Healing(str(folder / file), number)
 
 
 def _table(table: Mapping[str, Any], key: str, known: set[str]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from surgeon.errors import SurgeonError
 from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS
+from surgeon.model.model import Tensor
 from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.preflight import Findings
 from surgeon.resolve.tensor_facts import TensorFacts
@@ -44,6 +45,10 @@ class Decider:
     findings: Findings
 
     def operation(self, facts: TensorFacts) -> TensorOp:
+        op = self._operation(facts)
+        return op if facts.healed is None or op.action == "drop" else _healed(op, *facts.healed)
+
+    def _operation(self, facts: TensorFacts) -> TensorOp:
         tensor, source, name = facts.tensor, facts.name, self.numbering.names[facts.name]
         from_type = facts.from_type
         if name is None:
@@ -118,6 +123,14 @@ class Decider:
         if facts.name in IMATRIX_EXEMPT:
             return type_name in REQUIRES_IMATRIX
         return type_name in LOW_BIT or (type_name == "Q2_K" and self.chooser.plan.file_type == "Q2_K_S")
+
+
+def _healed(op: TensorOp, tensor: Tensor, why: str) -> TensorOp:
+    """The same type as without healing, made of the healed tensor."""
+    same = tensor.type_name == op.to_type
+    return op._replace(
+        action="copy" if same else "convert", from_type=tensor.type_name, healed=tensor, reason=f"{why}; {op.reason}"
+    )
 
 
 def _copy(facts: TensorFacts, name: str, wish: TypeWish) -> TensorOp:

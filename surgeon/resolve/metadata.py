@@ -135,9 +135,10 @@ def _original(before: frozenset[int], number: int) -> int:
 
 def plan_hash(plan: Plan) -> str:
     """sha256 of what the plan decides; where the importance matrix lies does not count."""
-    bare = replace(plan, imatrix_file=None, pruned=frozenset())
+    bare = replace(plan, imatrix_file=None, pruned=frozenset(), healing=None)
     experts = f" {plan.pruned_experts}" if plan.pruned_experts else ""
-    return hashlib.sha256(f"{bare!r} {sorted(plan.pruned)}{experts}".encode()).hexdigest()
+    healed = f" healed {plan.healing.id}" if plan.healing else ""
+    return hashlib.sha256(f"{bare!r} {sorted(plan.pruned)}{experts}{healed}".encode()).hexdigest()
 
 
 def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[int]:

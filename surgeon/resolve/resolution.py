@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from surgeon.gguf.file import GGUFFile
 from surgeon.gguf.values import Value
+from surgeon.healing.heal_file import Heal
 from surgeon.model.model import Model
 from surgeon.plan.plan import Plan
 from surgeon.problems import Problem
@@ -20,6 +22,7 @@ class Resolution:
 
     ops: in output order, dropped tensors included; metadata: the key-value list to write; alignment: of the output;
     problems: worst first, an error forbids writing; renumbering: layer in the input -> in the output, None when pruned.
+    heal: the open heal file that `TensorOp.healed` lie in;
     needs_imatrix: output names of tensors whose type cannot do without an imatrix entry that is not there;
     fallbacks: tensors whose row length forced another type; unseen_experts: those without data in the imatrix.
     """
@@ -32,8 +35,14 @@ class Resolution:
     problems: tuple[Problem, ...]
     renumbering: dict[int, int | None]
     needs_imatrix: tuple[str, ...] = ()
+    heal: Heal | None = None
     fallbacks: int = 0
     unseen_experts: int = 0
+
+    @property
+    def sources(self) -> tuple[GGUFFile, ...]:
+        """The files that tensors are read from."""
+        return (self.model.file,) if self.heal is None else (self.model.file, self.heal.model.file)
 
     @cached_property
     def kept(self) -> tuple[TensorOp, ...]:

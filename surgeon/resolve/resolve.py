@@ -19,6 +19,7 @@ from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.patterns import SlowPatternError
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.resolve.decisions import Decider, Weights
+from surgeon.resolve.healed import add_healing, fitting_heal, with_healed
 from surgeon.resolve.hparams import read_hparams
 from surgeon.resolve.layer_numbers import Numbering, number_layers, number_layers_as_seen
 from surgeon.resolve.metadata import add_imatrix, add_provenance, apply_edits, base_metadata, set_block_count
@@ -51,12 +52,17 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
     anatomy = _anatomy(model, plan, findings)
     experts = _experts(model, plan, findings)
     order = _with_surgery(order, anatomy, experts)
+    heal = fitting_heal(model, plan, findings)
+    if heal is not None:
+        order = with_healed(order, heal)
     weights = _entries(plan, imatrix)
     chooser = _chooser(model, facts, numbering, plan, bool(weights.sizes), findings)
     _judge(facts, plan, imatrix, weights, findings)
     decider = Decider(numbering, chooser, weights, findings)
     ops = tuple([decider.operation(one) for one in order])
     metadata = _metadata(model, facts, plan, imatrix, weights, numbering, anatomy, experts, findings)
+    if heal is not None:
+        add_healing(metadata, heal)
     return Resolution(
         model=model,
         plan=plan,
@@ -68,6 +74,7 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
         needs_imatrix=tuple(findings.needs_imatrix),
         fallbacks=findings.fallbacks,
         unseen_experts=sum(unseen for _, unseen, _, _ in findings.unseen),
+        heal=heal,
     )
 
 

@@ -19,7 +19,9 @@ from surgeon_kernels.formats import FORMATS
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """columns: row length; rows: of all matrices; kept: why it is never quantized, or None; slice, scale: pruning's."""
+    """columns: row length; rows: of all matrices; kept: why it is never quantized, or None; slice, scale: pruning's;
+    healed: the refitted tensor that takes its place, with how much it helps in words.
+    """
 
     tensor: Tensor
     name: str
@@ -31,6 +33,7 @@ class TensorFacts:
     from_type: str
     slice: TensorSlice | None = None
     scale: float | None = None
+    healed: tuple[Tensor, str] | None = None
 
     def nbytes_as(self, type_name: str) -> int:
         """Bytes of the tensor in another type; its blocks must fill the rows."""

@@ -37,6 +37,7 @@ class TensorOp(NamedTuple):
     the user; imatrix_name: the entry that weighs the error, if any is used; slice: what stays of a tensor that holds
     layers or experts side by side, when some are pruned; scale: what an F32 tensor that is copied is multiplied by;
     cause, rule: what decided; fell_back: the row length forced another type than the one decided on.
+    healed: the tensor of the heal file that is written in its place (`from_type` is then that one's).
 
     A named tuple: thousands are made on every keystroke, and a frozen dataclass takes six times as long to make.
     """
@@ -55,6 +56,12 @@ class TensorOp(NamedTuple):
     cause: Cause = Cause.BASE
     rule: TypeRule | None = None
     fell_back: bool = False
+    healed: Tensor | None = None
+
+    @property
+    def read(self) -> Tensor:
+        """The tensor whose data is written: the healed one where there is one."""
+        return self.tensor if self.healed is None else self.healed
 
     @property
     def ne(self) -> tuple[int, ...]:

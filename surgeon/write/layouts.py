@@ -37,5 +37,5 @@ def _layout(resolution: Resolution, part: Part) -> OutputLayout:
 
 
 def _entry(op: TensorOp) -> Entry:
-    type_id = op.tensor.info.type_id if op.action == "copy" else FORMATS[op.to_type].number
+    type_id = op.read.info.type_id if op.action == "copy" else FORMATS[op.to_type].number
     return Entry(op.name, op.ne, type_id, op.nbytes)

@@ -129,6 +129,7 @@ def _safe_layouts(
 ) -> tuple[OutputLayout, ...]:
     """The files to write, none of which is an input. Raises SurgeonError."""
     inputs = [*resolution.model.file.paths, *([imatrix.path] if imatrix else [])]
+    inputs += resolution.heal.model.file.paths if resolution.heal else []
     if not resolution.plan.keep_split and not options.split_max_bytes:
         out = resolve_target(out)
     layouts = lay_out(resolution, out, options.split_max_bytes)
@@ -153,7 +154,7 @@ class _Run:
         cancelled: threading.Event,
         outputs: OutputSet,
     ) -> None:
-        self.source = resolution.model.file
+        self.sources = resolution.sources
         self.options = options
         self.cancelled = cancelled
         self.outputs = outputs
@@ -249,7 +250,7 @@ class _Run:
             )
 
     def _refuse_changed_input(self) -> None:
-        changed = self.source.changed()
+        changed = [path for source in self.sources for path in source.changed()]
         if changed:
             raise SurgeonError(f"{changed[0]}: was changed while it was being read; start again when it is finished")
 
@@ -278,5 +279,6 @@ def _jobs(resolution: Resolution, imatrix: Imatrix | None, outputs: OutputSet) -
     for layout, file in zip(outputs.layouts, outputs.files, strict=True):
         for number, offset in zip(layout.numbers, layout.header.offsets, strict=True):
             op = resolution.kept[number]
-            jobs.append(TensorJob(op, number, resolution.model.file, imatrix, resolution.plan.compat, file, offset))
+            source = resolution.heal.model.file if resolution.heal and op.healed else resolution.model.file
+            jobs.append(TensorJob(op, number, source, imatrix, resolution.plan.compat, file, offset))
     return jobs

@@ -214,7 +214,8 @@ def _compare(layout: OutputLayout, file: OutputFile) -> None:
 def digest(resolution: Resolution, layouts: Sequence[OutputLayout], imatrix: Imatrix | None) -> str:
     """A hash of everything that decides the bytes of the output, apart from the input's tensor data."""
     state = hashlib.blake2b(digest_size=16)
-    state.update(repr((__version__, resolution.plan.compat)).encode())
+    healing = resolution.plan.healing
+    state.update(repr((__version__, resolution.plan.compat, healing.id if healing else None)).encode())
     for layout in layouts:
         state.update(layout.header.data)
     for op in resolution.kept:

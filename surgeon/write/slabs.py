@@ -109,7 +109,7 @@ class TensorJob:
 
     @cached_property
     def source_format(self) -> Format | None:
-        return self.op.tensor.info.format
+        return self.op.read.info.format
 
     @cached_property
     def columns(self) -> int:
@@ -118,7 +118,7 @@ class TensorJob:
 
     @cached_property
     def source_row_bytes(self) -> int:
-        return self.source_format.row_bytes(self.op.tensor.ne[0]) if self.source_format else 1
+        return self.source_format.row_bytes(self.op.read.ne[0]) if self.source_format else 1
 
     @cached_property
     def target_row_bytes(self) -> int:
@@ -130,8 +130,8 @@ class TensorJob:
         """The rows of the input that stay, as half-open ranges."""
         kept = self.op.slice
         if kept is None or kept.dimension == 0:
-            return [(0, self.op.tensor.nbytes // self.source_row_bytes)]
-        ne = self.op.tensor.ne
+            return [(0, self.op.read.nbytes // self.source_row_bytes)]
+        ne = self.op.read.ne
         rows, size = prod(ne[1 : kept.dimension]), ne[kept.dimension]
         outer = range(prod(ne[kept.dimension + 1 :]))
         return [((i * size + start) * rows, (i * size + end) * rows) for i in outer for start, end in kept.keep]
@@ -156,7 +156,7 @@ class TensorJob:
         if self.is_copy or self.imatrix is None or self.op.imatrix_name is None:
             return None
         weights = self.imatrix.weights(self.op.imatrix_name)
-        ne = self.op.tensor.ne
+        ne = self.op.read.ne
         expected = ne[0] * (ne[2] if len(ne) > 2 else 1)
         if weights.size != expected:
             raise SurgeonError(
@@ -191,7 +191,7 @@ class TensorJob:
     @property
     def _place(self) -> str:
         """How messages begin."""
-        return f"{self.file.paths[self.op.tensor.info.shard]}: tensor {self.op.source!r}"
+        return f"{self.file.paths[self.op.read.info.shard]}: tensor {self.op.source!r}"
 
     def slabs(self, memory: int) -> Iterator[Slab]:
         """The slabs in order, each with at most `memory` bytes of buffers, but at least one row.
@@ -199,7 +199,7 @@ class TensorJob:
         Every matrix of an expert tensor has importances of its own, so none spans two of them.
         """
         at_most = max(1, min(self._preferred_rows, memory // self.row_memory))
-        per_matrix = prod(self.op.tensor.ne[1:2]) if self.weights is not None and len(self.weights) > 1 else 0
+        per_matrix = prod(self.op.read.ne[1:2]) if self.weights is not None and len(self.weights) > 1 else 0
         target = 0
         for start, stop in self.row_ranges:
             first = start
@@ -220,7 +220,7 @@ class TensorJob:
     def run(self, slab: Slab, buffers: Buffers) -> None:
         """Read, check, convert, check and write one slab. Raises SurgeonError naming the file and the tensor."""
         blocks = buffers.source(slab.source_bytes)
-        self.file.read_into(self.op.tensor.info, slab.first * self.source_row_bytes, blocks)
+        self.file.read_into(self.op.read.info, slab.first * self.source_row_bytes, blocks)
         blocks = blocks.reshape(slab.rows, self.source_row_bytes)
         self._check_source(slab, blocks)
         blocks = self._kept_columns(blocks)

@@ -20,7 +20,7 @@ from surgeon.llama_quantize.options import parse_job
 from surgeon.llama_quantize.translation import export, from_command, from_model, from_type_file
 from surgeon.model.model import load_model
 from surgeon.plan.file_types import FILE_TYPES
-from surgeon.plan.plan import KVOverride, Plan, TypeRule
+from surgeon.plan.plan import Healing, KVOverride, Plan, TypeRule
 from surgeon.plan.recipe import Recipe, RecipeError, file_sha256, load_recipe, save_recipe, to_toml
 from surgeon.resolve.resolve import resolve
 from surgeon_kernels.formats import FORMATS
@@ -53,6 +53,7 @@ PLANS = st.builds(
     compat=st.booleans(),
     imatrix_file=st.none() | TEXTS,
     know_risks=st.booleans(),
+    healing=st.none() | st.builds(Healing, TEXTS.map(lambda text: f"/heals/{text}"), TEXTS),
 )
 
 

@@ -16,6 +16,8 @@ from gguf_builder import build_gguf
 
 from surgeon.gguf.file import Value, ValueType
 
+# A vocabulary that any text of small letters and blanks can be written with.
+LETTERS = ("<unk>", "<s>", "</s>", "▁", *"abcdefghijklmnopqrstuvwxyz", ".", ",")
 EMBD, HEADS, HEAD, FF, VOCAB, EXPERTS, WINDOW = 64, 2, 32, 64, 32, 4, 4
 
 # What adds to the residual stream.
@@ -100,7 +102,7 @@ class Toy:
         kv |= {key if key.startswith("xielu") else f"{self.architecture}.{key}": v for key, v in self.keys.items()}
         kv |= {
             "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCAB))],
+            "tokenizer.ggml.tokens": list(LETTERS),
             "tokenizer.ggml.scores": [-float(i) for i in range(VOCAB)],
             "tokenizer.ggml.token_type": Value.array(ValueType.INT32, [2, 3, 3, *[1] * (VOCAB - 3)]),
         }

@@ -26,7 +26,7 @@ def figures(job: Job, engine: Engine = ONE_THREAD) -> dict[str, Any]:
     return last.values
 
 
-def at_each(kind: type[Message], messages: Iterable[Message], act: Callable[[], object]) -> None:
+def at_each(kind: type[Message], messages: Iterable[object], act: Callable[[], object]) -> None:
     """Read all messages and act whenever one of this kind arrives."""
     for message in messages:
         if isinstance(message, kind):

@@ -23,6 +23,7 @@ from surgeon.engine.protocol import (
     ExpertScanJob,
     Failed,
     Finished,
+    HealJob,
     ImatrixJob,
     Job,
     Loaded,
@@ -166,6 +167,10 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
             from surgeon.engine.child import expert_scan
 
             return expert_scan.measure(model, job, threads)
+        case HealJob():
+            from surgeon.engine.child.healing import job as healing
+
+            return healing.measure(model, job, threads)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,23 @@ class Context:
             raise EngineError(f"{self.model.path}: {NOT_A_NUMBER}")
         return logits
 
+    def decode_rows(self, rows: NDArray[np.float32]) -> None:
+        """Run float32[n, d_model] in the place of n embedded tokens, from position 0 on, every one an output.
+
+        What comes of it is seen by the callback only. Raises as `decode` does.
+        """
+        count = len(rows)
+        values = np.ascontiguousarray(rows, np.float32)
+        numbers = np.arange(count, dtype=np.int32)
+        batch, keep = _batch(numbers, numbers, np.zeros(count, np.int32), np.ones(count, np.bool_))
+        batch.token, batch.embd = None, values.ctypes.data
+        code = self._llama.llama_decode(self._handle, batch)
+        del keep
+        if self._failures:
+            raise self._failures.pop()
+        if code != 0:
+            raise EngineError(f"{self.model.path}: llama.cpp failed while running {count} tokens (code {code})")
+
     def close(self) -> None:
         self._llama.llama_free(self._handle)
 

@@ -13,27 +13,38 @@ from numpy.typing import NDArray
 
 from surgeon.engine.child.base_file import BaseFile, BaseWriter
 from surgeon.engine.child.graph import Node, rows
+from surgeon.engine.child.healing.branches import Branch
+from surgeon.engine.child.healing.scan_repairs import INPUT, MIDDLE, OUTPUT, Repairs, gaps, place_of, wanted_gaps
 from surgeon.engine.child.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
 from surgeon.engine.child.kl_divergence import Comparison, compare, statistics
 from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.child.windows import Rows, chunk_count, evaluate, read_tokens
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import Finished, LayerDamage, Message, PruneScanJob, Started, Step
+from surgeon.engine.protocol import Finished, HealLayer, LayerDamage, Message, PruneScanJob, Started, Step
 
 
 class Bypass:
-    """The eval callback that passes over the layers in `skipped` (numbers of this model)."""
+    """The eval callback that passes over the layers in `skipped` (numbers of this model).
+
+    repaired: layers before gaps -> the feed-forward branch that takes the place of their own.
+    """
 
     def __init__(self, model: LlamaModel) -> None:
         self._binding = model.binding
         self.skipped: frozenset[int] = frozenset()
         self._kept: NDArray[np.float32] | None = None
         self.passed: set[int] = set()
+        self.repaired: dict[int, Branch] = {}
+        self._seen: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, address: int, ask: bool) -> bool:
         if not self.skipped:
             return not ask
         node = Node(self._binding, address)
+        if self.repaired and (place := place_of(self._binding, node)) is not None and place[1] in self.repaired:
+            if ask:
+                return True
+            self._repair(*place, node)
         name = node.name
         if name == FIRST_NORM and 0 in self.skipped and self._kept is None:
             data = node.source(0)
@@ -49,6 +60,14 @@ class Bypass:
             return needed or not ask
         self._pass_over(layer, node)
         return True
+
+    def _repair(self, place: str, layer: int, node: Node) -> None:
+        if place == OUTPUT:
+            node.overwrite(self._seen[MIDDLE] + self.repaired[layer](self._seen[INPUT]))
+            return
+        shown = node.source(1) if place == INPUT else node
+        assert shown is not None  # a product has two operands
+        self._seen[place] = rows(shown.array()).copy()
 
     def _pass_over(self, layer: int, node: Node) -> None:
         if layer in self.skipped:
@@ -69,6 +88,10 @@ def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Mess
     n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks)
     runs = 1 + len(job.layer_sets)
     yield Started(len(tokens), runs * n_chunks, job.n_ctx)
+    repairs = _repairs(model, job, tokens, n_chunks, threads) if job.repairs else None
+    if repairs is not None:
+        for _ in repairs.collect(wanted_gaps(job.layer_sets)):
+            yield Step(0, runs * n_chunks)
     chunks = tokens[: n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
     # One sequence at a time, every row an output: rows then keep their order through the last layer.
     size = ContextSize(job.n_ctx, 1, job.n_ctx, job.n_ubatch)
@@ -79,6 +102,8 @@ def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Mess
         base = BaseFile(job.base)
         for number, layers in enumerate(job.layer_sets):
             bypass.skipped, bypass.passed = frozenset(layers), set()
+            if repairs is not None:
+                bypass.repaired = {gap[0]: repairs.branch(gap) for gap in gaps(layers)}
             parts: list[Comparison] = []
             for chunk, part in compared(context, base):
                 parts.append(part)
@@ -88,6 +113,18 @@ def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Mess
             figures = statistics(Comparison.joined(parts), final=False)
             yield LayerDamage(layers, figures["mean_kld"], figures["ppl"], figures["same_top"])
     yield Finished({"n_chunks": n_chunks, "n_ctx": job.n_ctx})
+
+
+def _repairs(model: LlamaModel, job: PruneScanJob, tokens: Tokens, measured: int, threads: int) -> Repairs:
+    """Fits on the chunks behind the measured ones, spread over the text. Raises EngineError where there are few."""
+    there = len(tokens) // job.n_ctx - measured
+    if there < 5:
+        raise EngineError(f"{job.text}: {there} chunks behind the {measured} measured are too few to heal on")
+    chosen = measured + np.linspace(0, there - 1, min(there, job.n_fit)).astype(int)
+    chunks = tokens[: (measured + there) * job.n_ctx].reshape(-1, job.n_ctx)[chosen].copy()
+    if model.bos is not None:
+        chunks[:, 0] = model.bos
+    return Repairs(model, [HealLayer(**layer) for layer in job.repairs], job.folder, chunks, threads)
 
 
 def _require_layers(model: LlamaModel, layer_sets: list[list[int]]) -> None:
