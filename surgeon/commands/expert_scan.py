@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.engine_options import add_engine_options, engine_of, positive, require_file
-from surgeon.commands.parser import Parser
+from surgeon.commands.parser import Once, Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
 from surgeon.errors import Cancelled, UsageError
@@ -32,7 +32,7 @@ _BAR = 24
 def _parser() -> Parser:
     parser = Parser(prog="surgeon expert-scan", description=DESCRIPTION)
     add_engine_options(parser)
-    parser.add_argument("-f", "--file", required=True, metavar="TEXT")
+    parser.add_argument("-f", "--file", action=Once, required=True, metavar="TEXT")
     parser.add_argument("--imatrix", required=True, metavar="F", help="collected by surgeon imatrix: ranks the experts")
     parser.add_argument("--by", choices=("saliency", "calls"), default="saliency", help="what ranks them (saliency)")
     parser.add_argument(

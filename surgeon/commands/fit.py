@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.commands.engine_options import add_llama_options, engine_of, positive, require_file
+from surgeon.commands.parser import Once, Parser
 from surgeon.errors import Cancelled, UsageError
 from surgeon.json_text import json_text
 
@@ -31,7 +32,7 @@ file too. With --held-out the outcome is measured on another text, beside the TY
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="surgeon fit", description=DESCRIPTION)
+    parser = Parser(prog="surgeon fit", description=DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", help="the GGUF to fit, best F16 or BF16")
     size = parser.add_argument_group("how large").add_mutually_exclusive_group(required=True)
     size.add_argument("--size", metavar="SIZE", help="of the file: 4.2GB, 3900MiB")
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--ladder", metavar="N,N,…", help="a family of bits per weight; -o and --write name folders")
     size.add_argument("--like", metavar="TYPE", help="the bytes of this TYPE of llama-quantize")
     measured = parser.add_argument_group("what is measured")
-    measured.add_argument("-f", "--file", required=True, metavar="TEXT", help="calibration text")
+    measured.add_argument("-f", "--file", action=Once, required=True, metavar="TEXT", help="calibration text")
     measured.add_argument("--held-out", metavar="TEXT2", help="measure the outcome on this text")
     measured.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
     measured.add_argument("--chunks", type=positive, default=4, metavar="N", help="of TEXT, per probe (4)")

@@ -28,11 +28,13 @@ MIB = 1 << 20
 
 def run_job(job: QuantizeCommand) -> int:
     """Do what `job` says; returns the exit code. Raises SurgeonError for everything that is in the way."""
+    from surgeon.model.kinds import refuse_imatrix
     from surgeon.model.model import load_model
     from surgeon.resolve.resolve import resolve
 
     model = load_model(job.input)
     with model.file:
+        refuse_imatrix(model)
         if job.plan.compat and model.file.paths[0].name != job.input.name:
             raise SurgeonError(
                 f"{job.input}: llama-quantize wants the first shard; leave out --compat or name that one"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from surgeon.commands.engine_options import add_engine_options, add_window_options, engine_of, require_file
 from surgeon.commands.influence_table import influence_json, influence_table
-from surgeon.commands.parser import Parser
+from surgeon.commands.parser import Once, Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.errors import Cancelled, UsageError
 from surgeon.json_text import json_text
@@ -30,7 +30,7 @@ def _parser() -> Parser:
     parser = Parser(prog="surgeon imatrix", description=DESCRIPTION)
     add_engine_options(parser, model_required=False)  # merging needs none
     add_window_options(parser)
-    parser.add_argument("-f", "--file", metavar="TEXT", help="the text to run over")
+    parser.add_argument("-f", "--file", action=Once, metavar="TEXT", help="the text to run over")
     parser.add_argument("-o", "--output", "--output-file", default="imatrix.gguf", metavar="OUT")
     parser.add_argument("--output-format", choices=("gguf", "dat"), help="default: gguf, or dat for OUT.dat")
     parser.add_argument("--in-file", action="append", default=[], metavar="F[,F]", help="matrices to add to the result")

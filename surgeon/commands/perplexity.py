@@ -14,7 +14,7 @@ from surgeon.commands.engine_options import (
     record_figures,
     require_file,
 )
-from surgeon.commands.parser import Parser
+from surgeon.commands.parser import Once, Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.errors import UsageError
 from surgeon.json_text import json_text
@@ -35,7 +35,7 @@ def _parser() -> Parser:
     parser = Parser(prog="surgeon perplexity", description=DESCRIPTION)
     add_engine_options(parser)
     add_window_options(parser)
-    parser.add_argument("-f", "--file", metavar="TEXT", help="the text, or the task file")
+    parser.add_argument("-f", "--file", action=Once, metavar="TEXT", help="the text, or the task file")
     parser.add_argument("-bf", "--binary-file", metavar="FILE", help="the task file of --multiple-choice")
     parser.add_argument("--ppl-stride", type=int, default=0, metavar="N", help="windows every N tokens")
     parser.add_argument(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.engine_options import add_engine_options, engine_of, positive, require_file
-from surgeon.commands.parser import Parser
+from surgeon.commands.parser import Once, Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
 from surgeon.errors import Cancelled, UsageError
@@ -31,7 +31,7 @@ damage, with how well each predicts it (Spearman's rank correlation)."""
 def _parser() -> Parser:
     parser = Parser(prog="surgeon prune-scan", description=DESCRIPTION)
     add_engine_options(parser)
-    parser.add_argument("-f", "--file", required=True, metavar="TEXT")
+    parser.add_argument("-f", "--file", action=Once, required=True, metavar="TEXT")
     parser.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="per graph (512)")
     parser.add_argument("--chunks", type=positive, default=8, metavar="N", help="how many (8)")

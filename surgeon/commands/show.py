@@ -81,11 +81,16 @@ def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
     """The lines of the tree: tensors outside layers first, then each layer with its tensors below it."""
     from humanize import intword, naturalsize
 
+    from surgeon.model.kinds import NAMES, kind
+
     architecture = model.architecture or "unknown architecture"
     yield (
         f"{model.name} · {architecture} · {len(model.layers)} layers · {intword(model.n_parameters, '%.2f')} parameters"
         f" · {naturalsize(model.nbytes, format='%.2f')} · {model.bpw:.2f} bpw"
     )
+    other = kind(model.file)
+    if other in NAMES:
+        yield NAMES[other]
     if matrix:
         chunks = f" · {matrix.imatrix.chunk_count} chunks" if matrix.imatrix.chunk_count else ""
         yield f"imatrix {matrix.imatrix.path.name}{chunks} · {matrix.coverage.summary()}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from surgeon.gguf.header import Shard, TensorInfo, parse_shard
+from surgeon.gguf.header import MAGIC, Shard, TensorInfo, parse_shard
 from surgeon.gguf.values import GGUFError, Value, ValueType
 
 if TYPE_CHECKING:
@@ -159,6 +159,11 @@ def _open_set(opened: Shard, count: int, fds: list[int]) -> list[Shard]:
     """All shards of the set of `count` that `opened` (its descriptor is fds[0]) belongs to, in order."""
     number = _split_number(opened, "split.no", 0)
     match = SHARD_NAME.fullmatch(opened.path.name)
+    if _is_followed_by_another(opened, fds[0]):
+        raise GGUFError(
+            f"{opened.path}: is several shards of a split model one after the other, as cat makes it; download the "
+            "shards and open the first of them, or join them with llama-gguf-split --merge"
+        )
     if match is None or int(match["count"]) != count or int(match["number"]) != number + 1:
         raise GGUFError(
             f"{opened.path}: is part {number + 1} of {count} of a split model, but is not named like one; "
@@ -182,6 +187,15 @@ def _open_set(opened: Shard, count: int, fds: list[int]) -> list[Shard]:
         ordered.append(fds[-1])
     fds[:] = ordered
     return _checked_set(shards)
+
+
+def _is_followed_by_another(shard: Shard, fd: int) -> bool:
+    """Whether another GGUF begins where the data of this one ends."""
+    end = max((info.offset + info.nbytes for info in shard.tensors), default=shard.data_start)
+    try:
+        return MAGIC in os.pread(fd, 2 * shard.alignment + len(MAGIC), end)
+    except (OSError, OverflowError):
+        return False
 
 
 def _checked_set(shards: list[Shard]) -> list[Shard]:

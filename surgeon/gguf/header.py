@@ -14,18 +14,21 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from surgeon.gguf.strangers import HEAD_BYTES, what_is
 from surgeon.gguf.values import ARRAY_HEAD, LENGTH, SIZES, GGUFError, Value, ValueType
 from surgeon_kernels.formats import BY_NUMBER, Format
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
-MAX_DIMS = 4
-MAX_NAME_BYTES = 63
+# More than ggml's own 4 and 63: image and video models are written with them. `verify` says what llama.cpp refuses.
+MAX_DIMS = 8
+MAX_NAME_BYTES = 127
 MAX_KEY_BYTES = 65535
 # Real headers stay below 64 MiB (a vocabulary of a million tokens with merges). The limit keeps a sparse file full of
 # zero-length strings from being walked for minutes.
@@ -85,6 +88,8 @@ class Shard:
 
 def parse_shard(path: Path, fd: int, size: int) -> Shard:
     """Parse the header of the open file `fd` of `size` bytes; raises GGUFError for every kind of damage."""
+    if 0 < size < _START.size and (known := what_is(os.pread(fd, HEAD_BYTES, 0), size)) is not None:
+        raise GGUFError(f"{path}: is {known[0]}; {known[1]}")
     if size < _START.size:
         what = "is empty" if size == 0 else f"is only {size} bytes long"
         raise GGUFError(f"{path}: {what}, so it is not a GGUF file; {_AGAIN}")
@@ -122,6 +127,9 @@ class _Parser:
 
     def start(self) -> tuple[int, int, int]:
         magic, version, n_tensors, n_kv = _START.unpack_from(self.buffer)
+        known = None if magic == MAGIC else what_is(self.buffer[:HEAD_BYTES], self.size)
+        if known is not None:
+            raise self.error(f"is {known[0]}", known[1])
         if magic != MAGIC:
             raise self.error(f"starts with {magic!r}, not with {MAGIC!r}: not a GGUF file", "name a .gguf file")
         if version and version & 0xFFFF == 0:

@@ -243,13 +243,14 @@ def _rule(text: str) -> TypeRule:
 
 
 def read_type_file(path: str) -> list[TypeRule]:
-    """The rules of a `--tensor-type-file`, in file order."""
+    """The rules of a `--tensor-type-file`, in file order; lines that begin with `#` are remarks."""
     try:
         text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise OptionError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        return [parse_rule(word) for word in re.split(r"[ \t\n\v\f\r]+", text) if word]
+        lines = [line for line in text.removeprefix("\ufeff").splitlines() if not line.lstrip().startswith("#")]
+        return [parse_rule(word) for word in re.split(r"[ \t\n\v\f\r]+", "\n".join(lines)) if word]
     except SurgeonError as error:
         raise OptionError(f"{path}: {error}") from None
 

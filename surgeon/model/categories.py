@@ -112,6 +112,8 @@ def kept_because(name: str, ne: Sequence[int], architecture: str) -> str | None:
         return "bias" if name.endswith("bias") else "no weight"
     if dimensions(ne) < 2:
         return "1-D"
+    if len(ne) > 4:
+        return f"{len(ne)}-D"
     if name in _KEPT_WHOLE:
         return _KEPT_WHOLE[name]
     found = _ANY_KEPT.search(name)

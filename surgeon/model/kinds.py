@@ -7,6 +7,7 @@ from pathlib import Path
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import GGUFFile, open_gguf
 from surgeon.gguf.values import ValueType
+from surgeon.model.model import Model
 
 ENCODERS = frozenset(
     """
@@ -27,6 +28,8 @@ _WITHOUT_TEXT = {
     "encoder-decoder": ("an encoder-decoder model", "only models that go on with a text can be run here"),
     "draft": ("a draft for another model's predictions", "it runs only together with that model"),
 }
+
+NAMES = {name: what for name, (what, _) in _WITHOUT_TEXT.items()}
 
 
 def text(file: GGUFFile, key: str) -> str:
@@ -54,6 +57,13 @@ def kind(file: GGUFFile) -> str:
         return "draft"
     causal = file.kv.get(f"{architecture}.attention.causal")
     return "both ways" if causal is not None and causal.type is ValueType.BOOL and not causal.decode() else "model"
+
+
+def refuse_imatrix(model: Model) -> None:
+    """Raises SurgeonError where the file is an importance matrix: there is nothing in it to operate on."""
+    if kind(model.file) == "imatrix":
+        what, remedy = _WITHOUT_TEXT["imatrix"]
+        raise SurgeonError(f"{model.file.path}: {what}; {remedy}")
 
 
 def refuse_without_text(path: str | Path) -> None:

@@ -18,6 +18,7 @@ from surgeon.problems import Problem
 from surgeon_kernels.formats import Format
 
 SLAB_BYTES = 8 << 20
+GGML_NAME_BYTES, GGML_DIMS = 63, 4
 INTEGERS = frozenset({"I8", "I16", "I32", "I64"})  # every bit pattern is a number
 
 
@@ -35,6 +36,7 @@ def structure_problems(model: Model) -> list[Problem]:
     problems = [problem for shard in model.file.shards for problem in _layout_problems(shard)]
     if kind(model.file) != "imatrix":
         problems += _model_problems(model)
+    problems += _beyond_ggml(model)
     unknown = [tensor for tensor in model.tensors if tensor.info.format is None]
     if unknown:
         problems.append(
@@ -45,6 +47,21 @@ def structure_problems(model: Model) -> list[Problem]:
             )
         )
     return problems
+
+
+def _beyond_ggml(model: Model) -> list[Problem]:
+    """Names and shapes that can be read and copied here, but not by llama.cpp."""
+    found = []
+    long = [tensor.name for tensor in model.tensors if len(tensor.name.encode()) > GGML_NAME_BYTES]
+    deep = [tensor for tensor in model.tensors if len(tensor.ne) > GGML_DIMS]
+    if long:
+        text = f"{long[0]} has a name of {len(long[0].encode())} bytes"
+        found.append(Problem("error", f"{text}; llama.cpp reads names up to {GGML_NAME_BYTES} ({len(long)} such)"))
+    if deep:
+        text = f"{deep[0].name} has {len(deep[0].ne)} dimensions"
+        remedy = f"llama.cpp reads {GGML_DIMS}; programs for images keep such tensors beside the file"
+        found.append(Problem("error", f"{text}; {remedy} ({len(deep)} such)"))
+    return found
 
 
 def _layout_problems(shard: Shard) -> list[Problem]:

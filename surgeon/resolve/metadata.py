@@ -47,11 +47,12 @@ _GUESSES = {
 } | {"NVFP4": 39}
 
 
-def base_metadata(model: Model, plan: Plan, types: tuple[str, ...]) -> KeyValues:
+def base_metadata(model: Model, plan: Plan, types: tuple[str, ...], *, any_quantizable: bool = True) -> KeyValues:
     """Steps up to the user's overrides; types: those of all tensors of the input, in output order."""
     kv = _cut_at_nul(model) if plan.compat else dict(model.file.kv)
     _set(kv, "general.quantization_version", Value.of(ValueType.UINT32, QUANTIZATION_VERSION))
-    _set(kv, "general.file_type", Value.of(ValueType.UINT32, file_type_number(model, plan, types)))
+    number = file_type_number(model, plan, types, any_quantizable=any_quantizable)
+    _set(kv, "general.file_type", Value.of(ValueType.UINT32, number))
     for key in SPLIT_KEYS:
         kv.pop(key, None)
     for override in plan.override_kv:
@@ -156,9 +157,9 @@ def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[in
     return sorted(original)
 
 
-def file_type_number(model: Model, plan: Plan, types: tuple[str, ...]) -> int:
-    """The TYPE's number; for COPY that of the source, else a guess."""
-    if plan.file_type != "COPY":
+def file_type_number(model: Model, plan: Plan, types: tuple[str, ...], *, any_quantizable: bool = True) -> int:
+    """The TYPE's number; for COPY, and where nothing can be quantized, that of the source, else a guess."""
+    if plan.file_type != "COPY" and (plan.compat or any_quantizable):
         return FILE_TYPES[plan.file_type].number
     stored = model.file.kv.get("general.file_type")
     number = stored.small() if stored is not None else None

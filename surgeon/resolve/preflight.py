@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from surgeon.anatomy import ARCHITECTURES
 from surgeon.layer_lists import spans
+from surgeon.model.kinds import NAMES, kind
 from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
@@ -36,6 +37,8 @@ class Findings:
     without_entry: list[str] = field(default_factory=list)
     sizes: list[str] = field(default_factory=list)  # whole sentences
     unmatched_rules: list[str] = field(default_factory=list)
+    idle_rules: list[str] = field(default_factory=list)  # that match only what is never quantized
+    hidden_rules: list[str] = field(default_factory=list)  # by earlier ones
     by_hand_kept: list[str] = field(default_factory=list)
     unseen: list[tuple[str, int, int, str]] = field(default_factory=list)  # name (of the input), unseen, experts, type
     orphaned: str = ""  # a sentence: the imatrix is another model's
@@ -89,6 +92,9 @@ def _structure(model: Model, plan: Plan, findings: Findings) -> None:
             f"architecture {model.architecture!r} is unknown to llama.cpp; its tensors are quantized all the same"
         )
         return
+    other = kind(model.file)
+    if other in ("adapter", "mmproj", "controlvector", "vocabulary"):
+        findings.note(f"{model.file.path}: {NAMES[other]}")
     mismatch = wrong_length(model, model.block_count)
     if mismatch:
         findings.warning(f"{model.file.path}: {mismatch}: llama.cpp will not load this model, nor what is made of it")
@@ -197,8 +203,17 @@ def _rules(plan: Plan, facts: ModelFacts, findings: Findings) -> None:
     base = FILE_TYPES[plan.file_type].base
     if plan.rules and (base is None or not FORMATS[base].is_quantized):
         findings.warning(f"--tensor-type has no effect with TYPE {plan.file_type}: choose a quantized TYPE as the base")
-    elif findings.unmatched_rules:
-        findings.warning(f"matches no tensor: rule {', '.join(findings.unmatched_rules)}")
+    else:
+        nothing = {
+            "matches no tensor": findings.unmatched_rules,
+            "hidden by an earlier rule": findings.hidden_rules,
+            "only for tensors that are never quantized": findings.idle_rules,
+        }
+        told = [f"{why}: rule {named(rules)}" for why, rules in nothing.items() if rules]
+        if told:
+            findings.warning("; ".join(told))
+    if base is not None and not facts.any_quantizable:
+        findings.warning(f"nothing in this file can be quantized: TYPE {plan.file_type} has no effect, all is copied")
     unknown = [name for name, _ in plan.types if name not in facts.by_name]
     if unknown:
         findings.error(f"set by hand, but not in this model: {named(unknown)}; the recipe was made for another model")

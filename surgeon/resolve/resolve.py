@@ -202,6 +202,7 @@ def _mix(model: Model, facts: ModelFacts, numbering: Numbering, plan: Plan, has_
 def _winning_rules(facts: ModelFacts, numbering: Numbering, plan: Plan, findings: Findings) -> dict[str, TypeRule]:
     """By the names the user sees, those of the input; llama-quantize matches the renumbered ones."""
     found = []
+    taken: set[str] = set()
     for rule in plan.rules:
         try:
             if plan.compat and plan.pruned:
@@ -214,8 +215,14 @@ def _winning_rules(facts: ModelFacts, numbering: Numbering, plan: Plan, findings
         except SurgeonError as error:
             findings.error(str(error))
             continue
+        quantizable = {name for name in names if name not in facts.by_name or facts.by_name[name].kept is None}
         if not names:
             findings.unmatched_rules.append(str(rule))
+        elif not quantizable:
+            findings.idle_rules.append(str(rule))
+        elif quantizable <= taken:
+            findings.hidden_rules.append(str(rule))
+        taken |= quantizable
         found.append((rule, names))
     return winning_rules(found)
 
@@ -232,7 +239,7 @@ def _metadata(
     findings: Findings,
 ) -> dict[str, Value]:
     try:
-        kv = base_metadata(model, plan, facts.types)
+        kv = base_metadata(model, plan, facts.types, any_quantizable=facts.any_quantizable)
     except SurgeonError as error:
         findings.error(str(error))
         kv = dict(model.file.kv)

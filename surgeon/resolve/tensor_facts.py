@@ -59,6 +59,11 @@ class ModelFacts:
     matches: dict[str, frozenset[str]] = field(default_factory=dict)
     slow: dict[str, SlowPatternError] = field(default_factory=dict)
 
+    @property
+    def any_quantizable(self) -> bool:
+        """Whether there is a tensor whose type a plan may choose."""
+        return any(one.kept is None for one in self.by_layer)
+
     def matching(self, pattern: str) -> frozenset[str]:
         """The names (of the input) in which the pattern is found; raises SurgeonError for an invalid pattern."""
         if pattern in self.slow:  # so that it is waited for but once

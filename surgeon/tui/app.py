@@ -13,6 +13,7 @@ from textual.filter import LineFilter
 from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
+from surgeon.model.kinds import refuse_imatrix
 from surgeon.model.model import load_model
 from surgeon.plan.recipe import load_recipe
 from surgeon.session.session import Session, statistics_of
@@ -206,7 +207,9 @@ def open_session(
     path: Path, imatrix: Path | None, recipe: Path | None, *, restore: bool = True, measure_later: bool = False
 ) -> tuple[Session, str]:
     """The session for a model and what to say at the start; raises SurgeonError for files that cannot be read."""
-    session = Session(load_model(path), measure_later=measure_later)
+    model = load_model(path)
+    refuse_imatrix(model)
+    session = Session(model, measure_later=measure_later)
     greeting = ""
     if recipe is not None:
         greeting = session.use_recipe(load_recipe(recipe), f"recipe {recipe.name}")

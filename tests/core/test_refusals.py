@@ -1,0 +1,113 @@
+"""Refusals that help: strangers are named, rules that do nothing are told, files others wrote are read."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from gguf_builder import build_gguf, toy_llama
+
+from surgeon.cli import run
+from surgeon.errors import SurgeonError
+from surgeon.gguf.file import GGUFError, open_gguf
+from surgeon.llama_quantize.options import read_type_file
+from surgeon.model.model import load_model
+from surgeon.model.verification import structure_problems
+from surgeon.plan.plan import Plan, parse_rule
+from surgeon.resolve.resolve import resolve
+
+SAFETENSORS = json.dumps({"a": {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8]}}).encode()
+STRANGERS = {
+    "GGJT": b"tjgg" + bytes(60),
+    "GGML": b"lmgg" + bytes(60),
+    "GGLA.*LoRA": b"algg" + bytes(60),
+    "web page": b'\n<!doctype html>\n<html class=""><head>' + bytes(60),
+    "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "zip": b"PK\x03\x04" + bytes(60),
+    "safetensors": struct.pack("<Q", len(SAFETENSORS)) + SAFETENSORS + bytes(8),
+    "JSON": b'{"error":"Access is restricted"}',
+    "zeros": bytes(200),
+    "gzip": b"\x1f\x8b" + bytes(60),
+    "importance matrix": struct.pack("<ii", 2, 19) + b"blk.0.attn_q.weight" + bytes(40),
+}
+
+
+@pytest.mark.parametrize("word", STRANGERS)
+def test_what_is_no_gguf_is_named(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(STRANGERS[word])
+    with pytest.raises(GGUFError, match=rf"m\.gguf: is .*{word}.*; .+"):
+        open_gguf(path)
+
+
+def test_shards_joined_with_cat_are_recognized(tmp_path: Path) -> None:
+    kv = {"general.architecture": "llama", "split.no": 0, "split.count": 2, "split.tensors.count": 2}
+    first = build_gguf(tmp_path / "a", kv, {"a.weight": ("F32", (32, 2))})
+    second = build_gguf(tmp_path / "b", {**kv, "split.no": 1}, {"b.weight": ("F32", (32, 2))})
+    joined = tmp_path / "m-00001-of-00002.gguf"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(GGUFError, match="as cat makes it"):
+        open_gguf(joined)
+
+
+def test_an_imatrix_is_not_operated_on(tmp_path: Path) -> None:
+    kv = {"general.type": "imatrix", "imatrix.datasets": ["t"], "imatrix.chunk_count": 1, "imatrix.chunk_size": 512}
+    path = build_gguf(tmp_path / "im.gguf", kv, {"a.in_sum2": ("F32", (32, 1)), "a.counts": ("F32", (1, 1))})
+    with pytest.raises(SurgeonError, match=r"an importance matrix, not a model; give it with --imatrix"):
+        run(["quantize", str(path), str(tmp_path / "o.gguf"), "Q8_0"])
+
+
+def test_a_lora_is_named_and_not_labelled(tmp_path: Path) -> None:
+    kv = {"general.architecture": "llama", "general.type": "adapter", "general.file_type": 1}
+    tensors = {f"blk.0.attn_q.weight.lora_{part}": ("F16", (32, 32)) for part in "ab"}
+    resolution = resolve(load_model(build_gguf(tmp_path / "l.gguf", kv, tensors)), Plan(file_type="Q8_0"))
+    assert dict(resolution.metadata)["general.file_type"].decode() == 1
+    texts = [problem.text for problem in resolution.problems]
+    assert any("LoRA adapter" in text for text in texts)
+    assert any("nothing in this file can be quantized" in text for text in texts)
+
+
+def test_five_dimensions_and_long_names_are_read_copied_and_told(tmp_path: Path) -> None:
+    long = "model.diffusion_model." + "transformer_blocks." * 4 + "weight"
+    assert 63 < len(long) < 127
+    data = bytes(range(64)) * 32
+    tensors = {"patch_embedding.weight": ("F16", (2, 2, 1, 16, 16), data), long: ("F16", (32, 4))}
+    path = build_gguf(tmp_path / "wan.gguf", {"general.architecture": "wan"}, tensors)
+    out = tmp_path / "o.gguf"
+    assert run(["quantize", str(path), str(out), "COPY"]) == 0
+    with open_gguf(out) as file:
+        found = {info.name: info for info in file.tensors}
+        assert found["patch_embedding.weight"].ne == (2, 2, 1, 16, 16)
+        assert file.data(found["patch_embedding.weight"]).tobytes() == data
+        assert long in found
+    texts = [problem.text for problem in structure_problems(load_model(out)) if problem.severity == "error"]
+    assert any("5 dimensions" in text for text in texts)
+    assert any(f"{len(long)} bytes" in text for text in texts)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_type_files_of_others_are_read(tmp_path: Path, newline: str) -> None:
+    path = tmp_path / "recipe.txt"
+    lines = ["\ufeff## Model head & embeddings", r"output\.weight=q6_k", "", "  # a remark=q8_0", r"blk\.0\.ffn=q5_k"]
+    path.write_bytes(newline.join(lines).encode())
+    assert [str(rule) for rule in read_type_file(str(path))] == [r"output\.weight=q6_k", r"blk\.0\.ffn=q5_k"]
+
+
+def test_rules_that_do_nothing_are_one_line(tmp_path: Path) -> None:
+    model = load_model(toy_llama(tmp_path / "m.gguf"))
+    rules = [*(f"nosuch{n}=q8_0" for n in range(50)), "attn_norm=q8_0", "ffn=q8_0", "ffn_down=q6_k", "attn_q=q8_0"]
+    resolution = resolve(model, Plan(file_type="Q8_0", rules=tuple(map(parse_rule, rules))))
+    (text,) = [problem.text for problem in resolution.problems if "rule" in problem.text]
+    assert "matches no tensor: rule nosuch0=q8_0, nosuch1=q8_0, nosuch2=q8_0 and 47 more" in text
+    assert "hidden by an earlier rule: rule ffn_down=q6_k" in text
+    assert "never quantized: rule attn_norm=q8_0" in text
+    assert "attn_q" not in text
+
+
+def test_a_second_text_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(["perplexity", "-m", "m.gguf", "-f", "a.txt", "-f", "b.txt"])
+    assert stopped.value.code == 2
+    assert "-f is given twice" in capsys.readouterr().err
