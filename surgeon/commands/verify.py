@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 HELP = """\
 checks the structure (header, offsets, overlaps, shards, layer numbers), every number of every tensor (NaN, infinity; of
-quantized tensors the scales), and with --imatrix whether the importance matrix fits. Exit code 1 when there are errors;
-warnings and notes leave it at 0.
+quantized tensors the scales), and with --imatrix whether the importance matrix fits. For the common architectures keys,
+names and shapes of all tensors are compared with what llama.cpp's loader asks for; --load lets llama.cpp load the file.
+Exit code 1 when there are errors; warnings and notes leave it at 0.
 """
 
 
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="a model, any shard of one, or an importance matrix")
     parser.add_argument("--imatrix", metavar="F", type=Path, help="importance matrix to compare with the model")
+    parser.add_argument("--load", action="store_true", help="let llama.cpp load it too (extra `engine`)")
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
     options = parser.parse_args(arguments)
 
@@ -46,6 +48,8 @@ def main(arguments: list[str]) -> int:
     model = load_model(options.file)
     with model.file:
         problems = list(_problems(model, options.imatrix))
+    if options.load:
+        problems += _load_problems(options.file)
     failed = any(problem.severity == "error" for problem in problems)
     if options.json:
         print(json_text(as_json(model, problems), indent=1))
@@ -65,6 +69,25 @@ def _problems(model: Model, imatrix: Path | None) -> Iterator[Problem]:
     if imatrix:
         yield from _imatrix_problems(model, imatrix)
     yield from with_progress(check_numbers(model.file))
+
+
+def _load_problems(path: Path) -> list[Problem]:
+    """What llama.cpp itself says. Raises EngineMissing where there is none."""
+    from surgeon.engine.client import EngineRun
+    from surgeon.engine.errors import EngineMissing
+    from surgeon.engine.protocol import BenchJob, Engine, Loaded
+    from surgeon.errors import SurgeonError
+    from surgeon.problems import Problem
+
+    try:
+        with EngineRun(Engine(threads=1), BenchJob(str(path), [], 1)) as run:
+            for _ in run.until(Loaded):
+                pass
+    except EngineMissing:
+        raise
+    except SurgeonError as error:
+        return [Problem("error", str(error))]
+    return []
 
 
 def _imatrix_problems(model: Model, path: Path) -> Iterator[Problem]:

@@ -99,7 +99,8 @@ def _read_entry(file: GGUFFile, infos: dict[str, TensorInfo], name: str) -> Imat
     seen = _floats(file, counts)
     if not ((seen >= 0) & (seen <= MOST_ROWS)).all():
         wrong = seen[~((seen >= 0) & (seen <= MOST_ROWS))][0]
-        raise _BadEntryError(f"{name} has an impossible count {wrong}")
+        what = "an impossible count" if np.isfinite(wrong) else "the value"
+        raise _BadEntryError(f"{name} has {what} {wrong}{'' if np.isfinite(wrong) else ' as a count'}")
     # lround: halves away from zero
     return ImatrixEntry(values.reshape(-1, sums.ne[0]), np.floor(seen.astype(np.float64) + 0.5).astype(np.int64))
 

@@ -13,12 +13,15 @@ from surgeon.gguf.header import Shard
 from surgeon.gguf.layout import padded
 from surgeon.model.kinds import kind
 from surgeon.model.layer_keys import wrong_length
+from surgeon.model.loading import key_refusals, special_token_notes, tensor_refusals, vocabulary_rows
 from surgeon.model.model import Model
 from surgeon.problems import Problem
 from surgeon_kernels.formats import Format
 
 SLAB_BYTES = 8 << 20
 GGML_NAME_BYTES, GGML_DIMS = 63, 4
+MOST_TOLD = 20  # refusals of one kind
+_REMOVED = dict.fromkeys((4, 5, 31, 32, 33, 36, 37, 38), "ggml no longer has it; convert the model again")
 INTEGERS = frozenset({"I8", "I16", "I32", "I64"})  # every bit pattern is a number
 
 
@@ -39,11 +42,12 @@ def structure_problems(model: Model) -> list[Problem]:
     problems += _beyond_ggml(model)
     unknown = [tensor for tensor in model.tensors if tensor.info.format is None]
     if unknown:
+        what = _REMOVED.get(unknown[0].info.type_id, "llama.cpp does not know it, or only a fork of it does")
         problems.append(
             Problem(
-                "warning",
-                f"{len(unknown)} tensors are of an unknown type, first {unknown[0].name} ({unknown[0].type_name}); "
-                "their numbers are not checked",
+                "error",
+                f"{len(unknown)} tensors are of an unknown type, first {unknown[0].name} ({unknown[0].type_name}: "
+                f"{what}); their numbers are not checked",
             )
         )
     return problems
@@ -82,19 +86,17 @@ def _layout_problems(shard: Shard) -> list[Problem]:
 def _model_problems(model: Model) -> list[Problem]:
     if not model.architecture:
         return [Problem("error", "general.architecture is missing; llama.cpp needs it to load the model")]
+    layers = frozenset(layer.index for layer in model.layers)
+    texts = key_refusals(model.file.kv, layers, vocabulary_rows(model))
     declared = model.hparam("block_count")
-    if not isinstance(declared, int) or not model.layers:
-        return []
-    refusal = wrong_length(model, declared)
-    found = [] if refusal is None else [Problem("error", refusal)]
-    present = {layer.index for layer in model.layers}
-    missing = sorted(set(range(min(declared, 1 << 16))) - present)
-    beyond = sorted(index for index in present if index >= declared)
-    if missing:
-        found.append(Problem("error", f"block_count is {declared}, but layer {missing[0]} has no tensors"))
-    if beyond:
-        found.append(Problem("error", f"block_count is {declared}, but there are tensors of layer {beyond[-1]}"))
-    return found
+    refusal = wrong_length(model, declared) if isinstance(declared, int) else None
+    texts += [refusal] if refusal else []
+    if kind(model.file) == "model" and model.layers:
+        texts += tensor_refusals(model)
+    if len(texts) > MOST_TOLD:
+        texts = [*texts[:MOST_TOLD], f"and {len(texts) - MOST_TOLD} more of this kind"]
+    notes = [Problem("warning", text) for text in special_token_notes(model.file.kv)]
+    return [Problem("error", text) for text in texts] + notes
 
 
 def check_numbers(file: GGUFFile) -> Iterator[Checked | Problem]:
@@ -109,6 +111,9 @@ def check_numbers(file: GGUFFile) -> Iterator[Checked | Problem]:
     for info in file.tensors:
         yield Checked(info.name, done, total)
         known = info.format
+        if info.n_rows > 1 and _is_all_zero(file, info, slab):
+            text = f"{info.name} holds nothing but zeros: an unfinished download, or emptied on purpose"
+            yield Problem("warning", text)
         if known and known.name not in INTEGERS:
             for checked in _tensor_rows(file, info, known, slab):
                 if isinstance(checked, Problem):
@@ -118,6 +123,17 @@ def check_numbers(file: GGUFFile) -> Iterator[Checked | Problem]:
         done += info.nbytes
     if file.tensors:
         yield Checked(file.tensors[-1].name, total, total)
+
+
+def _is_all_zero(file: GGUFFile, info: TensorInfo, slab: np.ndarray) -> bool:
+    """Reads no further than to the first byte that is not zero, 64 KiB at a time."""
+    step = 1 << 16
+    for start in range(0, info.nbytes, step):
+        piece = slab[: min(step, info.nbytes - start)]
+        file.read_into(info, start, piece)
+        if piece.any():
+            return False
+    return True
 
 
 def _tensor_rows(file: GGUFFile, info: TensorInfo, known: Format, slab: np.ndarray) -> Iterator[int | Problem]:

@@ -14,6 +14,7 @@ from surgeon.anatomy.roles import MAX_BLOCKS
 from surgeon.errors import SurgeonError
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.values import Value, ValueType
+from surgeon.model.loading import key_refusals, vocabulary_rows
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.patterns import SlowPatternError
@@ -227,6 +228,18 @@ def _winning_rules(facts: ModelFacts, numbering: Numbering, plan: Plan, findings
     return winning_rules(found)
 
 
+def _judge_overrides(model: Model, plan: Plan, kv: dict[str, Value], findings: Findings) -> None:
+    """Refuse what --override-kv makes unloadable; what was so before is told by `verify`."""
+    layers, rows = frozenset(layer.index for layer in model.layers), vocabulary_rows(model)
+    before = set(key_refusals(model.file.kv, layers, rows))
+    for text in key_refusals(kv, layers, rows):
+        if text not in before:
+            if plan.know_risks:
+                findings.warning(f"--override-kv: {text}")
+            else:
+                findings.error(f"--override-kv: {text}, so llama.cpp would not load it; --i-know allows it")
+
+
 def _metadata(
     model: Model,
     facts: ModelFacts,
@@ -243,6 +256,8 @@ def _metadata(
     except SurgeonError as error:
         findings.error(str(error))
         kv = dict(model.file.kv)
+    if plan.override_kv and not plan.compat:
+        _judge_overrides(model, plan, kv, findings)
     if imatrix is not None and weights.sizes:
         add_imatrix(kv, plan, str(imatrix.path), imatrix.datasets, len(weights.sizes), imatrix.chunk_count)
     if plan.pruned:

@@ -1,0 +1,211 @@
+"""What llama.cpp's loader refuses in a model's keys and tensors, for the architectures that are met most.
+
+Names, shapes and which of them may be missing are those of llama.cpp's loaders. An architecture without a row here
+is checked by its keys alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from surgeon.gguf.values import Value, ValueType
+from surgeon.model.model import Model
+
+KeyValues = Mapping[str, Value]
+_U32, _F32, _STRING, _BOOL = ValueType.UINT32, ValueType.FLOAT32, ValueType.STRING, ValueType.BOOL
+
+# `<architecture>.<key>`: the type the loader asks for; a key of another type ends the loading.
+_TYPES = {
+    **dict.fromkeys(
+        """
+        context_length embedding_length block_count feed_forward_length attention.head_count attention.head_count_kv
+        attention.key_length attention.value_length rope.dimension_count expert_count expert_used_count vocab_size
+        expert_feed_forward_length nextn_predict_layers leading_dense_block_count attention.sliding_window
+        """.split(),
+        _U32,
+    ),
+    **dict.fromkeys("attention.layer_norm_rms_epsilon attention.layer_norm_epsilon rope.freq_base".split(), _F32),
+    "attention.causal": _BOOL,
+}
+_REQUIRED = ("context_length", "embedding_length", "block_count")
+_TOKEN_IDS = ("bos", "eos", "unknown", "padding", "separator", "eot")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Short names of a layer's tensors. vectors: norms {embedding} that every layer has; heads: norms {head size};
+    biases: of attn_q, attn_k and attn_v, needed; fused: one attn_qkv, and gate and up in one ffn_up; optional: may be
+    there; epsilon: the key of the norms.
+    """
+
+    vectors: tuple[str, ...] = ("attn_norm", "ffn_norm")
+    heads: tuple[str, ...] = ()
+    biases: bool = False
+    fused: bool = False
+    optional: frozenset[str] = frozenset()
+    epsilon: str = "attention.layer_norm_rms_epsilon"
+
+
+_BIASES = frozenset(f"{name}.bias" for name in "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split())
+_ROPE = frozenset({"rope_freqs", "rope_factors_long", "rope_factors_short"})
+_GEMMA_NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+FAMILIES: dict[str, Family] = {
+    "llama": Family(optional=_BIASES),
+    "qwen2": Family(biases=True),
+    "qwen3": Family(heads=("attn_q_norm", "attn_k_norm")),
+    "gemma": Family(),
+    "gemma2": Family(_GEMMA_NORMS),
+    "gemma3": Family(_GEMMA_NORMS, heads=("attn_q_norm", "attn_k_norm")),
+    "phi3": Family(fused=True, optional=frozenset({"attn_qkv.bias"})),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Short name -> ne of what a layer must have; other: what it may have."""
+
+    needed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    other: frozenset[str] = frozenset()
+
+
+def key_refusals(kv: KeyValues, layers: frozenset[int], vocabulary: int | None) -> list[str]:
+    """Why the keys alone would end the loading; layers: that have tensors; vocabulary: rows of the token embedding."""
+    architecture = kv.get("general.architecture")
+    if architecture is None or architecture.type is not _STRING:
+        return ["general.architecture is missing; llama.cpp needs it to load the model"]
+    prefix = str(architecture.decode())
+    found = list(_type_refusals(kv, prefix))
+    if prefix in FAMILIES:
+        wanted = (*_REQUIRED, "attention.head_count", FAMILIES[prefix].epsilon)
+        found += [f"the key {prefix}.{key} is missing" for key in wanted if f"{prefix}.{key}" not in kv]
+    count = number(kv, f"{prefix}.block_count")
+    if count is not None and layers:
+        missing = min(set(range(min(count, 1 << 16))) - layers, default=None)
+        if missing is not None:
+            found.append(f"block_count is {count}, but layer {missing} has no tensors")
+        if max(layers) >= count:
+            found.append(f"block_count is {count}, but there are tensors of layer {max(layers)}")
+    return [*found, *_vocabulary_refusals(kv, vocabulary)]
+
+
+def _type_refusals(kv: KeyValues, prefix: str) -> Iterator[str]:
+    for key, type_ in _TYPES.items():
+        value = kv.get(f"{prefix}.{key}")
+        if value is None or value.type is type_ or value.type is ValueType.ARRAY:
+            continue
+        yield f"{prefix}.{key} is {value.type.name.lower()}; llama.cpp reads it as {type_.name.lower()} only"
+
+
+def _vocabulary_refusals(kv: KeyValues, vocabulary: int | None) -> Iterator[str]:
+    tokens = kv.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        return
+    if tokens.element_type is not _STRING:
+        yield "tokenizer.ggml.tokens is not a list of texts"
+        return
+    if "tokenizer.ggml.model" not in kv:
+        yield "the key tokenizer.ggml.model is missing"
+    for key in ("scores", "token_type"):
+        value = kv.get(f"tokenizer.ggml.{key}")
+        if value is not None and (value.element_type is None or value.count < tokens.count):
+            yield f"tokenizer.ggml.{key} has {value.count} entries for {tokens.count} tokens"
+    if vocabulary is not None and vocabulary != tokens.count:
+        yield f"token_embd.weight has {vocabulary} rows for a vocabulary of {tokens.count} tokens"
+
+
+def special_token_notes(kv: KeyValues) -> Iterator[str]:
+    """Special tokens that are none: llama.cpp goes on without them."""
+    tokens = kv.get("tokenizer.ggml.tokens")
+    for name in _TOKEN_IDS:
+        key = f"tokenizer.ggml.{name}_token_id"
+        place = number(kv, key)
+        if tokens is not None and place is not None and place >= tokens.count:
+            yield f"{key} is {place}, but there are {tokens.count} tokens; llama.cpp ignores it"
+
+
+def number(kv: KeyValues, key: str) -> int | None:
+    """A whole number; the first entry where there is one for each layer."""
+    value = kv.get(key)
+    found = None if value is None else value.small()
+    if isinstance(found, list):
+        found = found[0] if len(set(map(str, found))) == 1 else None
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def vocabulary_rows(model: Model) -> int | None:
+    """Rows of the token embedding."""
+    for tensor in model.others:
+        if tensor.name == "token_embd.weight" and len(tensor.ne) == 2:
+            return tensor.ne[1]
+    return None
+
+
+def tensor_refusals(model: Model) -> list[str]:
+    """Tensors that the loader misses, does not know or finds in another shape; none told for unlisted architectures."""
+    family = FAMILIES.get(model.architecture)
+    expected = None if family is None else _expected(model, family)
+    if family is None or expected is None:
+        return []
+    embedding = number(model.file.kv, f"{model.architecture}.embedding_length") or 0
+    there = {tensor.name: tensor.ne for tensor in model.tensors}
+    known = {"token_embd.weight", "output_norm.weight", "output.weight", *(f"{name}.weight" for name in _ROPE)}
+    wanted: dict[str, tuple[int, ...]] = {"output_norm.weight": (embedding,)}
+    for layer in model.layers:
+        prefix = f"blk.{layer.index}."
+        wanted |= {f"{prefix}{_full(short)}": ne for short, ne in expected.needed.items()}
+        known |= {f"{prefix}{_full(short)}" for short in (*expected.other, *_ROPE)}
+    if "token_embd.weight" not in there:
+        wanted["token_embd.weight"] = (embedding,)
+    found = [f"tensor {name} is missing" for name in wanted if name not in there]
+    found += [
+        f"tensor {name} is {_shape(there[name])}; llama.cpp expects {_shape(ne)}"
+        for name, ne in wanted.items()
+        if name in there and _trimmed(there[name]) != _trimmed(ne)
+    ]
+    return found + [
+        f"tensor {name} is not known in {model.architecture}: llama.cpp refuses a file with tensors left over"
+        for name in there
+        if name not in wanted and name not in known and not name.endswith((".scale", ".input_scale"))
+    ]
+
+
+def _expected(model: Model, family: Family) -> Expected | None:
+    """None where the layers differ, or keys are missing that the shapes follow from."""
+    kv, prefix = model.file.kv, model.architecture
+    names = ("embedding_length", "attention.head_count", "feed_forward_length")
+    embedding, heads, ffn = (number(kv, f"{prefix}.{name}") for name in names)
+    kv_heads = number(kv, f"{prefix}.attention.head_count_kv") or heads
+    if not embedding or not heads or not ffn or not kv_heads or number(kv, f"{prefix}.expert_count"):
+        return None
+    key = number(kv, f"{prefix}.attention.key_length") or embedding // heads
+    value = number(kv, f"{prefix}.attention.value_length") or embedding // heads
+    needed: dict[str, tuple[int, ...]] = dict.fromkeys(family.vectors, (embedding,))
+    needed |= dict.fromkeys(family.heads, (key,))
+    qkv = {"attn_q": heads * key, "attn_k": kv_heads * key, "attn_v": kv_heads * value}
+    together = family.fused or any(tensor.short == "attn_qkv" for tensor in model.layers[0].tensors)
+    if together:
+        needed["attn_qkv"] = (embedding, sum(qkv.values()))
+    else:
+        needed |= {name: (embedding, rows) for name, rows in qkv.items()}
+    if family.biases and not together:
+        needed |= {f"{name}.bias": (rows,) for name, rows in qkv.items()}
+    needed |= {"attn_output": (heads * value, embedding), "ffn_down": (ffn, embedding)}
+    needed |= (
+        {"ffn_up": (embedding, 2 * ffn)} if family.fused else {"ffn_gate": (embedding, ffn), "ffn_up": (embedding, ffn)}
+    )
+    return Expected(needed, family.optional)
+
+
+def _full(short: str) -> str:
+    return short if short.endswith(".bias") else f"{short}.weight"
+
+
+def _trimmed(ne: tuple[int, ...]) -> tuple[int, ...]:
+    while len(ne) > 1 and ne[-1] == 1:
+        ne = ne[:-1]
+    return ne
+
+
+def _shape(ne: tuple[int, ...]) -> str:
+    return " × ".join(map(str, ne))
