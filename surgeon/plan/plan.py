@@ -151,11 +151,20 @@ def with_rule_moved(plan: Plan, index: int, to: int) -> Plan:
 
 
 def with_pruned(plan: Plan, layers: Iterable[int]) -> Plan:
-    return replace(plan, pruned=plan.pruned | frozenset(layers))
+    return _pruning(plan, plan.pruned | frozenset(layers))
 
 
 def without_pruned(plan: Plan, layers: Iterable[int]) -> Plan:
-    return replace(plan, pruned=plan.pruned - frozenset(layers))
+    return _pruning(plan, plan.pruned - frozenset(layers))
+
+
+def _pruning(plan: Plan, pruned: frozenset[int]) -> Plan:
+    """Other layers pruned: what was healed made up for those before."""
+    return plan if pruned == plan.pruned else replace(plan, pruned=pruned, healing=None)
+
+
+def with_healing(plan: Plan, healing: Healing | None) -> Plan:
+    return replace(plan, healing=healing)
 
 
 def with_pruned_toggled(plan: Plan, layers: Iterable[int]) -> Plan:

@@ -65,6 +65,7 @@ GROUPS: dict[str, tuple[Action, ...]] = {
         Action("fit", "F", "fit", "fit", "the types that lose least within a size; first measures what matters"),
         Action("journal", "L", "journal", "journal", "the trials: compare, plot, restore a plan, export"),
         Action("collect", "I", "collect", "collect", "collect an importance matrix from a text"),
+        Action("heal", "H", "heal", "heal", "refit matrices to make up for the pruned layers, on a text"),
         Action("scan", "S", "scan", "prune-scan", "measure what removing each layer costs"),
     ),
     "Files": (
@@ -86,7 +87,7 @@ BY_ID: dict[str, Action] = {action.id: action for action in ACTIONS}
 # The order of the key bar: what must be seen at 80 columns comes first.
 BAR = (
     "prune type base command filter undo write help quit evaluate fit journal sort imatrix collect rules mark fold-all "
-    "metric columns flat redo scan save load palette"
+    "metric columns flat redo scan heal save load palette"
 ).split()
 
 _SIGNS = {

@@ -10,13 +10,14 @@ from textual.binding import BindingType
 from surgeon.tui.actions.edit import EditActions
 from surgeon.tui.actions.file import FileActions
 from surgeon.tui.actions.fit import FitActions
+from surgeon.tui.actions.heal import HealActions
 from surgeon.tui.actions.view import ViewActions
 from surgeon.tui.drawing.bars import hint_at
 from surgeon.tui.drawing.tree_view import TreeView
 from surgeon.tui.keys import bindings
 
 
-class MainScreen(ViewActions, EditActions, FileActions, FitActions):
+class MainScreen(ViewActions, EditActions, FileActions, FitActions, HealActions):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings()]
     AUTO_FOCUS = "#tree"
 

@@ -1,0 +1,76 @@
+"""What is asked before healing: texts to fit on, one to measure on, where the heal file goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from surgeon.errors import SurgeonError, UsageError
+from surgeon.figures import size
+from surgeon.layer_lists import spans
+from surgeon.measure.healing import HealRequest, HealRun
+from surgeon.session.session import Session
+from surgeon.tui.answers import Answers
+from surgeon.tui.dialogs.form import Field, Form
+from surgeon.tui.dialogs.measure_forms import TEXTS, number_of, path_of
+from surgeon.tui.drawing.spans import Line, clean
+
+ASKED = ("text", "held_out", "tokens", "context")
+
+
+def heal_form(session: Session, answers: Answers) -> Form:
+    """Answered by what `request_of` reads."""
+    folder = f"{session.model.file.path.absolute().parent}/"
+    fields = [
+        Field("text", "texts", answers.get("text", folder), "to fit on, of every kind, with commas between", TEXTS),
+        Field("held_out", "held out", answers.get("held_out", ""), "a text to measure on, not to fit on", TEXTS),
+        Field("tokens", "tokens", answers.get("tokens", "30"), "for each column of ffn_down; fewer overfit"),
+        Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
+        Field("out", "file", str(default_file(session)), "the heal file", (".gguf",)),
+    ]
+    return Form(
+        f"heal the prune of {spans(session.plan.pruned, 4)}", fields, lambda found: _check(session, found), do="heals"
+    )
+
+
+def default_file(session: Session) -> Path:
+    """Beside the model, named after the layers; one that is not there yet."""
+    model = session.model.file.path.absolute()
+    layers = "-".join(map(str, sorted(session.plan.pruned)))[:40]
+    path = model.with_name(f"{model.stem}-without-{layers}.heal.gguf")
+    number = 2
+    while path.exists():
+        path = model.with_name(f"{model.stem}-without-{layers}-{number}.heal.gguf")
+        number += 1
+    return path
+
+
+def request_of(session: Session, answers: Answers) -> HealRequest:
+    """Raises SurgeonError where something is missing or does not fit."""
+    out = path_of(answers["out"])
+    if out.exists():
+        raise UsageError(f"{out}: already exists; choose another name")
+    if not out.parent.is_dir():
+        raise UsageError(f"no such folder: {out.parent}")
+    texts = tuple(path_of(part.strip()) for part in answers["text"].split(",") if part.strip())
+    held_out = (path_of(answers["held_out"]),) if answers["held_out"] else ()
+    plan = session.plan
+    request = HealRequest(
+        session.model, plan.pruned, texts, out, held_out, per_column=number_of(answers, "tokens", 30, 1),
+        n_ctx=number_of(answers, "context", 512, 8), know_risks=plan.know_risks,
+    )  # fmt: skip
+    request.check()
+    return request
+
+
+def _check(session: Session, answers: Answers) -> tuple[bool, list[Line]]:
+    from surgeon.engine.protocol import Engine
+
+    try:
+        cost = HealRun(request_of(session, answers), Engine(), Path()).cost()
+    except SurgeonError as error:
+        return False, [[(clean(str(error)), "warning")]]
+    tokens = f"up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"
+    return True, [
+        [("fits on ", "muted"), (tokens, "text")],
+        [(f"{size(cost.memory)} of memory, {size(cost.disk)} of disk in the cache folder", "muted")],
+    ]

@@ -1,0 +1,154 @@
+"""H on the screen: a heal file becomes part of the plan, and leaves it with undo or other prune marks."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from textual.pilot import Pilot
+from tui_helpers import opened, session_of, text_of
+
+from surgeon.engine.protocol import HealedMatrix
+from surgeon.gguf.identity import model_identity
+from surgeon.gguf.layout import Entry
+from surgeon.healing.heal_file import HeldOut, NewTensor, Origin, Refit, load_heal, save_heal
+from surgeon.measure.healing import HealRun
+from surgeon.measure.progress import Standing
+from surgeon.session.session import Session
+from surgeon.tui.app import SurgeonApp
+from surgeon.tui.dialogs.form import Form
+from surgeon.tui.dialogs.heal_form import default_file
+from surgeon.tui.dialogs.measuring import MeasureDialog
+from surgeon_kernels.formats import FORMATS
+
+NAME = "blk.8.ffn_down.weight"
+
+
+def made_at_once(run: HealRun) -> Iterator[Standing | HealedMatrix]:
+    """In the place of a run of the engine: one matrix of zeros."""
+    request = run.request
+    yield Standing("healing", part=0.5)
+    yield HealedMatrix(8, "ffn_down", "ridge", 0.1, 1.0, 0.5, 0.2, {})
+    source = request.model.file.paths[0]
+    run.origin = Origin(
+        source.name, model_identity(source), request.pruned, ("text.txt",), ("0",), (4,), 64, 256,
+        (Refit(NAME, "ridge", 0.1, 1.0, 0.5, 0.2),), (HeldOut("other.txt", 0.2, 0.1),),
+    )  # fmt: skip
+    zeros = np.zeros((256, 768), np.float32)
+    tensor = NewTensor(Entry(NAME, (768, 256), FORMATS["F32"].number, zeros.nbytes), zeros.tobytes)
+    save_heal(request.out, "llama", run.origin, [tensor])
+
+
+@pytest.fixture
+def session(model_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
+    monkeypatch.setattr("surgeon.folders.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(HealRun, "steps", made_at_once)
+    return session_of(model_copy)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(random.Random(1).choices("abc ", k=5000)))
+    return path
+
+
+async def heal(app: SurgeonApp, pilot: Pilot[int], text: Path) -> None:
+    """Answer the form and wait for the end."""
+    await pilot.press("H")
+    form = app.screen
+    assert isinstance(form, Form)
+    form.query_one("#text").value = str(text)  # type: ignore[attr-defined]
+    await pilot.pause()
+    assert "a column" in form.answer
+    await pilot.press("enter")
+    end = time.monotonic() + 60
+    while app.main.measure_job is None or app.main.measure_job.running:
+        assert time.monotonic() < end, "waited in vain"
+        await pilot.pause(0.02)
+    await pilot.pause()
+
+
+async def test_a_heal_becomes_part_of_the_plan_and_undo_takes_it_back(session: Session, text: Path) -> None:
+    session.toggle_prune([9])
+    before = session.plan
+    async with opened(session, (120, 40)) as (app, pilot):
+        await heal(app, pilot, text)
+        assert isinstance(app.screen, MeasureDialog)
+        await pilot.press("enter")
+        assert session.plan.healing is not None
+        assert session.ops[NAME].reason.startswith("healed: −60 % error")
+        assert not session.resolution.errors
+        assert 'file = "' in Path(save(session)).read_text()
+        await pilot.press("u")
+        assert session.plan == before
+        await pilot.press("ctrl+r")
+        assert session.plan.healing is not None
+
+
+def save(session: Session) -> Path:
+    """The plan as a recipe, beside the model."""
+    from surgeon.plan.recipe import load_recipe, save_recipe
+
+    path = session.model.file.path.with_name("recipe.toml")
+    save_recipe(session.recipe(), path)
+    assert load_recipe(path).plan.healing is not None
+    return path
+
+
+async def test_other_prune_marks_end_the_heal(session: Session, text: Path) -> None:
+    session.toggle_prune([9])
+    async with opened(session, (120, 40)) as (app, pilot):
+        await heal(app, pilot, text)
+        await pilot.press("enter")
+        session.toggle_prune([3])
+        assert session.plan.healing is None
+        assert not session.resolution.errors
+        await pilot.press("u")
+        assert session.plan.healing is not None
+
+
+async def test_marks_changed_while_it_ran_keep_the_file_only(session: Session, text: Path) -> None:
+    session.toggle_prune([9])
+    async with opened(session, (120, 40)) as (app, pilot):
+        out = default_file(session)
+        await heal(app, pilot, text)
+        session.undo()
+        assert load_heal(out).origin.pruned == {9}
+        session.toggle_prune([3])
+        app.main.healed(made(out))
+        assert session.plan.healing is None
+        assert "is for pruning 9, the plan has changed" in app.main.message
+
+
+def made(out: Path):  # type: ignore[no-untyped-def]
+    from surgeon.plan.plan import Healing
+    from surgeon.tui.jobs.healing import HealMade
+
+    heal = load_heal(out)
+    return HealMade(Healing(str(out), heal.id), heal.origin.pruned, 1)
+
+
+async def test_nothing_pruned_is_nothing_to_heal(session: Session) -> None:
+    async with opened(session) as (app, pilot):
+        await pilot.press("H")
+        assert "mark layers to prune first" in app.main.message
+        assert text_of(app, "header")
+
+
+async def test_a_text_that_is_both_fitted_and_held_out_is_refused(session: Session, text: Path) -> None:
+    session.toggle_prune([9])
+    async with opened(session, (120, 40)) as (app, pilot):
+        await pilot.press("H")
+        form = app.screen
+        assert isinstance(form, Form)
+        for key in ("text", "held_out"):
+            form.query_one(f"#{key}").value = str(text)  # type: ignore[attr-defined]
+        await pilot.pause()
+        assert "is the text that is fitted" in form.answer
+        await pilot.press("enter")
+        assert app.main.measure_job is None
