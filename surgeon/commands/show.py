@@ -86,7 +86,7 @@ def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
     architecture = model.architecture or "unknown architecture"
     yield (
         f"{model.name} · {architecture} · {len(model.layers)} layers · {intword(model.n_parameters, '%.2f')} parameters"
-        f" · {naturalsize(model.nbytes, format='%.2f')} · {model.bpw:.2f} bpw"
+        f" · {naturalsize(model.nbytes, format='%.2f')} · {model.bpw:.2f} bpw{_experts(model)}"
     )
     other = kind(model.file)
     if other in NAMES:
@@ -106,6 +106,13 @@ def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
             yield _tensor_line(tensor, "  " + tensor.short, width, matrix)
     if matrix:
         yield from _misfit_lines(matrix.coverage)
+
+
+def _experts(model: Model) -> str:
+    from surgeon.anatomy import expert_model
+
+    experts = expert_model(model)
+    return f" · {experts.count} experts, {experts.used} used" if experts.layers else ""
 
 
 def _tensor_line(tensor: Tensor, label: str, width: int, matrix: Matrix | None) -> str:

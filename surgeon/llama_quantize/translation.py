@@ -152,7 +152,8 @@ def _checked(
 
 
 def _as_llama_quantize(plan: Plan, rules: list[TypeRule], model: Model, imatrix: Imatrix | None) -> Resolution:
-    return resolve(model, replace(plan, compat=True, types=(), rules=tuple(rules), healing=None), imatrix)
+    bare = replace(plan, types=(), healing=None, pruned_experts=())
+    return resolve(model, replace(bare, compat=True, rules=tuple(rules)), imatrix)
 
 
 def _differences(wanted: Resolution, got: Resolution) -> list[str]:
@@ -163,7 +164,7 @@ def _differences(wanted: Resolution, got: Resolution) -> list[str]:
         told.append(f"llama-quantize writes other metadata: {', '.join(sorted(changed))}")
     if wanted.alignment != got.alignment:
         told.append(f"llama-quantize lays tensors out at {got.alignment}, the model says {wanted.alignment}")
-    if any(op.slice for op in wanted.kept):
+    if any(op.slice for op in wanted.kept if op.tensor.layer is None):
         told.append("llama-quantize does not cut the pruned layers out of tensors that hold all layers")
     return told
 
@@ -171,6 +172,8 @@ def _differences(wanted: Resolution, got: Resolution) -> list[str]:
 def _remarks(recipe: Recipe) -> list[str]:
     """What llama-quantize has no option for."""
     told = []
+    if recipe.plan.pruned_experts:
+        told.append("llama-quantize cannot prune experts: write a COPY with them pruned first, and quantize that")
     if recipe.plan.hide_imatrix:
         told.append("llama-quantize always stores the imatrix's path")
     if recipe.plan.healing:
