@@ -61,7 +61,7 @@ class EditActions(Workbench):
 
     async def action_experts(self) -> None:
         if expert_model(self.session.model).layers:
-            await self.ask(Experts(self.session, self.plan_changed), lambda _: self.show_rows())
+            await self.ask(Experts(self.session), lambda _: self.show_rows())
         else:
             self.say("this model has no experts", "warning")
 

@@ -35,11 +35,9 @@ LEVELS = " ░▒▓█"
 LABEL = 6  # cells of the layer numbers
 _STEPS = 32  # `+` prunes about this part of the experts
 
-Changed = Callable[[], None]
-
 
 class Experts(Dialog[None]):
-    """changed: called after every edit, so that the tree behind shows it."""
+    """It covers the tree, which need not follow before the dialog is left."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "go(-1,0)", show=False, priority=True),
@@ -57,9 +55,9 @@ class Experts(Dialog[None]):
         Binding("q,enter", "leave", show=False, priority=True),
     ]
 
-    def __init__(self, session: Session, changed: Changed) -> None:
+    def __init__(self, session: Session) -> None:
         super().__init__()
-        self.session, self.changed = session, changed
+        self.session = session
         sums = expert_sums(session)
         self.measure = next((one for one in MEASURES if values_of(sums, one) is not None), "saliency")
         self.row = self.column = self.top = 0
@@ -204,7 +202,7 @@ class Experts(Dialog[None]):
         except SurgeonError as error:
             self.said = str(error)
         self.redraw(figures_changed=True)
-        self.changed()
+        self.app.plan_changed()
 
 
 def sign_of(cell: Cell) -> tuple[str, str]:
