@@ -29,7 +29,12 @@ from .registry import dequantizable, quantizable
 
 if TYPE_CHECKING:
     from .compilation import cache_directory, clear_cache
-    from .feedback.encoder import feedback_error, quantize_with_feedback, quantize_with_feedback_into
+    from .feedback.encoder import (
+        FeedbackStopped,
+        feedback_error,
+        quantize_with_feedback,
+        quantize_with_feedback_into,
+    )
     from .feedback.factors import FeedbackFactor, factor
     from .feedback.shrinkage import choose_shrink
     from .interface import (
@@ -48,6 +53,7 @@ __all__ = [
     "REQUIRES_IMATRIX",
     "USES_IMATRIX",
     "FeedbackFactor",
+    "FeedbackStopped",
     "QuantizationError",
     "WarmProgress",
     "cache_directory",
@@ -74,7 +80,10 @@ _HOMES = {
     **dict.fromkeys(("cache_directory", "clear_cache"), "compilation"),
     **dict.fromkeys(("WarmProgress", "warm"), "warming"),
     **dict.fromkeys(("FeedbackFactor", "factor"), "feedback.factors"),
-    **dict.fromkeys(("feedback_error", "quantize_with_feedback", "quantize_with_feedback_into"), "feedback.encoder"),
+    **dict.fromkeys(
+        ("FeedbackStopped", "feedback_error", "quantize_with_feedback", "quantize_with_feedback_into"),
+        "feedback.encoder",
+    ),
     "choose_shrink": "feedback.shrinkage",
 }
 

@@ -251,6 +251,7 @@ def test_moments_that_are_not_positive_are_damped_more() -> None:
     h = moments(64)
     h[0, 1] = h[1, 0] = 3 * np.sqrt(h[0, 0] * h[1, 1])
     assert kernels.factor(h, shrink=0.0).damping > 0.01
+    assert kernels.factor(h, shrink=0.0, damping=0.0).damping > 0
     assert kernels.factor(np.zeros((32, 32)), shrink=0.0).matrix()[5, 5] == 1
 
 
@@ -302,6 +303,27 @@ def test_what_cannot_be_encoded_is_refused() -> None:
             kernels.factor(broken)
     with pytest.raises(ValueError, match="from 0 to 1"):
         kernels.factor(moments(32), shrink=1.5)
+
+
+@pytest.mark.parametrize("answer", [0, 2, 5])
+def test_encoding_can_be_stopped(answer: int) -> None:
+    """At the first question, and within a round; where it never is, the bytes are the same."""
+    rows, factor = weights_of(ROWS, 2048), kernels.factor(np.eye(2048) + 0.1)
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > answer
+
+    if answer < 5:
+        with pytest.raises(kernels.FeedbackStopped):
+            kernels.quantize_with_feedback(rows, "Q4_0", factor, stop=stop)
+        assert asked == answer + 1
+    else:
+        blocks = kernels.quantize_with_feedback(rows, "Q4_0", factor, rounds=1, stop=stop)
+        assert 2 < asked <= answer
+        np.testing.assert_array_equal(blocks, kernels.quantize_with_feedback(rows, "Q4_0", factor))
 
 
 def test_warming_makes_the_encoder_ready() -> None:

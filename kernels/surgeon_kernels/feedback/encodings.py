@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,14 @@ from .lane_arrays import in_lanes, rows_of, small_in_lanes, vectors_of
 from .layouts import LAYOUTS, Bytes, Layout, Scales
 from .point_layouts import POINT_LAYOUTS, PointLayout
 from .points import PointTile, add_point_losses, improve_points, sweep_points
+from .products import PANEL
 from .rounds import improve
 from .sweep import add_losses, sweep
 from .tiles import Tile, to_lanes
 
 Losses = NDArray[np.float64]
+Pause = Callable[[], None]
+RUN = 4 * PANEL  # columns of a round between two pauses
 _NO_SUMS = np.zeros(0, np.float32)
 _SHARED: list[Kernel] = [factor_tile, to_lanes]
 KERNELS: dict[bool, list[Kernel]] = {
@@ -36,14 +40,16 @@ def kernels_of(kernel_set: str) -> list[Kernel]:
     return KERNELS[kernel_set == CODES]
 
 
-def encode_tile(rows: Floats, stock: Bytes, name: str, part: FeedbackPart, rounds: int) -> tuple[Bytes, Losses]:
+def encode_tile(
+    rows: Floats, stock: Bytes, name: str, part: FeedbackPart, rounds: int, pause: Pause = lambda: None
+) -> tuple[Bytes, Losses]:
     """Blocks of up to ROWS rows on the grid of the stock blocks, and each row's loss, float64[rows].
 
-    rows: float32[rows, columns of the part]; stock: uint8[rows, row bytes].
+    rows: float32[rows, columns of the part]; stock: uint8[rows, row bytes]. pause: called between parts of the work.
     """
     if name in LAYOUTS:
-        return _codes(rows, stock, LAYOUTS[name], part, rounds)
-    return _points(rows, stock, POINT_LAYOUTS[name], part, rounds)
+        return _codes(rows, stock, LAYOUTS[name], part, rounds, pause)
+    return _points(rows, stock, POINT_LAYOUTS[name], part, rounds, pause)
 
 
 def losses_up_to(errors: Floats, name: str, part: FeedbackPart, enough: Losses) -> Losses:
@@ -78,7 +84,17 @@ def _scales_of(tile: Any, rows: int) -> Scales:
     return Scales(*(rows_of(array, rows) for array in (tile.d, tile.dmin, tile.scales, tile.minima)))
 
 
-def _codes(rows: Floats, stock: Bytes, layout: Layout, part: FeedbackPart, rounds: int) -> tuple[Bytes, Losses]:
+def _runs(columns: int, rounds: int, pause: Pause) -> Iterator[tuple[int, int]]:
+    """The columns of each round in runs of some panels."""
+    for _ in range(rounds):
+        for begin in range(0, columns, RUN):
+            pause()
+            yield begin, min(begin + RUN, columns)
+
+
+def _codes(
+    rows: Floats, stock: Bytes, layout: Layout, part: FeedbackPart, rounds: int, pause: Pause
+) -> tuple[Bytes, Losses]:
     count, columns = rows.shape
     vectors, weights = vectors_of(count), in_lanes(rows)
     errors, codes, loss = np.empty_like(weights), np.empty(weights.size, np.uint8), np.empty(LANES * vectors)
@@ -87,12 +103,14 @@ def _codes(rows: Floats, stock: Bytes, layout: Layout, part: FeedbackPart, round
     form, rules = part.form(), layout.rules()
     sweep(form.a, form.d, form.order, rules, tile)
     sums = part.group_sums(layout.group) if rounds and layout.minima else _NO_SUMS
-    for _ in range(rounds):
-        improve(part.h, sums, rules, tile)
+    for begin, end in _runs(columns, rounds, pause):
+        improve(part.h, sums, rules, tile, begin, end)
     return layout.pack(rows_of(codes, count), _scales_of(tile, count)), loss[:count]
 
 
-def _points(rows: Floats, stock: Bytes, layout: PointLayout, part: FeedbackPart, rounds: int) -> tuple[Bytes, Losses]:
+def _points(
+    rows: Floats, stock: Bytes, layout: PointLayout, part: FeedbackPart, rounds: int, pause: Pause
+) -> tuple[Bytes, Losses]:
     count, columns = rows.shape
     vectors, weights, book = vectors_of(count), in_lanes(rows), layout.book()
     errors, levels, loss = np.empty_like(weights), np.empty_like(weights), np.empty(LANES * vectors)
@@ -106,6 +124,6 @@ def _points(rows: Floats, stock: Bytes, layout: PointLayout, part: FeedbackPart,
     if rounds:
         inverses = part.block_inverses(book.vector)
         own = part.kept(("squares of H", book.signs), lambda: squares(book, part.diagonal_blocks(book.vector)))
-        for _ in range(rounds):
-            improve_points(part.h, inverses, own, rules, book, tile)
+        for begin, end in _runs(columns, rounds, pause):
+            improve_points(part.h, inverses, own, rules, book, tile, begin, end)
     return layout.pack(rows_of(numbers, count), rows_of(tile.bits, count), _scales_of(tile, count)), loss[:count]

@@ -151,7 +151,7 @@ def factor(moments: Moments, *, shrink: float = 0.5, damping: float = 0.01, bloc
     starts = np.cumsum([0, *(len(found) for found in blocks)])
     diagonal = np.concatenate([np.diagonal(found).astype(np.float32) for found in blocks])
     for attempt in range(_ATTEMPTS):
-        used = damping * 10.0**attempt
+        used = damping if attempt == 0 else max(damping, 1e-4) * 10.0**attempt
         parts = tuple(_part(found, int(start), shrink, used) for found, start in zip(blocks, starts, strict=False))
         try:
             for part in parts:
@@ -187,7 +187,7 @@ def _part(moments: NDArray[Any], start: int, shrink: float, damping: float) -> F
     for first in range(0, columns, PANEL):
         width = min(PANEL, columns - first)
         scaled = np.zeros((columns, PANEL_WIDTH), np.float32)
-        scaled[:, :width] = moments[:, first : first + width] * (1.0 - shrink)
+        scaled[:, :width] = moments[:, first : first + width].astype(np.float64) * (1.0 - shrink)
         own = np.arange(first, first + width)
         scaled[own, own - first] = diagonal[own] + (damping * mean if mean > 0 else 1.0)
         for top in range(0, columns, DEPTH):

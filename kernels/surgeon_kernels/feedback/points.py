@@ -222,9 +222,10 @@ def _descend(h: Any, inverses: Any, squares: Any, rules: Any, book: Any, tile: A
     return gain
 
 
-@kernel(types.void(F32, F32, F32, RULES, BOOK, POINT_TILE))
-def improve_points(h: Any, inverses: Any, squares: Any, rules: Any, book: Any, tile: Any) -> None:
-    """One round over the tile; its loss follows.
+@kernel(types.void(F32, F32, F32, RULES, BOOK, POINT_TILE, _i, _i))
+def improve_points(h: Any, inverses: Any, squares: Any, rules: Any, book: Any, tile: Any, begin: int,
+                   end: int) -> None:  # fmt: skip
+    """A round over columns `begin` (of a panel) to `end` of the tile; its loss follows.
 
     h: H in strips; inverses: of its diagonal blocks, float32[columns / v, v, v]; squares: of those blocks.
     """
@@ -232,7 +233,7 @@ def improve_points(h: Any, inverses: Any, squares: Any, rules: Any, book: Any, t
     level, delta = np.empty(_PANEL_LANES, np.float32), np.empty(_PANEL_LANES, np.float32)
     a, ha = np.empty(_PANEL_LANES, np.float32), np.empty(_PANEL_LANES, np.float32)
     m, coefficients = np.empty(64, np.float32), np.empty(_MOST_FEATURES * LANES, np.float32)
-    for start in range(0, tile.columns, PANEL):
+    for start in range(begin, end, PANEL):
         panel_products(h, tile.errors, tile.columns, tile.vectors, start, PANEL, g)
         for v in range(tile.vectors):
             for k in range(PANEL):

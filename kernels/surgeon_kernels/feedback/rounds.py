@@ -53,9 +53,9 @@ def _descend(h: Any, rules: Any, tile: Any, v: int, start: int, first: int, g: A
     return gain
 
 
-@kernel(types.void(F32, F32, RULES, TILE))
-def improve(h: Any, sums: Any, rules: Any, tile: Any) -> None:
-    """One round over the tile; its loss follows.
+@kernel(types.void(F32, F32, RULES, TILE, types.int64, types.int64))
+def improve(h: Any, sums: Any, rules: Any, tile: Any, begin: int, end: int) -> None:
+    """A round over columns `begin` (of a panel) to `end` of the tile; its loss follows.
 
     h: H in strips; sums: float32[columns * groups of a panel], H summed over the groups of its panel, for types with
     minima.
@@ -63,7 +63,7 @@ def improve(h: Any, sums: Any, rules: Any, tile: Any) -> None:
     g = np.empty(tile.vectors * _PANEL_LANES, np.float32)
     level, delta = np.empty(_PANEL_LANES, np.float32), np.empty(_PANEL_LANES, np.float32)
     a, ha = np.empty(_PANEL_LANES, np.float32), np.empty(_PANEL_LANES, np.float32)
-    for start in range(0, tile.columns, PANEL):
+    for start in range(begin, end, PANEL):
         width = min(PANEL, tile.columns - start)
         panel_products(h, tile.errors, tile.columns, tile.vectors, start, width, g)
         for v in range(tile.vectors):
