@@ -102,7 +102,7 @@ def read_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
     try:
         return _from_table(table, folder)
     except SurgeonError as error:
-        raise RecipeError(f"{name}: {error}") from None
+        raise RecipeError(f"{name}: {str(error)[:500]}") from None
 
 
 def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from surgeon.json_text import read_json
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -104,5 +106,8 @@ def _checked(line: bytes) -> dict[str, Any] | None:
     text = line[9:-1]
     if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(text):
         return None
-    record: dict[str, Any] = json.loads(text)
-    return record
+    try:
+        record = read_json(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,157 @@
+"""Every kind of input a stranger may hand the program: what is done with it, and what may come of it.
+
+    python tests/fuzz/kinds_of_input.py [KIND ...] --count 100000 --seed 1
+
+runs long; the suite runs a few hundred of each (test_fuzz.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":
+    ROOT = Path(__file__).parents[2]
+    sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "fuzz")]
+
+import metadata_inputs
+import text_inputs
+
+from surgeon.anatomy import layer_roles
+from surgeon.engine.child.task_files import multiple_choice
+from surgeon.errors import SurgeonError
+from surgeon.model.verification import structure_problems
+from surgeon.plan.recipe import read_recipe, to_toml
+from surgeon.plan.regex_ecma import compile_pattern
+from surgeon.resolve.resolve import resolve
+from surgeon.session.filters import parse_filter
+from surgeon.trials.journal import Journal
+from surgeon.tui.config import load_config
+
+SECONDS = 10.0  # no single input may take longer
+NAMES = [f"blk.{layer}.{part}.weight" for layer in range(4) for part in ("attn_q", "ffn_down_exps", "ffn_norm")]
+_FOLDER = tempfile.TemporaryDirectory(prefix="surgeon-fuzz-")
+FOLDER = Path(_FOLDER.name)
+
+
+def _metadata(rng: random.Random) -> None:
+    """`resolve` never raises, whatever the metadata; nor does what the screen and verify ask."""
+    model, plan = metadata_inputs.model(rng), metadata_inputs.plan(rng)
+    assert resolve(model, plan).total_bytes >= 0
+    structure_problems(model)
+    layer_roles(model)
+
+
+def _one_line(act: Callable[[], object]) -> None:
+    """Either it works, or the user gets one line."""
+    try:
+        act()
+    except SurgeonError as error:
+        line = str(error)
+    else:
+        return
+    assert "\n" not in line, line
+    assert len(line) < 3000, line
+
+
+def _recipe(rng: random.Random) -> None:
+    def act() -> None:
+        to_toml(read_recipe(text_inputs.mutated(rng, text_inputs.RECIPE), FOLDER))
+
+    _one_line(act)
+
+
+def _config(rng: random.Random) -> None:
+    path = FOLDER / "config.toml"
+    path.write_bytes(text_inputs.mutated(rng, text_inputs.CONFIG).encode("utf-8", "surrogatepass"))
+    assert all("\n" not in problem for problem in load_config(path).problems)
+
+
+def _trials(rng: random.Random) -> None:
+    """A line that is bad takes no other with it."""
+    path = FOLDER / "trials.jsonl"
+    text = text_inputs.mutated(rng, text_inputs.JOURNAL)
+    intact = '"id": "9-z", "when": "2026", "label": "kept", "size": 1, "source_size": 1}'
+    path.write_bytes((text + '\n{"event": "trial", ' + intact + "\n").encode("utf-8", "surrogatepass"))
+    journal = Journal(path)
+    assert "9-z" in {trial.id for trial in journal.trials()}
+    _one_line(lambda: journal._require("9-z"))
+
+
+def _multiple_choice(rng: random.Random) -> None:
+    path = FOLDER / "tasks.bin"
+    path.write_bytes(text_inputs.multiple_choice(rng))
+    _one_line(lambda: multiple_choice(str(path), 0))
+
+
+def _pattern(rng: random.Random) -> None:
+    text = text_inputs.pattern(rng)
+    _one_line(lambda: [compile_pattern(text).search(name) for name in NAMES])
+    with contextlib.suppress(ValueError):
+        parse_filter(text)
+
+
+KINDS: dict[str, Callable[[random.Random], None]] = {
+    "metadata": _metadata,
+    "recipe": _recipe,
+    "config": _config,
+    "trials": _trials,
+    "multiple-choice": _multiple_choice,
+    "pattern": _pattern,
+}
+
+
+class HangError(Exception):
+    """An input that took too long."""
+
+
+def tried(kind: str, seed: int) -> str:
+    """One input; '' when all is well, else what went wrong."""
+
+    def hang(*_: object) -> None:
+        raise HangError(f"more than {SECONDS:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        KINDS[kind](random.Random(seed))
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{kind} {seed}: {type(error).__name__}: {str(error)[:200]} ({place.filename}:{place.lineno})"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    failed = 0
+    for kind in options.kinds:
+        began, wrong = time.monotonic(), 0
+        for seed in range(options.seed, options.seed + options.count):
+            text = tried(kind, seed)
+            if text:
+                wrong += 1
+                print(text, flush=True)
+        failed += wrong
+        print(f"{kind}: {options.count} inputs, {wrong} failures, {time.monotonic() - began:.0f} s", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
