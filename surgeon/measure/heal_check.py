@@ -72,7 +72,7 @@ class HeldOutCheck:
 
     def _base(self, text: Path) -> Base:
         label = find_libraries(self.engine.library).label
-        return Base(self.model.file.path, text, self.n_ctx, self.n_chunks, label, self.cache)
+        return Base(self.model.file.paths[0], text, self.n_ctx, self.n_chunks, label, self.cache)
 
     def _save_base(self, base: Base) -> Iterator[Standing]:
         try:

@@ -128,7 +128,7 @@ class HealRun:
     def _fit(self, layers: list[HealLayer], folder: Path, stages: int) -> Iterator[Standing | HealedMatrix]:
         request = self.request
         job = HealJob(
-            str(request.model.file.path), [str(text) for text in request.texts], as_dicts(layers), str(folder),
+            str(request.model.file.paths[0]), [str(text) for text in request.texts], as_dicts(layers), str(folder),
             _width(request.model), widest(request.model), request.per_column, request.n_ctx, request.before_only,
         )  # fmt: skip
         self.run = EngineRun(self.engine, job, self.cancelled)

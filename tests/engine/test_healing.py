@@ -283,3 +283,21 @@ def test_parallel_branches_are_refused(tmp_path: Path, text: Path) -> None:
     model = cohere2().write(tmp_path / "toy.gguf")
     with pytest.raises(EngineError, match=r"does not show its .*; it cannot be healed"):
         healed(model, {1}, text)
+
+
+def test_quantize_heals_on_a_text_once(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("surgeon.folders.cache_folder", lambda: tmp_path / "cache")
+    path = llama(layers=4).write(tmp_path / "toy.gguf")
+    command = ["quantize", "--prune-layers", "2", "--heal", str(text), "--heal-tokens", "24"]
+    assert cli.run([*command, str(path), str(tmp_path / "a.gguf"), "COPY", "1"]) == 0
+    (heal,) = (tmp_path / "cache" / "heals").iterdir()
+    assert f"the heal file is kept in {heal}" in capsys.readouterr().err
+    assert cli.run([*command, str(path), str(tmp_path / "b.gguf"), "COPY", "1"]) == 0
+    assert "is kept" not in capsys.readouterr().err
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    with pytest.raises(SurgeonError, match="a dry run heals nothing"):
+        cli.run([*command, "--dry-run", str(path), "COPY"])
+    with pytest.raises(SurgeonError, match="no layers to prune"):
+        cli.run(["quantize", "--heal", str(text), str(path), str(tmp_path / "c.gguf"), "COPY", "1"])

@@ -56,14 +56,7 @@ class LayerStep:
             yield from self._runner.run(layer, self._before.goal, taken, OUTPUT)
             self._runner.check(self._spec.number, behind)
             goal = yield from self._behind_gap(behind)
-            healed_middle = middle
-            if not self._before.same:
-                healed_middle = yield from self._attention(layer, middle)
-            if self._before.same and not self._gap:
-                self.result = Pair(behind, behind)
-                return
-            healed = yield from self._feed_forward(layer, healed_middle, inputs, goal)
-            self.result = Pair(goal, healed)
+            self.result = Pair(goal, (yield from self._healed_stream(layer, middle, behind, inputs, goal)))
         finally:
             layer.close()
 
@@ -72,6 +65,21 @@ class LayerStep:
 
     def _columns(self, kind: str) -> Float32:
         return self._runner.store.new(self._branches[kind].weight.shape[1])
+
+    def _healed_stream(
+        self, layer: Layer, middle: Float32, behind: Float32, inputs: Float32 | None, goal: Float32
+    ) -> Generator[Message, None, Float32]:
+        """The healed model's stream behind the layer. middle, behind: the unpruned model's, within it and behind it."""
+        healed = self._heals & self._branches.keys()
+        if self._before.same and FEED_FORWARD not in healed:
+            return behind
+        if not healed:
+            carried = self._stream()
+            yield from self._runner.run(layer, self._before.healed, {OUTPUT: carried}, OUTPUT)
+            return carried
+        if not self._before.same:
+            middle = yield from self._attention(layer, middle)
+        return (yield from self._feed_forward(layer, middle, inputs, goal))
 
     def _behind_gap(self, stream: Float32) -> Generator[Message, None, Float32]:
         """The unpruned model's stream behind the layers that are left out."""
