@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from surgeon.fit.allocation import Allocator, Fit, Limits, Mixed
     from surgeon.fit.cost_model import CostModel
+    from surgeon.fit.vram import Demand
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.measure.probing import Prober
     from surgeon.measure.progress import Standing
@@ -37,8 +38,14 @@ def _parser() -> argparse.ArgumentParser:
     size = parser.add_argument_group("how large").add_mutually_exclusive_group(required=True)
     size.add_argument("--size", metavar="SIZE", help="of the file: 4.2GB, 3900MiB")
     size.add_argument("--bpw", type=float, metavar="N", help="bits per weight")
+    size.add_argument("--vram", metavar="SIZE", help="what a card holds, all layers offloaded: 24GiB")
     size.add_argument("--ladder", metavar="N,N,…", help="a family of bits per weight; -o and --write name folders")
     size.add_argument("--like", metavar="TYPE", help="the bytes of this TYPE of llama-quantize")
+    card = parser.add_argument_group("for --vram")
+    card.add_argument("--ctx", type=positive, default=4096, metavar="N", help="tokens of all sequences (4096)")
+    card.add_argument("--cache-type", default="f16", metavar="T", help="of keys and values (f16)")
+    card.add_argument("--parallel", type=positive, default=1, metavar="N", help="sequences at once (1)")
+    card.add_argument("--vram-reserve", default="512MiB", metavar="SIZE", help="for the driver and others (512MiB)")
     measured = parser.add_argument_group("what is measured")
     measured.add_argument("-f", "--file", action=Once, required=True, metavar="TEXT", help="calibration text")
     measured.add_argument("--held-out", metavar="TEXT2", help="measure the outcome on this text")
@@ -69,26 +76,34 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
     from surgeon.commands.fit_ladder import run_ladder
+    from surgeon.commands.fit_report import card_line
     from surgeon.fit.allocation import Allocator
+    from surgeon.fit.target import read_size
+    from surgeon.fit.vram import on_host
     from surgeon.model.model import load_model
 
     model = load_model(options.model)
     with model.file:
         plan, imatrix = _plan(options)
         limits, prober = _limits(options), _prober(options, model, imatrix)
+        demand = _demand(options, model) if options.vram is not None else None
+        if demand is not None:
+            limits = replace(limits, host=on_host(model))
         sensitivities = _sensitivities(options, prober, limits)
         costs = _measured(sensitivities)
         allocator = Allocator(model, plan, imatrix, costs, limits)
         if options.ladder is not None:
             run_ladder(options, allocator, prober)
             return 0
-        nbytes, option = _target(options, allocator)
+        nbytes, option = _target(options, allocator) if demand is None else _on_card(options, allocator, demand)
         fit, mix = allocator.fit(nbytes, option), allocator.mix_within(nbytes)
         _save(fit, imatrix, options)
         if options.write is not None:
             _write(fit, imatrix, options)
         held_out = _held_out(options, prober, fit, mix) if options.held_out else {}
-        _print(options, fit, mix, held_out, nbytes, costs)
+        _print(options, fit, mix, held_out, allocator.counted(fit.resolution) / nbytes, costs)
+        if demand is not None and not options.json:
+            print(card_line(fit, demand, read_size(options.vram, "--vram"), limits.host or frozenset()))
     return 0
 
 
@@ -184,6 +199,36 @@ def _target(options: argparse.Namespace, allocator: Allocator) -> tuple[int, str
     return allocator.bytes_like(parse_file_type(options.like).name), "--like"
 
 
+def _demand(options: argparse.Namespace, model: Model) -> Demand:
+    """What the card holds beside the weights."""
+    from surgeon.fit.target import read_size
+    from surgeon.fit.vram import Card, cache_type
+    from surgeon.measure.memory import demand
+
+    card = Card(
+        read_size(options.vram, "--vram"), options.ctx, options.parallel, cache_type(options.cache_type),
+        reserve=read_size(options.vram_reserve, "--vram-reserve"),
+    )  # fmt: skip
+    return demand(model, card, engine_of(options))
+
+
+def _on_card(options: argparse.Namespace, allocator: Allocator, demand: Demand) -> tuple[int, str]:
+    """Bytes of the weights on the card. Raises UsageError where even the smallest do not fit."""
+    from surgeon.figures import size
+    from surgeon.fit.target import read_size
+
+    room = read_size(options.vram, "--vram") - demand.total
+    if room < allocator.least:
+        layers = len(allocator.model.layers)
+        fitting = max(0, min(layers, layers * room // max(1, allocator.least)))
+        raise UsageError(
+            f"--vram {options.vram}: cache {size(demand.cache)}, compute {size(demand.compute)} and reserve "
+            f"{size(demand.reserve)} leave {size(max(0, room))}, the smallest weights take {size(allocator.least)}: "
+            f"about {fitting} of {layers} layers would fit; lower --ctx, or take a smaller --cache-type"
+        )
+    return min(room, allocator.most), "--vram"
+
+
 def _save(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> None:
     from surgeon.plan.recipe import Recipe, file_sha256, save_recipe
 
@@ -228,13 +273,13 @@ def _print(
     fit: Fit,
     mix: Mixed | None,
     held_out: dict[str, dict[str, Any]],
-    nbytes: int,
+    used: float,
     costs: CostModel,
 ) -> None:
     from surgeon.commands.fit_report import as_json, report
 
     if options.json:
-        print(json_text(as_json(fit, mix, held_out, nbytes, costs), indent=1))
+        print(json_text(as_json(fit, mix, held_out, used, costs), indent=1))
         return
-    print(report(fit, mix, held_out, nbytes))
+    print(report(fit, mix, held_out, used))
     print(f"recipe: {options.output}" + (f"; model: {options.write}" if options.write else ""))

@@ -10,14 +10,14 @@ from surgeon.fit.allocation import Fit, Mixed, shares
 
 if TYPE_CHECKING:
     from surgeon.fit.cost_model import CostModel
+    from surgeon.fit.vram import Demand
 
 Figures = dict[str, dict[str, Any]]
 
 
-def report(fit: Fit, mix: Mixed | None, held_out: Figures, nbytes: int) -> str:
-    """The tables as text. nbytes: what was allowed; held_out: label -> figures, empty where nothing was measured."""
-    filled = 100 * fit.resolution.total_bytes / nbytes
-    return "\n".join([_outcomes(fit, mix, held_out), f"{filled:.2f}% of the size is used", "", _kinds(fit)])
+def report(fit: Fit, mix: Mixed | None, held_out: Figures, used: float) -> str:
+    """The tables as text. used: share of what was allowed; held_out: label -> figures, empty where unmeasured."""
+    return "\n".join([_outcomes(fit, mix, held_out), f"{100 * used:.2f}% of the size is used", "", _kinds(fit)])
 
 
 def _outcomes(fit: Fit, mix: Mixed | None, held_out: Figures) -> str:
@@ -50,7 +50,19 @@ def _kinds(fit: Fit) -> str:
     return "\n".join([f"{lines[0]}  types", *(f"{line}  {row[4]}" for line, row in zip(lines[1:], rows, strict=True))])
 
 
-def as_json(fit: Fit, mix: Mixed | None, held_out: Figures, nbytes: int, costs: CostModel) -> dict[str, Any]:
+def card_line(fit: Fit, demand: Demand, card: int, host: frozenset[str]) -> str:
+    """`card 24.0 GiB: weights …`: what lies on it with every layer offloaded."""
+    weights = sum(op.nbytes for op in fit.resolution.kept if op.source not in host)
+    parts = f"weights {gib(weights)}, cache {gib(demand.cache)}, compute {gib(demand.compute)}"
+    left = card - weights - demand.total
+    return f"card {gib(card)}: {parts}, reserve {gib(demand.reserve)}, free {gib(left)}"
+
+
+def gib(nbytes: int) -> str:
+    return f"{nbytes / (1 << 30):.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / (1 << 20):.1f} MiB"
+
+
+def as_json(fit: Fit, mix: Mixed | None, held_out: Figures, used: float, costs: CostModel) -> dict[str, Any]:
     """The object of `--json`: outcome, mix, measured figures, and per tensor its type, bytes, cost and reason."""
 
     def outcome(one: Fit | Mixed) -> dict[str, Any]:
@@ -63,7 +75,7 @@ def as_json(fit: Fit, mix: Mixed | None, held_out: Figures, nbytes: int, costs: 
         for op in fit.resolution.kept
     ]  # fmt: skip
     return {
-        "target_bytes": nbytes,
+        "used": used,
         "fit": outcome(fit),
         "mix": {"type": mix.name, **outcome(mix)} if mix else None,
         "held_out": held_out,

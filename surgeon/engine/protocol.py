@@ -211,6 +211,20 @@ class ProbeJob(Message):
     n_chunks: int = -1
 
 
+@dataclass(frozen=True)
+class MemoryJob(Message):
+    """Lay out a context without reading the model; the sizes of its buffers go to the log.
+
+    n_ctx: tokens of all n_seq sequences together; cache_type: ggml's number.
+    """
+
+    model: str
+    n_ctx: int
+    n_seq: int = 1
+    n_ubatch: int = 512
+    cache_type: int = 1
+
+
 # Requests of the parent while a ProbeJob runs
 
 
@@ -349,13 +363,22 @@ _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
         Engine, DevicesJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
-        ExpertScanJob, ProbeJob, HealJob,
+        ExpertScanJob, ProbeJob, MemoryJob, HealJob,
         Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, HealedMatrix, Finished,
         Failed, Beat,
     )
 }  # fmt: skip
 Job = (
-    ImatrixJob | PerplexityJob | DivergenceJob | TaskJob | BenchJob | PruneScanJob | ExpertScanJob | ProbeJob | HealJob
+    ImatrixJob
+    | PerplexityJob
+    | DivergenceJob
+    | TaskJob
+    | BenchJob
+    | PruneScanJob
+    | ExpertScanJob
+    | ProbeJob
+    | MemoryJob
+    | HealJob
 )
 Request = Job | DevicesJob
 

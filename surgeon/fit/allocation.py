@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,12 +33,14 @@ class Limits:
     """What the choice must respect beside the plan's own rules, types and options, which always win.
 
     floors: no tensor that the pattern finds gets fewer bits per weight than the type; same: sets of kinds
-    (`ffn_gate`, `ffn_up`) that get one type in each layer.
+    (`ffn_gate`, `ffn_up`) that get one type in each layer; host: the tensors whose bytes do not count, because only
+    those on a card do (None: the whole file counts).
     """
 
     types: TypeSet = field(default_factory=TypeSet)
     floors: tuple[TypeRule, ...] = ()
     same: tuple[frozenset[str], ...] = ()
+    host: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,16 @@ class Allocator:
         self._facts = facts_of(model)
         self.units = self._units()
         free = {facts.name for unit in self.units for facts in unit.members}
-        self.fixed_bytes = self._start.total_bytes - sum(
-            padded(op.nbytes, self._start.alignment) for op in self._start.kept if op.source in free
-        )
+        self.fixed_bytes = self._fixed(free)
         self._columns = tuple(dict.fromkeys(kind for unit in self.units for kind in unit.costs))
         self._costs, self._sizes = self._matrices()
+
+    def _fixed(self, free: Set[str]) -> int:
+        """Bytes that count whatever is chosen."""
+        align, kept, host = self._start.alignment, self._start.kept, self.limits.host
+        if host is None:
+            return self._start.total_bytes - sum(padded(op.nbytes, align) for op in kept if op.source in free)
+        return sum(padded(op.nbytes, align) for op in kept if op.source not in free | host)
 
     @property
     def least(self) -> int:
@@ -145,9 +152,16 @@ class Allocator:
         sizes = [self.least + (top - self.least) * number // max(1, points - 1) for number in range(points)]
         return [self.fit(nbytes) for nbytes in dict.fromkeys(sizes)]
 
+    def counted(self, resolution: Resolution) -> int:
+        """The bytes of a plan that count: of its file, or of its tensors on the card."""
+        align, host = resolution.alignment, self.limits.host
+        if host is None:
+            return resolution.total_bytes
+        return sum(padded(op.nbytes, align) for op in resolution.kept if op.source not in host)
+
     def mix_within(self, nbytes: int) -> Mixed | None:
         """Of llama-quantize's TYPEs that fit into so many bytes the one predicted to lose least."""
-        fitting = [mix for mix in self.mixes if mix.nbytes <= nbytes]
+        fitting = [mix for mix in self.mixes if self.counted(mix.resolution) <= nbytes]
         return min(fitting, key=lambda mix: mix.predicted.kld, default=None)
 
     def assigned(self, chosen: tuple[tuple[Unit, str], ...]) -> Fit:
@@ -212,8 +226,9 @@ class Allocator:
         if not shared:
             return None
         costs = {kind: sum(one[kind] for one in allowed) for kind in shared}
-        align = self._start.alignment
-        sizes = {kind: sum(padded(facts.nbytes_as(kind), align) for facts in members) for kind in shared}
+        align, host = self._start.alignment, self.limits.host or frozenset()
+        counted = [facts for facts in members if facts.name not in host]
+        sizes = {kind: sum(padded(facts.nbytes_as(kind), align) for facts in counted) for kind in shared}
         return Unit(members, costs, sizes)
 
     def _allowed(self, facts: TensorFacts, floors: Sequence[tuple[frozenset[str], float]]) -> dict[str, float]:
@@ -224,8 +239,8 @@ class Allocator:
             cost = self.costs.cost(facts.name, kind)
             if cost is not None and FORMATS[kind].bpw >= least:
                 found[kind] = cost
-        if facts.from_type in FORMATS:
-            found[facts.from_type] = 0.0
+        if facts.from_type in FORMATS and not (found and facts.name in (self.limits.host or ())):
+            found[facts.from_type] = 0.0  # as it is; what costs no byte on the card need not be that large
         return found
 
     def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +262,7 @@ def reason(unit: Unit, chosen: str) -> str:
         return f"fit: +{human(more)} over {below} here saves {divergence(saved)}"
     larger = [kind for kind in unit.sizes if unit.sizes[kind] > unit.sizes[chosen]]
     if not larger:
-        return "fit: the only type it may have"
+        return "fit: stays in the computer's memory" if len(unit.sizes) > 1 else "fit: the only type it may have"
     above = _steepest(unit, chosen, larger)
     more, saved = unit.sizes[above] - unit.sizes[chosen], unit.costs[chosen] - unit.costs[above]
     return f"fit: +{human(more)} for {above} would save only {divergence(saved)}"
@@ -298,5 +313,6 @@ def shares(fit: Fit) -> Mapping[str, tuple[int, int, float, dict[str, int]]]:
         weights, nbytes, cost, types = found.get(name, (0, 0, 0.0, {}))
         types = {**types, kind: types.get(kind, 0) + len(unit.members)}
         weights += sum(facts.tensor.n_elements for facts in unit.members)
-        found[name] = weights, nbytes + unit.sizes[kind], cost + unit.costs[kind], types
+        nbytes += sum(facts.nbytes_as(kind) for facts in unit.members)
+        found[name] = weights, nbytes, cost + unit.costs[kind], types
     return found

@@ -27,6 +27,7 @@ from surgeon.engine.protocol import (
     ImatrixJob,
     Job,
     Loaded,
+    MemoryJob,
     Message,
     PerplexityJob,
     ProbeJob,
@@ -122,7 +123,7 @@ def _run(engine: Engine, job: Request, requests: Iterator[Message]) -> Iterator[
         yield Finished({"engine": binding.label, "devices": binding.device_memory()})
         return
     toy.check(binding, engine.n_gpu_layers)
-    model = LlamaModel(binding, job.model, engine.n_gpu_layers)
+    model = LlamaModel(binding, job.model, engine.n_gpu_layers, no_alloc=isinstance(job, MemoryJob))
     threads = engine.threads if engine.threads > 0 else available_cores()
     yield Loaded(
         binding.label, binding.devices(), model.description, model.n_params, model.nbytes, model.n_vocab,
@@ -163,6 +164,10 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
             from surgeon.engine.child import probes
 
             return probes.measure(model, job, threads, requests)
+        case MemoryJob():
+            from surgeon.engine.child import memory
+
+            return memory.measure(model, job, threads)
         case ExpertScanJob():
             from surgeon.engine.child import expert_scan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes as c
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 # (address of the ggml_tensor, True: "will you want it?" or False: "here it is") -> wanted / go on
 EvalCallback = Callable[[int, bool], bool]
+
+
+_LOAD_NOTHING_MAPPED = 0  # enum llama_load_mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,19 @@ class ContextSize:
 
 
 class LlamaModel:
-    """A model file loaded by llama.cpp. Raises EngineError where it does not load."""
+    """A model file loaded by llama.cpp. Raises EngineError where it does not load.
 
-    def __init__(self, binding: Binding, path: str, n_gpu_layers: int = 0) -> None:
+    no_alloc: lay its tensors out only, so that contexts can be sized but not run.
+    """
+
+    def __init__(self, binding: Binding, path: str, n_gpu_layers: int = 0, *, no_alloc: bool = False) -> None:
         if not Path(path).is_file():
             raise EngineError(f"{path}: no such file")
         self.binding, self.path = binding, path
         params = binding.llama.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
+        if no_alloc:
+            params.no_alloc, params.load_mode = True, _LOAD_NOTHING_MAPPED
         self._handle = binding.llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._handle:
             reason = binding.last_error
@@ -94,10 +102,18 @@ class LlamaModel:
 
 
 class Context:
-    """A context over `model`. The callback, if any, sees every node of the graph; see EvalCallback."""
+    """A context over `model`. The callback, if any, sees every node of the graph; see EvalCallback.
+
+    settings: further fields of llama_context_params.
+    """
 
     def __init__(
-        self, model: LlamaModel, size: ContextSize, threads: int, callback: EvalCallback | None = None
+        self,
+        model: LlamaModel,
+        size: ContextSize,
+        threads: int,
+        callback: EvalCallback | None = None,
+        settings: Mapping[str, int] | None = None,
     ) -> None:
         self.model, self.size = model, size
         self._llama = model.binding.llama
@@ -108,6 +124,8 @@ class Context:
         params.n_seq_max = size.n_seq
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = size.unified
+        for name, value in (settings or {}).items():
+            setattr(params, name, value)
         if callback is not None:
             self._callback = EVAL_CALLBACK(_guard(callback, self._failures))  # must live as long as the context
             params.cb_eval = self._callback
@@ -215,10 +233,14 @@ def _guard(callback: EvalCallback, failures: list[BaseException]) -> Callable[[i
 
 @contextlib.contextmanager
 def opened(
-    model: LlamaModel, size: ContextSize, threads: int, callback: EvalCallback | None = None
+    model: LlamaModel,
+    size: ContextSize,
+    threads: int,
+    callback: EvalCallback | None = None,
+    settings: Mapping[str, int] | None = None,
 ) -> Iterator[Context]:
     """A Context that is freed at the end."""
-    context = Context(model, size, threads, callback)
+    context = Context(model, size, threads, callback, settings)
     try:
         yield context
     finally:
