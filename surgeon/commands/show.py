@@ -81,6 +81,7 @@ def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
     """The lines of the tree: tensors outside layers first, then each layer with its tensors below it."""
     from humanize import intword, naturalsize
 
+    from surgeon.model.image_models import block_of
     from surgeon.model.kinds import NAMES, kind
 
     architecture = model.architecture or "unknown architecture"
@@ -98,8 +99,13 @@ def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
     width = max([len(tensor.short) for tensor in model.tensors] + [12]) + 2
     head = f"{'name':<{width}} {'shape':<16} {'type':<9} {'size':>9}"
     yield (head + f" {'Σ(Bias)':>12} {'entropy':>8} {'CosSim':>8}" if matrix else head).rstrip()
+    block = ""
     for tensor in model.others:
-        yield _tensor_line(tensor, tensor.name.removesuffix(".weight"), width, matrix)
+        if (found := block_of(tensor.name)) != block and found:
+            yield _block_line(found, model, width)
+        block = found
+        label = f"  {tensor.name.removeprefix(f'{block}.')}" if block else tensor.name
+        yield _tensor_line(tensor, label.removesuffix(".weight"), width, matrix)
     for layer in model.layers:
         yield _layer_line(layer, width, matrix)
         for tensor in layer.tensors:
@@ -143,6 +149,16 @@ def _layer_line(layer: Layer, width: int, matrix: Matrix | None) -> str:
     line = f"{f'blk.{layer.index}':<{width}} {'':<16} {f'{bpw:.2f} bpw':<9} {_size(layer.nbytes):>9}"
     row = matrix.layers.get(layer.index) if matrix else None
     return f"{line} {row.sum_bias:12.2f} {'':>8} {_cosine(row.cossim):>8}".rstrip() if row else line
+
+
+def _block_line(block: str, model: Model, width: int) -> str:
+    """A block of an image model, as the layers of the others."""
+    from surgeon.model.image_models import block_of
+
+    tensors = [tensor for tensor in model.others if block_of(tensor.name) == block]
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    bpw = 8 * nbytes / max(1, sum(tensor.n_elements for tensor in tensors))
+    return f"{block:<{width}} {'':<16} {f'{bpw:.2f} bpw':<9} {_size(nbytes):>9}"
 
 
 def _misfit_lines(coverage: Coverage) -> Iterator[str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from surgeon.model.architectures import quirks_of
+from surgeon.model.image_models import kept_part
 
 
 class Category(StrEnum):
@@ -121,4 +122,9 @@ def kept_because(name: str, ne: Sequence[int], architecture: str) -> str | None:
         return _KEPT[found.group()]
     if any(fragment in name for fragment in quirks_of(architecture).kept):
         return f"kept by {architecture}"
-    return None
+    return f"kept in {architecture} models" if kept_part(name, architecture) else None
+
+
+def in_tower(name: str, architecture: str) -> bool:
+    """Whether the tensor belongs to the vision or audio part beside a text model: no layer of the text's mix."""
+    return name.startswith(("v.", "mm.", "a.")) and architecture != "clip"

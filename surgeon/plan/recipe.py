@@ -284,7 +284,13 @@ def _tensor_type(table: Mapping[str, Any], key: str) -> str | None:
 def _override(entry: Mapping[str, Any]) -> KVOverride:
     kinds = {"int": int, "float": float, "bool": bool, "str": str}
     key, kind, value = entry.get("key"), entry.get("kind"), entry.get("value")
-    if not isinstance(key, str) or not key or kind not in kinds or set(entry) != {"key", "kind", "value"}:
+    if (
+        not isinstance(key, str)
+        or not key
+        or not isinstance(kind, str)
+        or kind not in kinds
+        or set(entry) != {"key", "kind", "value"}
+    ):
         raise RecipeError(f"override_kv {dict(entry)!r:.100}: key, kind (int, float, bool or str) and value are needed")
     if not isinstance(value, (int, float, str)) or type(value) is not kinds[kind]:
         raise RecipeError(f"override_kv {key}: {value!r:.100} is not a valid {kind}")

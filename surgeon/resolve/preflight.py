@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from surgeon.anatomy import ARCHITECTURES
 from surgeon.layer_lists import spans
+from surgeon.model.image_models import KEPT
 from surgeon.model.kinds import NAMES, kind
 from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
@@ -75,7 +76,7 @@ def report(
     _structure(model, plan, findings)
     _layers(plan, facts, numbering, ops, findings)
     _conversions(plan, ops, findings)
-    _imatrix(findings, has_imatrix)
+    _imatrix(model, findings, has_imatrix)
     _unseen(findings, plan.compat)
     _rules(plan, facts, findings)
     return tuple(sorted(findings.problems, key=lambda problem: _RANK[problem.severity]))
@@ -88,9 +89,14 @@ def _structure(model: Model, plan: Plan, findings: Findings) -> None:
             findings.error(f"{model.file.path}: {refusal}, so llama-quantize refuses this file; leave out --compat")
         return
     if model.architecture not in ARCHITECTURES:
-        findings.note(
-            f"architecture {model.architecture!r} is unknown to llama.cpp; its tensors are quantized all the same"
-        )
+        unknown = f"architecture {model.architecture!r} is unknown to llama.cpp"
+        base = FILE_TYPES[plan.file_type].base
+        if model.architecture in KEPT:
+            findings.note(f"{unknown}; as its field does, what would spoil pictures is kept as it is")
+        elif plan.rules or plan.types or base is None or not FORMATS[base].is_quantized:
+            findings.note(f"{unknown}; its tensors are quantized all the same")
+        else:
+            findings.warning(f"{unknown}, nor is it known here what must not be quantized: say so with --tensor-type")
         return
     other = kind(model.file)
     if other in ("adapter", "mmproj", "controlvector", "vocabulary"):
@@ -153,7 +159,7 @@ def _conversions(plan: Plan, ops: Sequence[TensorOp], findings: Findings) -> Non
         )
 
 
-def _imatrix(findings: Findings, has_imatrix: bool) -> None:
+def _imatrix(model: Model, findings: Findings, has_imatrix: bool) -> None:
     for sentence in findings.sizes[:3]:
         findings.error(sentence)
     if findings.orphaned:
@@ -167,15 +173,29 @@ def _imatrix(findings: Findings, has_imatrix: bool) -> None:
         )
     if findings.needs_imatrix:
         found = "the imatrix has no entry for them" if has_imatrix else "there is none"
+        prediction = _prediction_hint(model, findings.needs_imatrix)
         findings.error(
             f"{_count(findings.needs_imatrix, 'tensor')} cannot be made without an imatrix, and {found}: "
-            f"{named(findings.needs_imatrix)}; give --imatrix or choose a larger type for them"
+            f"{named(findings.needs_imatrix)}; {prediction or 'give --imatrix or choose a larger type for them'}"
         )
     if findings.without_entry:
         findings.warning(
             f"no imatrix entry for {_count(findings.without_entry, 'tensor')}, quantized without: "
             f"{named(findings.without_entry)}"
         )
+
+
+def _prediction_hint(model: Model, names: Sequence[str]) -> str:
+    """How to go on where only layers of multi-token prediction have no entries: calibration does not run them."""
+    count = model.hparam("nextn_predict_layers")
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < model.block_count:
+        return ""
+    layers = range(model.block_count - count, model.block_count)
+    if not all(name.startswith(tuple(f"blk.{layer}." for layer in layers)) for name in names):
+        return ""
+    rule = "|".join(map(str, layers))
+    pattern = rf"blk\.{rule}\." if count == 1 else rf"blk\.({rule})\."
+    return f"calibration does not run layers of prediction (MTP): give them a type, --tensor-type '{pattern}=q4_k'"
 
 
 def _unseen(findings: Findings, compat: bool) -> None:

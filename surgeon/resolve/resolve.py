@@ -193,7 +193,10 @@ def _mix(model: Model, facts: ModelFacts, numbering: Numbering, plan: Plan, has_
         n_expert=hparams.n_expert,
         n_gqa=hparams.n_gqa,
         is_70b=hparams.is_70b,
-        n_attention_wv=sum(numbering.names[name] is not None for name in facts.attention_v),
+        n_attention_wv=sum(
+            numbering.names[name] is not None and (plan.compat or not facts.by_name[name].in_tower)
+            for name in facts.attention_v
+        ),
         tied=all(numbering.names[name] is None for name in facts.outputs),
         has_imatrix=has_imatrix,
         output_type=plan.output_tensor_type,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from surgeon.anatomy import TensorSlice
-from surgeon.model.categories import ATTENTION_V_LIKE, Category, category, kept_because
+from surgeon.model.categories import ATTENTION_V_LIKE, Category, category, in_tower, kept_because
 from surgeon.model.model import Model, Tensor
 from surgeon.plan.patterns import SlowPatternError
 from surgeon.plan.regex_ecma import compile_pattern
@@ -31,6 +31,7 @@ class TensorFacts:
     rows: int
     matrices: int
     from_type: str
+    in_tower: bool = False
     slice: TensorSlice | None = None
     scale: float | None = None
     healed: tuple[Tensor, str] | None = None
@@ -128,4 +129,5 @@ def _facts(tensor: Tensor, architecture: str) -> TensorFacts:
         rows=tensor.n_elements // ne[0] if ne[0] else 0,
         matrices=ne[2] if len(ne) > 2 else 1,
         from_type=tensor.type_name,
+        in_tower=in_tower(tensor.name, architecture),
     )

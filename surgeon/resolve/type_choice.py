@@ -64,6 +64,9 @@ class Chooser:
         explicit = self._explicit(facts, rule_name)
         if self.mix is None:
             return TypeWish(self.base, self._base_reason, Cause.BASE) if explicit is None else explicit
+        if facts.in_tower and not self.plan.compat:  # llama-quantize counts a tower's layers among those of the text
+            beside = TypeWish(self.base, f"{self._base_reason}: not the text model's", Cause.BASE)
+            return beside if explicit is None else explicit
         counter = COUNTER.get(facts.category)
         index = self.counters.get(counter, 0) if counter else 0
         # llama-quantize counts only what the mix decides, so that one override shifts the choice for later tensors.

@@ -6,12 +6,14 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf_builder import build_gguf, toy_llama
 
 from surgeon.cli import run
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import GGUFError, open_gguf
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.llama_quantize.options import read_type_file
 from surgeon.model.model import load_model
 from surgeon.model.verification import structure_problems
@@ -111,3 +113,52 @@ def test_a_second_text_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         run(["perplexity", "-m", "m.gguf", "-f", "a.txt", "-f", "b.txt"])
     assert stopped.value.code == 2
     assert "-f is given twice" in capsys.readouterr().err
+
+
+def test_image_models_keep_what_their_field_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"double_blocks.{n}.img_attn.qkv.weight" for n in range(2)]
+    names += ["single_blocks.0.linear1.weight", "img_in.weight", "final_layer.linear.weight", "time_in.in_layer.weight"]
+    tensors = dict.fromkeys(names, ("F16", (256, 8)))
+    path = build_gguf(tmp_path / "flux.gguf", {"general.architecture": "flux"}, tensors)
+    resolution = resolve(load_model(path), Plan(file_type="Q4_K_M"))
+    quantized = {op.source for op in resolution.ops if op.action == "convert"}
+    assert quantized == {name for name in names if "blocks" in name}
+    assert [problem.severity for problem in resolution.problems] == ["note"]
+    assert run(["show", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\ndouble_blocks.") == 2
+    assert "\n  img_attn.qkv " in out
+    other = build_gguf(tmp_path / "new.gguf", {"general.architecture": "brand-new"}, tensors)
+    (asked,) = resolve(load_model(other), Plan(file_type="Q4_K_M")).problems
+    assert asked.severity == "warning"
+    assert "--tensor-type" in asked.text
+    ruled = Plan(file_type="Q4_K_M", rules=(parse_rule("blocks=q4_k"),))
+    assert {problem.severity for problem in resolve(load_model(other), ruled).problems} == {"note"}
+
+
+def test_a_vision_tower_does_not_shift_the_texts_mix(tmp_path: Path) -> None:
+    kv = {"general.architecture": "llama", "llama.block_count": 8}
+    text = {f"blk.{n}.attn_v.weight": ("F16", (256, 64)) for n in range(8)}
+    tower = {f"v.blk.{n}.attn_v.weight": ("F16", (256, 64)) for n in range(8)} | {"mm.0.weight": ("F16", (256, 64))}
+
+    def types(tensors: dict[str, object], *, compat: bool = False) -> dict[str, str]:
+        model = load_model(build_gguf(tmp_path / "m.gguf", kv, tensors))
+        plan = Plan(file_type="Q4_K_M", compat=compat)
+        return {op.source: op.to_type for op in resolve(model, plan).ops}
+
+    alone, both = types(text), types(text | tower)
+    assert {name: both[name] for name in text} == alone
+    assert {both[name] for name in tower} == {"Q4_K"}
+    assert types(text | tower, compat=True) != both
+
+
+def test_missing_entries_of_prediction_layers_say_how_to_go_on(tmp_path: Path) -> None:
+    kv = {"general.architecture": "qwen35", "qwen35.block_count": 2, "qwen35.nextn_predict_layers": 1}
+    tensors = {f"blk.{n}.ffn_down.weight": ("F16", (256, 64)) for n in range(2)}
+    model = load_model(build_gguf(tmp_path / "m.gguf", kv, tensors))
+    entry = ImatrixEntry(np.ones((1, 256), np.float32), np.array([5]))
+    imatrix = Imatrix(tmp_path / "im", {"blk.0.ffn_down.weight": entry})
+    error = resolve(model, Plan(file_type="IQ2_XS"), imatrix).errors[0].text
+    assert r"--tensor-type 'blk\.1\.=q4_k'" in error
+    ruled = Plan(file_type="IQ2_XS", rules=(parse_rule(r"blk\.1\.=q4_k"),))
+    assert not resolve(model, ruled, imatrix).errors
