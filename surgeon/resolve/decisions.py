@@ -30,9 +30,16 @@ class Weights:
     given: bool
     imatrix: Imatrix | None = None
 
-    def unseen(self, name: str, matrices: int) -> int:
-        """How many of a tensor's matrices (experts) were never called in calibration."""
-        return 0 if self.imatrix is None else matrices - int(self.imatrix.seen(name, matrices).sum())
+    def unseen(self, name: str, facts: TensorFacts) -> tuple[int, int]:
+        """How many of a tensor's matrices (experts) that stay were never called in calibration, and how many stay."""
+        keep: tuple[tuple[int, int], ...] = ((0, facts.matrices),)
+        if facts.slice is not None and facts.slice.dimension == 2:
+            keep = facts.slice.keep
+        stay = sum(end - start for start, end in keep)
+        if self.imatrix is None:
+            return 0, stay
+        seen = self.imatrix.seen(name, facts.matrices)
+        return stay - sum(int(seen[start:end].sum()) for start, end in keep), stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +72,10 @@ class Decider:
         entry, reason = self._weigh(facts, name, wanted.type), wanted.why + _experts_left(facts)
         if entry is None and self._looked_for(facts, wanted.type):
             reason += "; no imatrix entry"
-        unseen = self.weights.unseen(entry, facts.matrices) if entry is not None else 0
+        unseen, stay = self.weights.unseen(entry, facts) if entry is not None else (0, 0)
         if unseen:
-            self.findings.unseen.append((facts.name, unseen, facts.matrices, wanted.type))
-            have = f"{facts.matrices - unseen} of {facts.matrices} experts have data"
+            self.findings.unseen.append((facts.name, unseen, stay, wanted.type))
+            have = f"{stay - unseen} of {stay} experts have data"
             reason += f"; {have if facts.matrices > 1 else 'its imatrix entry has no data'}"
         nbytes = facts.nbytes_as(wanted.type)
         return TensorOp(

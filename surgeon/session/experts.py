@@ -24,7 +24,7 @@ Float64 = NDArray[np.float64]
 
 # id -> what the title says
 MEASURES = {
-    "saliency": "saliency: weight × |output|, mean over an expert's tokens",
+    "saliency": "saliency: mean weight × |output|",
     "gate": "router weight: share of the layer's",
     "calls": "calls: tokens routed to the expert",
 }

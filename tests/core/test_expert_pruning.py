@@ -419,3 +419,21 @@ def test_amounts_that_do_not_fit(tmp_path: Path, amount: str, measure: str, expe
     words = ["--imatrix", str(tmp_path / "im.gguf"), "--prune-experts", amount, "--experts-by", measure, "--dry-run"]
     with pytest.raises(SurgeonError, match=re.escape(expected)):
         cli.run(["quantize", *words, str(model), "COPY"])
+
+
+def test_experts_without_data_count_no_more_once_pruned(tmp_path: Path) -> None:
+    kv = {"general.architecture": "llama", "llama.block_count": 1, "llama.expert_count": 8}
+    tensors = {
+        "blk.0.ffn_gate_inp.weight": np.ones((8, 256), np.float32),
+        "blk.0.ffn_down_exps.weight": np.ones((8, 4, 256), np.float32),
+    }
+    model = load_model(build_gguf(tmp_path / "model.gguf", kv | {"llama.expert_used_count": 2}, tensors))
+    entry = ImatrixEntry(np.ones((8, 256), np.float32), np.array([9, 0, 8, 0, 7, 3, 6, 4]))
+    imatrix = Imatrix(tmp_path / "im.gguf", {"blk.0.ffn_down_exps.weight": entry}, ("text",), 1, 512)
+
+    def reason(plan: Plan) -> str:
+        return next(op.reason for op in resolve(model, plan, imatrix).kept if "down" in op.name)
+
+    assert "6 of 8 experts have data" in reason(Plan("Q4_0"))
+    assert "6 of 7 experts have data" in reason(with_pruned_experts(Plan("Q4_0"), {0: [1]}))
+    assert "have data" not in reason(with_pruned_experts(Plan("Q4_0"), {0: [1, 3]}))

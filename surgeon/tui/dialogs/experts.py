@@ -206,14 +206,12 @@ class Experts(Dialog[None]):
 
 
 def sign_of(cell: Cell) -> tuple[str, str]:
-    """× pruned, / some of them; 0 never called; ? not measured; else the darker, the more."""
-    if cell.pruned == 1:
-        return "×", "pruned"
-    if cell.pruned > 0:
-        return "/", "pruned"
+    """× pruned, / half of them or more; 0 never called; ? not measured; else the darker, the more."""
+    if cell.pruned >= 0.5:
+        return "×" if cell.pruned == 1 else "/", "pruned"
     if math.isnan(cell.level):
         return "?", "faint"
     if cell.idle == len(cell.layers) * len(cell.experts):
         return "0", "warning"
     step = min(4, int(cell.level * 5))
-    return LEVELS[step], f"ramp{step}"
+    return LEVELS[step], "pruned" if cell.pruned else f"ramp{step}"
