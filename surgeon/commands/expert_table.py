@@ -59,9 +59,9 @@ def expert_table(sums: ExpertSums) -> str:
 def _row(sums: ExpertSums, layer: int, measured: bool) -> list[str]:
     import numpy as np
 
-    calls, gate, saliency = sums.calls[layer], sums.gate[layer], sums.mean_saliency[layer]
+    calls, saliency = sums.calls[layer], sums.mean_saliency[layer]
     ranked = np.argsort(saliency if measured else calls, kind="stable")
-    share = gate[ranked[: max(1, len(ranked) // 4)]].sum() / gate.sum() if measured else 0.0
+    share = sums.weight_of_least(layer, 0.25)
     figures = [f"{value:.4g}" for value in (saliency.min(), np.median(saliency), saliency.max())]
     return [
         str(layer),

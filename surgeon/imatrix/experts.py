@@ -41,6 +41,13 @@ class ExpertSums:
         """The layers of which something is known."""
         return [int(layer) for layer in np.flatnonzero(self.calls.sum(axis=1) > 0)]
 
+    def weight_of_least(self, layer: int, part: float) -> float:
+        """The share of a layer's router weight that the least salient `part` of its experts gets; 0 without data."""
+        ranked = np.argsort(self.mean_saliency[layer], kind="stable")
+        total = self.gate[layer].sum()
+        least = self.gate[layer][ranked[: max(1, int(len(ranked) * part))]].sum()
+        return float(least / total) if total > 0 else 0.0
+
     def share_of_calls(self) -> Float64:
         """Of a layer's calls; 1/n_expert each where the load is even, NaN without data."""
         return _shares(self.calls)

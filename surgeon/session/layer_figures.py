@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
+from surgeon.imatrix.experts import ExpertSums
 from surgeon.imatrix.influence import Influence, load_influence
 
 Figures = dict[str, dict[int, float]]  # metric key -> layer number -> value
@@ -22,7 +23,7 @@ def influence_of(path: Path) -> Influence | None:
 
 
 def influence_figures(influence: Influence | None) -> Figures:
-    """Block influence, layer-input modification and the weights' ZD, without layers that were not seen."""
+    """Block influence, layer-input modification, the weights' ZD and experts, without layers that were not seen."""
     if influence is None:
         return {}
     values: dict[str, Iterable[float]] = {
@@ -30,10 +31,17 @@ def influence_figures(influence: Influence | None) -> Figures:
         "lim": influence.layer_input_modification.tolist(),
         "wzd": influence.weight_zd.tolist() if influence.weight_zd is not None else (),
     }
-    return {
+    experts = {} if influence.experts is None else expert_figures(influence.experts)
+    return experts | {
         key: {layer: value for layer, value in enumerate(found) if math.isfinite(value)}
         for key, found in values.items()
     }
+
+
+def expert_figures(sums: ExpertSums) -> Figures:
+    """Of layers with experts: how many no token was routed to, and the weight that the least salient quarter gets."""
+    idle = {layer: float((sums.calls[layer] == 0).sum()) for layer in sums.layers}
+    return {"idle": idle, "low": {layer: sums.weight_of_least(layer, 0.25) for layer in sums.layers}}
 
 
 def last_damages(folder: Path, identity: str) -> dict[int, float]:

@@ -103,3 +103,9 @@ async def test_a_model_without_experts_says_so(demo_model: Path, demo_imatrix: P
         await pilot.press("enter")
         await pilot.pause()
         assert session.plan.pruned_experts == ()
+
+
+def test_columns_of_layers(session: Session) -> None:
+    figures = session.measurements.of_layers
+    assert figures["idle"] == {0: 0, 1: 1, 2: 0}
+    assert figures["low"] == pytest.approx({0: 0.25, 1: 3 / 15, 2: 0.25})
