@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import sys
 
-from surgeon import __version__
+from surgeon import __version__, signals, streams
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.terminal import escaping, tell
 
@@ -85,28 +84,33 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> int:
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that is not UTF-8, or a file name that is not: shown escaped instead of stopping the program.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    """Run the command line of this process; returns its exit code."""
+    streams.install()
+    signals.install()
     with escaping():
-        return _run_telling(sys.argv[1:])
+        code = _run_telling(sys.argv[1:])
+    lost = streams.undelivered()
+    if lost and code == 0:
+        print(f"surgeon: stdout: cannot be written: {lost}", file=sys.stderr)
+        return 1
+    return code
 
 
 def _run_telling(arguments: list[str]) -> int:
-    """`run`, with every error told in one line."""
+    """`run`, with every way to fail as one line on stderr and an exit code."""
     try:
         return run(arguments)
+    except SystemExit as end:  # argparse: --help, or a wrong option
+        return end.code if isinstance(end.code, int) else 1
     except SurgeonError as error:
         tell([f"surgeon: {error}"], sys.stderr)
         return error.exit_code
+    except signals.Terminated as error:
+        print(f"surgeon: ended by {error}", file=sys.stderr)
+        return signals.exit_code(error.number)
     except KeyboardInterrupt:
         print("surgeon: cancelled", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone: point stdout elsewhere, or the interpreter complains while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         tell([f"surgeon: {_os_reason(error)}"], sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """Small files written whole or not at all: under a temporary name, synced, then renamed.
 
-Outputs that take minutes have their own way (`write.output_file`): reserved, locked and resumable.
+Outputs that take minutes have their own way (`write.output_file`): reserved, locked and resumable. Both ask
+`write_guard` before they begin and again before they rename.
 """
 
 from __future__ import annotations
@@ -13,37 +14,66 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from surgeon.errors import DiskFull, SurgeonError
+from surgeon.write_guard import NEW, Kind, Permit, WriteRefused, may_write
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, kind: Kind = Kind.TEXT, permit: Permit = NEW) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place at the end, or is removed where that is not reached.
 
-    Raises SurgeonError for whatever the file system refuses.
+    kind: what is written; permit: without one the file must be new. Raises SurgeonError for whatever the guard or the
+    file system refuses.
     """
+    target = may_write(path, kind, permit)
     name = ""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        # Unpredictable and made anew, so that nobody can lay a link there for us to follow.
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
         os.close(handle)
         yield Path(name)
         _sync(name)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # the mode an ordinary open() gives
-        os.replace(name, path)
+        may_write(path, kind, permit)
+        give_name(Path(name), target, replace=permit.replace)
     except OSError as error:
-        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else SurgeonError
-        raise kind(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+        failure = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else SurgeonError
+        raise failure(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
     finally:
         if name:
             with suppress(OSError):
                 os.unlink(name)
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data` (text as UTF-8) in one step; raises SurgeonError."""
-    with written_whole(path) as temporary:
+def write_whole(path: Path, data: bytes | str, kind: Kind = Kind.TEXT, permit: Permit = NEW) -> None:
+    """Write `data` (text as UTF-8) to `path` in one step, as `written_whole` does; raises SurgeonError."""
+    with written_whole(path, kind, permit) as temporary:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def give_name(temporary: Path, target: Path, *, replace: bool) -> None:
+    """Rename in one step. Without `replace` a file that has appeared there meanwhile wins.
+
+    Raises OSError, and WriteRefused for that; the temporary file is then still there.
+    """
+    if replace:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise _came_first(target) from None
+    except OSError:  # no hard links here (FAT, some network shares): look and rename, with a moment in between
+        if os.path.lexists(target):
+            raise _came_first(target) from None
+        os.replace(temporary, target)
+    else:
+        os.unlink(temporary)
+
+
+def _came_first(target: Path) -> WriteRefused:
+    return WriteRefused(f"{target}: was created by someone else meanwhile; it was left as it is")
 
 
 def _sync(name: str) -> None:

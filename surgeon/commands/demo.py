@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from surgeon.commands.parser import Parser
+from surgeon.streams import require_terminal
 from surgeon.terminal import tell
 
 DEMO = Path(__file__).parent.parent / "demo"
@@ -20,6 +21,7 @@ def main(arguments: list[str]) -> int:
         epilog="The copy is removed at the end, unless something was written beside it.",
     )
     parser.parse_args(arguments)
+    require_terminal("MODEL")
 
     from surgeon.tui.app import run
 

@@ -12,6 +12,7 @@ from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from surgeon.plan.recipe import Recipe
+    from surgeon.write_guard import Permit
 
 EPILOG = """\
 With --model every tensor is checked: the exit code is 1 when no llama-quantize command gives some tensor the type that
@@ -42,10 +43,11 @@ def main(arguments: list[str]) -> int:
         "--type", metavar="TYPE", default="Q4_K_M", help="base TYPE for the rules of a type file (Q4_K_M)"
     )
     parser.add_argument("-o", "--output", metavar="F", help="OUT of the command, or the file a recipe is saved to")
+    parser.add_argument("--overwrite", action="store_true", help="replace an older recipe or file of rules")
     options = parser.parse_args(arguments)
     if options.recipe is not None:
         return _tell_command(options)
-    return _tell_recipe(_imported(options), options.output)
+    return _tell_recipe(_imported(options), options)
 
 
 def _imported(options: argparse.Namespace) -> Recipe:
@@ -62,7 +64,7 @@ def _imported(options: argparse.Namespace) -> Recipe:
         return from_model(model)
 
 
-def _tell_recipe(recipe: Recipe, output: str | None) -> int:
+def _tell_recipe(recipe: Recipe, options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from surgeon.plan.recipe import file_sha256, save_recipe, to_toml
@@ -71,19 +73,29 @@ def _tell_recipe(recipe: Recipe, output: str | None) -> int:
         recipe = replace(recipe, imatrix_sha256=file_sha256(recipe.imatrix))
     if recipe.plan.pruned and recipe.plan.rules and not recipe.plan.compat:
         print("surgeon: note: in a recipe the rules see the layer numbers before pruning", file=sys.stderr)
-    if output is None:
+    if options.output is None:
         print(to_toml(recipe), end="")
     else:
-        save_recipe(recipe, output)
+        save_recipe(recipe, options.output, _permit(options, recipe.imatrix))
     return 0
 
 
+def _permit(options: argparse.Namespace, imatrix: str | None) -> Permit:
+    """What is written is none of the files that were read."""
+    from surgeon.gguf.file import shards_of
+    from surgeon.write_guard import Permit
+
+    named = (options.recipe, options.from_type_file, options.imatrix, imatrix)
+    models = [shard for name in (options.from_model, options.model) if name for shard in shards_of(Path(name))]
+    return Permit((*(Path(name) for name in named if name), *models), replace=options.overwrite)
+
+
 def _tell_command(options: argparse.Namespace) -> int:
-    from surgeon.errors import SurgeonError
     from surgeon.imatrix.files import load_imatrix
     from surgeon.llama_quantize.translation import export
     from surgeon.model.model import load_model
     from surgeon.plan.recipe import load_recipe
+    from surgeon.whole_files import write_whole
 
     recipe = load_recipe(options.recipe)
     model = load_model(options.model) if options.model else None
@@ -91,10 +103,8 @@ def _tell_command(options: argparse.Namespace) -> int:
     imatrix = load_imatrix(path, judged=True) if model is not None and path else None
     exported = export(recipe, options.model or "IN.gguf", options.output or "OUT.gguf", model, imatrix)
     if options.tensor_type_file is not None and exported.rules:
-        try:
-            options.tensor_type_file.write_text("".join(f"{rule}\n" for rule in exported.rules), encoding="utf-8")
-        except OSError as error:
-            raise SurgeonError(f"{options.tensor_type_file}: cannot be written: {error.strerror}") from None
+        rules = "".join(f"{rule}\n" for rule in exported.rules)
+        write_whole(options.tensor_type_file, rules, permit=_permit(options, path))
         tell([exported.command(str(options.tensor_type_file))])
     else:
         tell([exported.command()])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from surgeon import streams
 from surgeon.commands.interruption import stopped_by_signals
 from surgeon.errors import SurgeonError
 from surgeon.json_text import json_text
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from surgeon.resolve.resolution import Resolution
     from surgeon.resolve.tensor_op import TensorOp
     from surgeon.write.operation import Progress, Summary
+    from surgeon.write.output_set import Extra
 
 MIB = 1 << 20
 
@@ -50,10 +51,9 @@ def run_job(job: QuantizeCommand) -> int:
         _tell_problems(resolution.problems[1:] if resolution.errors else resolution.problems)
         if resolution.errors:
             raise SurgeonError(f"{job.input}: nothing written: {resolution.errors[0].text}")
-        _check_save_imatrix(job, imatrix)
-        summary = _write(job, resolution, imatrix)
-        if job.save_imatrix is not None and imatrix is not None:
-            _save_imatrix(imatrix, resolution, job.save_imatrix)
+        if not job.json:
+            streams.output_is_log()
+        summary = _write(job, resolution, imatrix, _extras(job, resolution, imatrix))
         _report(job, resolution, summary)
     return 0
 
@@ -111,31 +111,29 @@ def _tell_problems(problems: Sequence[Problem]) -> None:
         tell([f"surgeon: {problem.severity}: {problem.text}"], sys.stderr)
 
 
-def _check_save_imatrix(job: QuantizeCommand, imatrix: Imatrix | None) -> None:
+def _extras(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None) -> list[Extra]:
+    """What gets its name together with the model: the imatrix that `--save-imatrix` asks for, with the new layers."""
     if job.save_imatrix is None:
-        return
+        return []
     if imatrix is None:
         raise SurgeonError("--save-imatrix: no imatrix to save; give --imatrix")
-    if job.save_imatrix.exists() and not job.overwrite:
-        raise SurgeonError(
-            f"{job.save_imatrix}: already exists; choose another name for --save-imatrix or pass --overwrite"
-        )
+    from surgeon.imatrix.files import dat_bytes, gguf_bytes
+    from surgeon.write.output_set import Extra
+    from surgeon.write_guard import Kind
 
-
-def _save_imatrix(imatrix: Imatrix, resolution: Resolution, path: Path) -> None:
-    from surgeon.imatrix.files import save_dat, save_gguf
-
-    kept = {old: new for old, new in resolution.renumbering.items() if new is not None}
     experts = {
         op.source: (op.slice.keep, op.tensor.ne[2])
         for op in resolution.kept
         if op.slice is not None and op.tensor.layer is not None and op.slice.dimension == 2
     }
-    save = save_dat if path.suffix == ".dat" else save_gguf
-    save(imatrix.with_matrices(experts).renumbered(kept), path)
+    layers = {old: new for old, new in resolution.renumbering.items() if new is not None}
+    renumbered = imatrix.with_matrices(experts).renumbered(layers)
+    is_dat = job.save_imatrix.suffix == ".dat"
+    data = dat_bytes(renumbered) if is_dat else gguf_bytes(renumbered.raw_sums())
+    return [Extra(job.save_imatrix, Kind.IMATRIX, data)]
 
 
-def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None) -> Summary:
+def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None, extras: Sequence[Extra]) -> Summary:
     from surgeon.write.operation import Summary, WriteOptions, write
 
     options = WriteOptions(
@@ -145,9 +143,11 @@ def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None
         options = replace(options, max_buffer_bytes=job.max_buffer_bytes)
     show = _Bar(sys.stderr) if sys.stderr.isatty() else _Lines(resolution, sys.stderr if job.json else sys.stdout)
     with stopped_by_signals() as cancelled:
-        for step in write(resolution, imatrix, job.output, options, cancelled):
+        for step in write(resolution, imatrix, job.output, options, cancelled, extras):
             if isinstance(step, Summary):
                 show.finish()
+                if step.left_over:
+                    print(f"surgeon: note: the output is complete; {step.left_over}", file=sys.stderr)
                 return step
             show.update(step)
     raise AssertionError("write ends with a Summary")
@@ -241,6 +241,7 @@ def _report(job: QuantizeCommand, resolution: Resolution, summary: Summary) -> N
     names = str(summary.paths[0]) + (f" and {len(summary.paths) - 1} more" if len(summary.paths) > 1 else "")
     speed = summary.source_bytes / 1e6 / summary.seconds if summary.seconds else 0.0
     resumed = f", {summary.resumed} tensors already finished" if summary.resumed else ""
+    resumed += f", {summary.damaged} found damaged and written again" if summary.damaged else ""
     tell([f"{names}: {summary.nbytes} bytes in {summary.seconds:.1f} s ({speed:.0f} MB/s{resumed})"])
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgeon import streams
 from surgeon.commands.engine_options import add_engine_options, add_window_options, engine_of, require_file
 from surgeon.commands.influence_table import influence_json, influence_table
 from surgeon.commands.parser import Once, Parser
@@ -76,6 +77,8 @@ def main(arguments: list[str]) -> int:
     files = tuple(Path(require_file(name)) for group in options.in_file for name in group.split(","))
     merge, moments_files = _sorted_files(files, options)
     out = Path(options.output)
+    if not options.json:
+        streams.output_is_log()
     dat = options.output_format == "dat" if options.output_format else out.suffix == ".dat"
     if options.file is None:
         return _merge_all(merge, moments_files, options, out, dat=dat)
@@ -128,9 +131,8 @@ def _merge_all(
         from surgeon.measure.moments_run import merge_moments
 
         path = Path(options.moments)
-        if path.exists() and not options.overwrite:
-            raise UsageError(f"{path}: already exists; choose another name or pass --overwrite")
-        for _ in ProgressLine("moments", "matrices").watch(merge_moments(moments, path)):
+        messages = merge_moments(moments, path, overwrite=options.overwrite)
+        for _ in ProgressLine("moments", "matrices").watch(messages):
             pass
         print(f"{path}: second moments of {len(moments)} files")
     return _merge(matrices, out, dat=dat, overwrite=options.overwrite) if matrices or not moments else 0
@@ -140,13 +142,14 @@ def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) ->
     from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.influence import load_influence, merged
     from surgeon.measure.imatrix_run import write_out
+    from surgeon.write_guard import Kind, Permit, may_write
 
     if not merge:
         raise UsageError("nothing to do: -f TEXT collects, --in-file F merges or converts")
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out}: already exists; choose another name or pass --overwrite")
+    permit = Permit(merge, replace=overwrite)
+    may_write(out, Kind.IMATRIX, permit)
     imatrix, influence = merged([(load_imatrix(path), load_influence(path)) for path in merge])
-    write_out(imatrix, influence, out, dat=dat)
+    write_out(imatrix, influence, out, dat=dat, permit=permit)
     tell([f"{out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"])
     return 0
 

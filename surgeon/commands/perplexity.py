@@ -42,6 +42,7 @@ def _parser() -> Parser:
         "--kl-divergence-base", "--save-all-logits", metavar="FILE", help="log-probabilities of the base"
     )
     parser.add_argument("--kl-divergence", action="store_true", help="compare with the base")
+    parser.add_argument("--overwrite", action="store_true", help="replace an older FILE of --kl-divergence-base")
     parser.add_argument("-np", "--parallel", type=int, help=argparse.SUPPRESS)  # llama-perplexity needs it for tasks
     for task, default in _TASKS.items():
         option = f"--{task.replace('_', '-')}"
@@ -110,7 +111,7 @@ def _measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     progress = ProgressLine("tasks" if isinstance(job, TaskJob) else "perplexity", "done")
     values: dict[str, Any] = {}
     with log_shown(options, run):
-        for message in progress.watch(perplexity(run)):
+        for message in progress.watch(perplexity(run, overwrite=options.overwrite)):
             if isinstance(message, Loaded):
                 values["engine"] = message.engine
             elif isinstance(message, Finished):

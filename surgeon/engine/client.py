@@ -31,7 +31,9 @@ from surgeon.engine.protocol import (
 )
 from surgeon.errors import Cancelled, DiskFull, SurgeonError
 from surgeon.folders import log_folder
+from surgeon.gguf.file import shards_of
 from surgeon.whole_files import written_whole
+from surgeon.write_guard import Kind, Permit
 
 _POLL_SECONDS = 0.1  # how long a cancel may go unseen
 SILENCE_SECONDS = 120.0  # the child beats every few seconds; this long nothing comes only from one that hangs
@@ -199,13 +201,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
 
 
-def perplexity(run: EngineRun) -> Iterator[Message]:
-    """The messages of a PerplexityJob; its `save_base` appears whole or not at all."""
+def perplexity(run: EngineRun, *, overwrite: bool = False) -> Iterator[Message]:
+    """The messages of a PerplexityJob; its `save_base` appears whole or not at all.
+
+    overwrite: an older base may be replaced. Raises SurgeonError before anything runs where the path must not be
+    written, for instance because it is the model or the text.
+    """
     job = run.job
     if not isinstance(job, PerplexityJob) or job.save_base is None:
         yield from run.messages()
         return
-    with written_whole(Path(job.save_base)) as temporary:
+    permit = Permit((*shards_of(Path(job.model)), Path(job.text)), replace=overwrite)
+    with written_whole(Path(job.save_base), Kind.LOGITS, permit) as temporary:
         run.job = replace(job, save_base=str(temporary))
         try:
             yield from run.messages()

@@ -53,6 +53,7 @@ class ImatrixJob(Message):
     moments: where second moments are kept (`raw_moments`), '' for none; moments_from: such a file to begin with;
     moments_block: of the diagonal, 0 for all; moments_halves: 1, or 2 to keep alternate parts of the text apart;
     moments_layers: None for all; moments_head: the head's too, where layers are named.
+    done, arrays: chunks that an interrupted run has collected, and the arrays of its last Snapshot.
     """
 
     model: str
@@ -72,6 +73,8 @@ class ImatrixJob(Message):
     moments_halves: int = 2
     moments_layers: list[int] | None = None
     moments_head: bool = True
+    done: int = 0
+    arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -282,8 +285,9 @@ class Step(Message):
 
 @dataclass(frozen=True)
 class Snapshot(Message):
-    """The sums so far: `squares:W`, `sum:W` float32[n_mat, cols], `count:W` int64, `layers` float64[n_layer, 5],
-    `experts` float64[3, n_layer, n_expert] (calls, weights, weight × |output|) where there are any.
+    """The sums so far, as they are: `squares:W` float32[n_mat, cols], `sum:W` float64[n_mat, cols], `count:W` int64,
+    `layers` float64[n_layer, 5], `ppl` float64[3] (scored tokens, Σ −log p, Σ of squares) and, where there are any,
+    `experts` float64[3, n_layer, n_expert] (calls, weights, weight × |output|). chunks: collected so far.
     """
 
     chunks: int

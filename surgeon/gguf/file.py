@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import stat
@@ -48,10 +49,23 @@ class GGUFFile:
         self._finalizer = weakref.finalize(self, _close_all, fds)
         self.states = self._states_now()
 
-    def _states_now(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Size, time of the last change in ns, inode and device of every shard."""
+    def _states_now(self) -> tuple[tuple[int, ...], ...]:
+        """Size, times of the last change of data and of anything in ns, inode and device of every shard.
+
+        The time of the data alone can be set back by whoever changes it (rsync -t, touch -r); the other cannot.
+        """
         found = map(os.fstat, self._fds)
-        return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev) for stat in found)
+        return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev) for stat in found)
+
+    def header_digest(self) -> str:
+        """A hash of the bytes before the tensor data, of every shard, as they are now. Raises GGUFError."""
+        digest = hashlib.blake2b(digest_size=16)
+        for shard, fd in zip(self.shards, self._fds, strict=True):
+            try:
+                digest.update(os.pread(fd, shard.data_start, 0))
+            except OSError as error:
+                raise _unreadable(shard.path, error) from None
+        return digest.hexdigest()
 
     def changed(self) -> list[Path]:
         """The shards that someone has written to since they were opened (`states` is how they were then)."""
@@ -100,6 +114,19 @@ class GGUFFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def shards_of(path: Path) -> tuple[Path, ...]:
+    """The files that a set consists of, by the name of one of them; just that one where it is not named like a shard.
+
+    Only the name is looked at: a set that lacks files, or is none, is for `open_gguf` to tell.
+    """
+    match = SHARD_NAME.fullmatch(path.name)
+    if match is None or int(match["count"]) > 99_999:
+        return (path,)
+    count = int(match["count"])
+    names = (f"{match['prefix']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1))
+    return (path, *(sibling for name in names if (sibling := path.with_name(name)).exists() and name != path.name))
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:

@@ -15,6 +15,7 @@ from surgeon.gguf.header import DEFAULT_ALIGNMENT, MAGIC
 from surgeon.gguf.layout import Entry, header
 from surgeon.imatrix.imatrix import COUNTS, DEFAULT_CHUNK_SIZE, SUMS, Imatrix, ImatrixEntry, ImatrixError
 from surgeon.whole_files import write_whole
+from surgeon.write_guard import NEW, Kind, Permit
 from surgeon_kernels.formats import FORMATS
 
 _F32 = FORMATS["F32"].number
@@ -270,11 +271,11 @@ def load_imatrix(path: str | os.PathLike[str], *, judged: bool = False) -> Imatr
     return imatrix
 
 
-def save_gguf(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
-    """Write the GGUF format as llama-imatrix does; an existing file is replaced in one step."""
-    write_whole(Path(path), gguf_bytes(imatrix.raw_sums()))
+def save_gguf(imatrix: Imatrix, path: str | os.PathLike[str], permit: Permit = NEW) -> None:
+    """Write the GGUF format as llama-imatrix does, in one step and by default only where there is no file."""
+    write_whole(Path(path), gguf_bytes(imatrix.raw_sums()), Kind.IMATRIX, permit)
 
 
-def save_dat(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
-    """Write the old format: counts per expert and all but the last dataset's name are lost."""
-    write_whole(Path(path), dat_bytes(imatrix))
+def save_dat(imatrix: Imatrix, path: str | os.PathLike[str], permit: Permit = NEW) -> None:
+    """Write the old format, likewise: counts per expert and all but the last dataset's name are lost."""
+    write_whole(Path(path), dat_bytes(imatrix), Kind.IMATRIX, permit)

@@ -13,8 +13,10 @@ where x and y are the residual stream before and after the layer.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +27,15 @@ from surgeon.gguf.layout import Entry, header
 from surgeon.imatrix.experts import EXPERT_TENSORS, ExpertSums, added
 from surgeon.imatrix.imatrix import COUNTS, SUMS, Imatrix, merge
 from surgeon.whole_files import write_whole
+from surgeon.write_guard import NEW, Kind, Permit
 from surgeon_kernels.formats import FORMATS
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 CHANNEL_SUMS, LAYERS, WEIGHT_ZD = ".in_sum", "surgeon.layers", "surgeon.weight_zd"
 _F32 = FORMATS["F32"].number
+_NUMBERS = {"<f4": _F32, "<f8": FORMATS["F64"].number, "<i8": FORMATS["I64"].number}
+_NO_ARRAYS: Mapping[str, NDArray[np.generic]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,22 +107,32 @@ def save(
     influence: Influence | None,
     path: str | os.PathLike[str],
     extra: tuple[tuple[str, Value], ...] = (),
+    permit: Permit = NEW,
+    more: Mapping[str, NDArray[np.generic]] = _NO_ARRAYS,
 ) -> None:
-    """Write an importance matrix with what belongs to it; `extra`: further key-value pairs. Raises ImatrixError."""
-    tensors = [pair for name in sorted(imatrix.entries, key=str.encode) for pair in _entry(imatrix, influence, name)]
+    """Write an importance matrix with what belongs to it; `extra`: further key-value pairs; `more`: further tensors,
+    float32, float64 or int64 as they are. Raises SurgeonError.
+    """
+    tensors: list[tuple[str, NDArray[np.generic]]] = [
+        pair for name in sorted(imatrix.entries, key=str.encode) for pair in _entry(imatrix, influence, name)
+    ]
     if influence is not None:
         tensors.append((LAYERS, influence.layers.astype(np.float32)))
         if influence.weight_zd is not None:
             tensors.append((WEIGHT_ZD, influence.weight_zd.astype(np.float32)))
         if influence.experts is not None:
             tensors += influence.experts.tensors()
-    entries = [Entry(name, tuple(reversed(values.shape)), _F32, values.nbytes) for name, values in tensors]
+    tensors += more.items()
+    entries = [
+        Entry(name, tuple(reversed(values.shape)), _NUMBERS[values.dtype.str], values.nbytes)
+        for name, values in tensors
+    ]
     layout = header([*_metadata(imatrix), *extra], entries, DEFAULT_ALIGNMENT)
     out = bytearray(layout.total_bytes)
     out[: len(layout.data)] = layout.data
     for (_, values), offset in zip(tensors, layout.offsets, strict=True):
-        out[offset : offset + values.nbytes] = values.astype("<f4", copy=False).tobytes()
-    write_whole(Path(path), bytes(out))
+        out[offset : offset + values.nbytes] = values.tobytes()
+    write_whole(Path(path), bytes(out), Kind.IMATRIX, permit)
 
 
 def _entry(imatrix: Imatrix, influence: Influence | None, name: str) -> list[tuple[str, Float32]]:

@@ -150,7 +150,7 @@ def _parse_job(arguments: list[str]) -> QuantizeCommand:
         save_imatrix=Path(words.values["--save-imatrix"]) if "--save-imatrix" in words.values else None,
         dry_run="--dry-run" in words.flags,
         json="--json" in words.flags,
-        overwrite="--overwrite" in words.flags or (plan.compat and "--resume" not in words.flags),
+        overwrite="--overwrite" in words.flags,
         resume="--resume" in words.flags,
         prune_experts=words.values.get("--prune-experts", ""),
         experts_by=words.values.get("--experts-by", "saliency"),

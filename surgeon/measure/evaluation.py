@@ -192,7 +192,7 @@ class Evaluation:
         """Run one job and record its figures."""
         self.run = EngineRun(self.engine, job, self.cancelled)
         name = ""
-        for item in followed(perplexity(self.run), stage, unit, self._index, self._count):
+        for item in followed(perplexity(self.run, overwrite=True), stage, unit, self._index, self._count):
             if isinstance(item, Standing):
                 yield item
             elif isinstance(item, Loaded):

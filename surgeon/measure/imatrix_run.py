@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,26 +12,26 @@ import numpy as np
 
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
+from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import Engine, Finished, ImatrixJob, Message, Snapshot, Step
-from surgeon.errors import UsageError
-from surgeon.gguf.file import Value, ValueType, open_gguf
+from surgeon.gguf.file import open_gguf, shards_of
 from surgeon.imatrix.experts import ExpertSums
 from surgeon.imatrix.files import load_imatrix, save_dat
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
 from surgeon.imatrix.weight_scores import weight_zd
+from surgeon.measure.collection_state import State, is_partial, read_state
 from surgeon.measure.moments_run import MomentsCollection, MomentsRun
 from surgeon.model.model import load_model
+from surgeon.write_guard import Kind, Permit, WriteRefused, may_write
 
 Part = tuple[Imatrix, Influence | None]
-_DIGEST, _NEXT = "surgeon.collect.digest", "surgeon.collect.next_chunk"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is wanted. merge: matrices to add to; dat: the old format; resume: go on with `<out>.partial`.
-
-    moments: second moments of the same rows, in a file of their own.
+    """What is wanted. merge: matrices to add to; dat: the old format; resume: go on with `<out>.partial`; overwrite:
+    replace an older matrix at `out`; moments: second moments of the same rows, in a file of their own.
     """
 
     job: ImatrixJob
@@ -53,6 +52,13 @@ class Collection:
         """Where the sums so far are kept until the end; a GGUF matrix that can be used as it is."""
         return self.out.with_name(f"{self.out.name}.partial")
 
+    def permit(self, *outputs: Path, replace: bool) -> Permit:
+        """For one of the two files: never the model, the text or a matrix to add to, and not the other one."""
+        inputs: tuple[Path, ...] = (*shards_of(Path(self.job.model)), Path(self.job.text), *self.merge)
+        if self.moments is not None:
+            inputs, outputs = (*inputs, *self.moments.merge), (*outputs, self.moments.out)
+        return Permit(inputs, outputs, replace)
+
 
 class ImatrixRun:
     """Collects as `collection` says; `current` is the newest state, for whoever shows it."""
@@ -62,66 +68,55 @@ class ImatrixRun:
         self.current: Part | None = None
         self.run: EngineRun | None = None
         self.moments = MomentsRun(collection.moments, collection.job) if collection.moments else None
-        self._resumed = False
+        self._digest = ""
         self._keeps_matrix = collection.keeps_matrix
         self._chunks = 0  # of the text, that are kept on the disk
 
     def messages(self) -> Iterator[Message]:
         """The engine's messages, after each Snapshot is safe on the disk; Finished once the final file is there.
 
-        Raises UsageError for an output that exists, EngineError, ImatrixError, Cancelled; the partial file then stays.
+        A run that goes on from a partial file gives the same bits as one that was never interrupted. Raises
+        WriteRefused for an output that must not be written, EngineError, ImatrixError, Cancelled; the partial file then
+        stays.
         """
         wanted = self.collection
-        if wanted.out.exists() and not wanted.overwrite and not wanted.keeps_matrix:
-            raise UsageError(f"{wanted.out}: already exists; choose another name or pass --overwrite")
+        if not wanted.keeps_matrix:
+            may_write(wanted.out, Kind.IMATRIX, wanted.permit(wanted.partial, replace=wanted.overwrite))
+        self._refuse_foreign_partial()
         if self.moments is not None:
-            self.moments.check()
-        before, first_chunk = self._before()
-        job = replace(wanted.job, first_chunk=first_chunk, n_chunks=self._chunks_left(first_chunk))
+            self.moments.check(replace(wanted.permit(replace=False), outputs=(wanted.out, wanted.partial)))
+        self._digest = self._digest_now()
+        state = read_state(wanted.partial, self._digest) if wanted.resume and wanted.partial.exists() else None
+        before = [(load_imatrix(path), load_influence(path)) for path in wanted.merge]
+        job = replace(wanted.job, done=state.done, arrays=state.arrays) if state else wanted.job
         if self.moments is not None:
-            self._chunks = first_chunk
-            job = self.moments.job(job, first_chunk if self._resumed else None)
+            self._chunks = job.first_chunk + job.done
+            job = self.moments.job(job, self._chunks if state else None)
         self.run = EngineRun(self._engine, job, self._cancelled)
         for message in self.run.messages():
             if isinstance(message, Snapshot):
                 self._keep(before, message)
             if isinstance(message, Finished):
-                if self.current is None and self._resumed:  # every chunk was there already
-                    self.current = before[0]
                 yield from self._finish(message)
             else:
                 yield message
 
-    def _before(self) -> tuple[list[Part], int]:
-        """What was collected earlier, and the first chunk to run."""
-        wanted = self.collection
-        if wanted.resume and wanted.partial.exists():
-            with open_gguf(wanted.partial) as gguf:
-                digest, following = gguf.kv.get(_DIGEST), gguf.kv.get(_NEXT)
-            if digest is None or following is None or digest.decode() != self._digest():
-                raise EngineError(
-                    f"{wanted.partial}: belongs to another model, text or -c; remove it, or leave --resume away"
-                )
-            self._resumed = True
-            return [(load_imatrix(wanted.partial), load_influence(wanted.partial))], int(following.decode())
-        return [(load_imatrix(path), load_influence(path)) for path in wanted.merge], wanted.job.first_chunk
-
-    def _chunks_left(self, first_chunk: int) -> int:
-        job = self.collection.job
-        return job.n_chunks if job.n_chunks < 0 else max(0, job.n_chunks - (first_chunk - job.first_chunk))
+    def _refuse_foreign_partial(self) -> None:
+        """The name beside the output is ours only where what lies there is ours. Raises SurgeonError."""
+        partial = self.collection.partial
+        may_write(partial, Kind.IMATRIX, self.collection.permit(self.collection.out, replace=True))
+        if partial.exists() and partial.stat().st_size and not is_partial(partial):
+            raise WriteRefused(f"{partial}: is no interrupted collection; move it away, or choose another output")
 
     def _keep(self, before: list[Part], snapshot: Snapshot) -> None:
-        datasets = () if self._resumed else (self.collection.job.text,)
-        part = _part(snapshot, self.collection, datasets)
+        part = _part(snapshot, self.collection, (self.collection.job.text,))
         self.current = merged([*before, part]) if before else part
-        extra = (
-            (_DIGEST, Value.of(ValueType.STRING, self._digest())),
-            (_NEXT, Value.of(ValueType.UINT32, snapshot.chunks)),
-        )
-        save(*self.current, self.collection.partial, extra)
-        self._chunks = snapshot.chunks
+        state = State(self._digest, snapshot.chunks, snapshot.arrays)
+        permit = self.collection.permit(self.collection.out, replace=True)
+        save(*self.current, self.collection.partial, state.keys, permit, state.tensors)
+        self._chunks = self.collection.job.first_chunk + snapshot.chunks
         if self.moments is not None:
-            self.moments.kept(snapshot.chunks)
+            self.moments.kept(self._chunks)
 
     def _finish(self, finished: Finished) -> Iterator[Message]:
         if self.current is None:
@@ -141,37 +136,32 @@ class ImatrixRun:
             influence = with_weight_zd(influence, scores)
             self.current = imatrix, influence
         if not self._keeps_matrix:
-            write_out(imatrix, influence, self.collection.out, dat=self.collection.dat)
+            permit = self.collection.permit(self.collection.partial, replace=self.collection.overwrite)
+            write_out(imatrix, influence, self.collection.out, dat=self.collection.dat, permit=permit)
         self.collection.partial.unlink(missing_ok=True)
         yield finished
 
-    def _digest(self) -> str:
-        """Of everything that must be the same for a run to be continued."""
-        job = self.collection.job
-        digest = hashlib.sha256(Path(job.text).read_bytes())
-        stat = os.stat(job.model)
-        merge = [str(path) for path in self.collection.merge]
-        wanted: tuple[object, ...] = (
-            stat.st_size,
-            stat.st_mtime_ns,
-            job.n_ctx,
-            job.first_chunk,
-            job.process_output,
-            job.parse_special,
-            merge,
-        )
+    def _digest_now(self) -> str:
+        """Of everything that must be the same for a run to be continued to the same bits."""
+        job = replace(self.collection.job, n_chunks=0, save_every=0, text="", model="")
+        digest = hashlib.sha256(Path(self.collection.job.text).read_bytes())
+        with open_gguf(self.collection.job.model) as gguf:
+            digest.update(repr((gguf.states, gguf.header_digest())).encode())
+        for path in self.collection.merge:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
         if self.moments is not None:
-            wanted += self.moments.identity
-        digest.update(repr(wanted).encode())
+            digest.update(repr(self.moments.identity).encode())
+        library = find_libraries(self._engine.library).label
+        digest.update(repr((job, library, self._engine.n_gpu_layers)).encode())
         return digest.hexdigest()
 
 
-def write_out(imatrix: Imatrix, influence: Influence | None, out: Path, *, dat: bool) -> None:
+def write_out(imatrix: Imatrix, influence: Influence | None, out: Path, *, dat: bool, permit: Permit) -> None:
     """The final file; the old format keeps the matrix alone."""
     if dat:
-        save_dat(imatrix, out)
+        save_dat(imatrix, out, permit)
     else:
-        save(imatrix, influence, out)
+        save(imatrix, influence, out, permit=permit)
 
 
 def _part(snapshot: Snapshot, wanted: Collection, datasets: tuple[str, ...]) -> Part:

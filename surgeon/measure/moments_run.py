@@ -8,13 +8,13 @@ from pathlib import Path
 
 from surgeon.engine.protocol import ImatrixJob, Step
 from surgeon.engine.raw_moments import RawMoments, raw_path, remove_raw
-from surgeon.errors import UsageError
 from surgeon.gguf.identity import model_identity
 from surgeon.model.model import load_model
 from surgeon.moments.account import Account, reckon, refuse_too_large
 from surgeon.moments.files import Source, load_moments, write_moments
 from surgeon.moments.moments import Head, Moments, MomentsError
 from surgeon.moments.sources import Collected
+from surgeon.write_guard import NEW, Kind, Permit, may_write
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class MomentsRun:
     """One collection's second moments."""
 
     def __init__(self, wanted: MomentsCollection, job: ImatrixJob) -> None:
-        self.wanted, self._job = wanted, job
+        self.wanted, self._job, self._permit = wanted, job, NEW
         self._stem = f"{wanted.out}.partial"
         model = load_model(job.model)
         with model.file:
@@ -55,11 +55,14 @@ class MomentsRun:
         wanted = self.wanted
         return str(wanted.out), wanted.block, wanted.halves, sorted(wanted.layers or ()), [str(p) for p in wanted.merge]
 
-    def check(self) -> None:
-        """Raises UsageError or MomentsError for what must not be overwritten or joined, SurgeonError for too much."""
+    def check(self, permit: Permit) -> None:
+        """Raises WriteRefused or MomentsError for what must not be overwritten or joined, SurgeonError for too much.
+
+        permit: what else the run reads and writes.
+        """
         wanted = self.wanted
-        if wanted.out.exists() and not wanted.overwrite and not wanted.extends:
-            raise UsageError(f"{wanted.out}: already exists; choose another name or pass --overwrite")
+        self._permit = replace(permit, replace=wanted.overwrite or wanted.extends)
+        may_write(wanted.out, Kind.MOMENTS, self._permit)
         if wanted.extends:
             with load_moments(wanted.out).file:
                 pass  # damage is told before an hour has gone
@@ -92,7 +95,7 @@ class MomentsRun:
             files.append(before)
         try:
             sources: list[Source] = [Collected(raw), *files]
-            for done, total in write_moments(self.wanted.out, head, sources):
+            for done, total in write_moments(self.wanted.out, head, sources, self._permit):
                 yield Step(done, total)
         finally:
             for moments in files:
@@ -107,12 +110,14 @@ class MomentsRun:
         return _joined(self.wanted.out, [mine, *(moments.head for moments in merged)])
 
 
-def merge_moments(paths: Sequence[Path], out: Path) -> Iterator[Step]:
-    """Add up several files. Raises MomentsError where they do not belong together."""
+def merge_moments(paths: Sequence[Path], out: Path, *, overwrite: bool = False) -> Iterator[Step]:
+    """Add up several files. Raises MomentsError where they do not belong together, WriteRefused for `out`."""
+    permit = Permit(tuple(paths), replace=overwrite)
+    may_write(out, Kind.MOMENTS, permit)
     files = [load_moments(path) for path in paths]
     try:
         head = _joined(out, [moments.head for moments in files])
-        for done, total in write_moments(out, head, files):
+        for done, total in write_moments(out, head, files, permit):
             yield Step(done, total)
     finally:
         for moments in files:

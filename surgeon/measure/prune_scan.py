@@ -14,8 +14,10 @@ from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, LayerDamage, Message, PruneScanJob
 from surgeon.folders import make_private
+from surgeon.gguf.file import shards_of
 from surgeon.json_text import json_text, read_json
 from surgeon.whole_files import write_whole
+from surgeon.write_guard import Permit
 
 
 @dataclass
@@ -68,4 +70,5 @@ class PruneScan:
         kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}
         with suppress(OSError):  # the write says what is wrong
             make_private(self.state.parent)
-        write_whole(self.state, json_text(kept))
+        permit = Permit((*shards_of(Path(self.job.model)), Path(self.job.text)), replace=True)
+        write_whole(self.state, json_text(kept), permit=permit)

@@ -24,6 +24,8 @@ from surgeon.gguf.layout import Entry, header
 from surgeon.moments.moments import CORRELATIONS, SUMS, TOKENS, Head, Input, Moments, MomentsError
 from surgeon.moments.triangle import Float32, pack, packed_length
 from surgeon.whole_files import written_whole
+from surgeon.write_guard import NEW, Permit
+from surgeon.write_guard import Kind as WriteKind
 from surgeon_kernels.formats import FORMATS
 
 KIND, VERSION = "moments", 1
@@ -138,7 +140,7 @@ def _input(path: Path, gguf: GGUFFile, head: Head, name: str) -> Input:
     return Input(name, columns, matrices, tokens.astype(np.int64).reshape(matrices, head.halves))
 
 
-def write_moments(path: Path, head: Head, sources: Sequence[Source]) -> Iterator[tuple[int, int]]:
+def write_moments(path: Path, head: Head, sources: Sequence[Source], permit: Permit = NEW) -> Iterator[tuple[int, int]]:
     """Write the sum of all sources, input by input; yields (matrices done, of all).
 
     The file has its name only when it is whole. Raises MomentsError where sources do not belong together, SurgeonError
@@ -151,7 +153,7 @@ def write_moments(path: Path, head: Head, sources: Sequence[Source]) -> Iterator
     offsets = dict(zip([entry.name for entry in entries], layout.offsets, strict=True))
     digest, done = hashlib.sha256(), 0
     total = sum(one.matrices for one in inputs)
-    with written_whole(path) as temporary, temporary.open("r+b") as file:
+    with written_whole(path, WriteKind.MOMENTS, permit) as temporary, temporary.open("r+b") as file:
         file.truncate(layout.total_bytes)
         for one in inputs:
             _write_at(file, offsets[one.name + TOKENS], one.tokens.astype("<i8").tobytes(), digest)

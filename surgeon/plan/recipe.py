@@ -48,6 +48,7 @@ from surgeon.plan.plan import Healing, KVOverride, Plan, parse_rule, tensor_type
 from surgeon.terminal import escaped
 from surgeon.toml_text import read_toml
 from surgeon.whole_files import write_whole
+from surgeon.write_guard import NEW, Kind, Permit
 
 FORMAT = 1
 
@@ -105,14 +106,14 @@ def read_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
         raise RecipeError(f"{name}: {str(error)[:500]}") from None
 
 
-def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
-    """Write a recipe whole or not at all; raises SurgeonError."""
+def save_recipe(recipe: Recipe, path: str | os.PathLike[str], permit: Permit = NEW) -> None:
+    """Write a recipe whole or not at all, by default only where there is no file; raises SurgeonError."""
     path = Path(path)
     try:
         data = to_toml(recipe, path.parent).encode("utf-8")
     except UnicodeEncodeError as error:
         raise RecipeError(f"{path}: cannot be written: {error.object!r:.60} is not UTF-8, as TOML must be") from None
-    write_whole(path, data)
+    write_whole(path, data, Kind.TEXT, permit)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -17,8 +17,10 @@ from typing import Any
 
 from surgeon.errors import SurgeonError
 from surgeon.folders import make_private, state_folder
+from surgeon.gguf.file import shards_of
 from surgeon.gguf.identity import model_identity
 from surgeon.json_text import json_text, read_json
+from surgeon.write_guard import Kind, Permit, may_write
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,15 @@ _FIELDS: dict[str, Any] = {
 
 
 class Journal:
-    """The trials of one source model, in the file `path`."""
+    """The trials of one source model, in the file `path`; `inputs` are files it must not be."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, inputs: tuple[Path, ...] = ()) -> None:
+        self.path, self.inputs = path, inputs
 
     @classmethod
     def of_model(cls, source: Path, folder: Path | None = None) -> Journal:
         """The journal of a source model, wherever that lies now and whatever it is called."""
-        return cls((folder or state_folder()) / "journal" / f"{model_identity(source)}.jsonl")
+        return cls((folder or state_folder()) / "journal" / f"{model_identity(source)}.jsonl", shards_of(source))
 
     def trials(self) -> list[Trial]:
         """All trials, oldest first. A line that is cut off, or holds what none of ours does, is passed over alone."""
@@ -157,7 +159,8 @@ class Journal:
         line = json_text(event).encode()
         try:
             make_private(self.path.parent)
-            with self.path.open("ab") as file:
+            target = may_write(self.path, Kind.TEXT, Permit(self.inputs, replace=True))
+            with target.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # A newline first: whatever was cut off before must not take this line with it.
                 file.write(b"\n" + line + b"\n")

@@ -10,6 +10,7 @@ from surgeon.errors import SurgeonError
 from surgeon.folders import make_private, state_folder
 from surgeon.json_text import json_text, read_json
 from surgeon.whole_files import write_whole
+from surgeon.write_guard import Permit
 
 Answers = dict[str, str]
 
@@ -37,7 +38,7 @@ def remember(model: Path, dialog: str, answers: Answers) -> None:
         for path in (_path(model), _path(None)):
             known = _read(path) | {dialog: answers}
             make_private(path.parent)
-            write_whole(path, json_text(known))
+            write_whole(path, json_text(known), permit=Permit((model,), replace=True))
 
 
 def _read(path: Path) -> dict[str, Answers]:

@@ -9,6 +9,7 @@ from surgeon.errors import SurgeonError
 from surgeon.folders import make_private, state_folder
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
+from surgeon.write_guard import Permit
 
 
 def plan_path(model: Path) -> Path:
@@ -26,7 +27,7 @@ def keep(recipe: Recipe, model: Path) -> str:
         if recipe.plan == Plan():
             path.unlink(missing_ok=True)
         else:
-            save_recipe(recipe, path)
+            save_recipe(recipe, path, Permit((model,), replace=True))
     except (OSError, SurgeonError) as error:
         return f"the plan could not be saved: {error}"
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from textual import on
@@ -73,6 +74,12 @@ class Workbench(Screen[None]):
     @property
     def tree_(self) -> TreeView:
         return self.query_one("#tree", TreeView)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files this session reads: nothing is ever saved over one of them."""
+        imatrix = self.session.imatrix
+        return (*self.session.model.file.paths, *((imatrix.path,) if imatrix is not None else ()))
 
     @property
     def row(self) -> Row | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,18 +16,19 @@ from surgeon.imatrix.imatrix import Imatrix
 from surgeon.machine import MOST_THREADS, available_cores
 from surgeon.resolve.resolution import Resolution
 from surgeon.write.kernel_compilation import Warming
-from surgeon.write.layouts import OutputLayout, lay_out
-from surgeon.write.output_file import refuse_inputs, resolve_target
-from surgeon.write.output_set import OutputSet, digest
+from surgeon.write.layouts import lay_out
+from surgeon.write.output_set import Extra, OutputSet, Source, digest
+from surgeon.write.resume_log import Checksum
 from surgeon.write.slab_workers import SlabWorkers
 from surgeon.write.slabs import TensorJob
+from surgeon.write_guard import Permit
 
 TICK = 0.09  # seconds between two reports at most
 CHECKPOINT_SECONDS = (
     1.0  # between two records of finished tensors; what a killed run loses at most, beside the tensors in hand
 )
 
-Stage = Literal["compiling", "writing", "syncing"]
+Stage = Literal["checking", "compiling", "writing", "syncing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was written. nbytes: of all files; source_bytes: of the kept tensors; resumed: tensors already finished."""
+    """What was written. nbytes: of all files; source_bytes: of the kept tensors; resumed: tensors found finished;
+    damaged: tensors that an earlier run had finished and whose data was another, so that they were written again;
+    left_over: '' or what could not be removed although everything is complete.
+    """
 
     paths: tuple[Path, ...]
     nbytes: int
@@ -83,6 +88,14 @@ class Summary:
     copied: int
     converted: int
     resumed: int
+    damaged: int = 0
+    left_over: str = ""
+
+
+class Stop(threading.Event):
+    """Set to cancel a write; keep: leave what is finished for `--resume` also where the options did not ask for it."""
+
+    keep = False
 
 
 def write(
@@ -91,28 +104,33 @@ def write(
     out: Path,
     options: WriteOptions,
     cancelled: threading.Event,
+    extras: Sequence[Extra] = (),
 ) -> Iterator[Progress | Summary]:
     """Write `resolution` to `out`, reporting at least every 100 ms; the last item is the Summary.
 
-    Until the last moment everything is in temporary files beside the target; the final name then gets the whole new
-    file at once. Raises SurgeonError (one line: file, tensor, what was found, remedy) and, when `cancelled` is set,
-    Cancelled; both say what was left behind: nothing, unless `options.resume` asked for it.
+    Until the last moment everything is in temporary files beside the target; the final names then get the whole new
+    files at once, those of `extras` too. Raises SurgeonError (one line: file, tensor, what was found, remedy) and, when
+    `cancelled` is set, Cancelled; both say what was left behind: nothing, unless `options.resume` asked for it.
     """
     _refuse_errors(resolution)
-    layouts = _safe_layouts(resolution, imatrix, out, options)
-    outputs = OutputSet(layouts)
-    outputs.open(digest(resolution, layouts, imatrix), resolution.model.file.states, options.resume, options.overwrite)
+    if not resolution.plan.keep_split and not options.split_max_bytes:
+        out = Path(os.path.realpath(out))
+    layouts = lay_out(resolution, out, options.split_max_bytes)
+    outputs = OutputSet(layouts, extras, _permit(resolution, imatrix, options))
+    outputs.open(digest(resolution, layouts, imatrix, extras), _identity(resolution), options.resume)
     try:
         run = _Run(resolution, imatrix, options, cancelled, outputs)
         with run:
+            yield from run.check()
+            run.prepare()
             yield from run.compile()
             yield from run.transfer()
             yield from run.complete()
         summary = run.place()
     except SurgeonError as error:
-        raise _told(error, outputs.abandon(options.resume)) from None
+        raise _told(error, outputs.abandon(options.resume or getattr(cancelled, "keep", False))) from None
     except BaseException:
-        outputs.abandon(options.resume)
+        outputs.abandon(options.resume or getattr(cancelled, "keep", False))
         raise
     yield summary
 
@@ -124,18 +142,16 @@ def _refuse_errors(resolution: Resolution) -> None:
         raise SurgeonError(f"{resolution.model.file.path}: {resolution.errors[0].text}{more}")
 
 
-def _safe_layouts(
-    resolution: Resolution, imatrix: Imatrix | None, out: Path, options: WriteOptions
-) -> tuple[OutputLayout, ...]:
-    """The files to write, none of which is an input. Raises SurgeonError."""
-    inputs = [*resolution.model.file.paths, *([imatrix.path] if imatrix else [])]
-    inputs += resolution.heal.model.file.paths if resolution.heal else []
-    if not resolution.plan.keep_split and not options.split_max_bytes:
-        out = resolve_target(out)
-    layouts = lay_out(resolution, out, options.split_max_bytes)
-    for layout in layouts:
-        refuse_inputs(resolve_target(layout.path), inputs)
-    return tuple(replace(layout, path=resolve_target(layout.path)) for layout in layouts)
+def _permit(resolution: Resolution, imatrix: Imatrix | None, options: WriteOptions) -> Permit:
+    """What the output may be: never one of the inputs."""
+    inputs = tuple(path for file in resolution.sources for path in file.paths)
+    return Permit((*inputs, *((imatrix.path,) if imatrix else ())), replace=options.overwrite)
+
+
+def _identity(resolution: Resolution) -> Source:
+    """What must be the same for a run to go on: their states, and the bytes before their tensor data."""
+    states = tuple(state for file in resolution.sources for state in file.states)
+    return states, " ".join(file.header_digest() for file in resolution.sources)
 
 
 def _told(error: SurgeonError, left: str) -> SurgeonError:
@@ -160,14 +176,14 @@ class _Run:
         self.outputs = outputs
         self.began = time.monotonic()
         self.began_writing = 0.0
+        self.checked = ""
+        self.left = False
         self.jobs = _jobs(resolution, imatrix, outputs)
-        self.pending = [job for job in self.jobs if job.number not in outputs.finished]
+        self.pending = self.jobs
         self.total_bytes = sum(job.source_bytes for job in self.jobs)
-        self.found_bytes = self.total_bytes - sum(job.source_bytes for job in self.pending)
-        self.finished = len(self.jobs) - len(self.pending)
-        self.unrecorded: list[int] = []
-        threads = min(options.threads, MOST_THREADS) if options.threads > 0 else available_cores()
-        self.workers = SlabWorkers(self.pending, threads, options.max_buffer_bytes, cancelled)
+        self.found_bytes = self.finished = self.damaged = 0
+        self.unrecorded: dict[int, Checksum] = {}
+        self.workers = SlabWorkers((), 1, 0, cancelled)
         # Waits for the disk, so that this thread can go on reporting.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
 
@@ -176,8 +192,44 @@ class _Run:
 
     def __exit__(self, *_: object) -> None:
         """No thread touches a file after this, but for a sync that cannot be interrupted."""
+        self.left = True
         self.workers.join()
         self.disk.shutdown(wait=False, cancel_futures=True)
+
+    def check(self) -> Iterator[Progress]:
+        """Read what an earlier run finished: only data that still has its checksum is left out of this one."""
+        checking = self.disk.submit(self._verify)
+        while not wait([checking], TICK).done:
+            self._raise_if_cancelled()
+            yield self._progress("checking", self.checked)
+        checking.result()
+
+    def _verify(self) -> None:
+        try:
+            self.outputs.verify_placed()
+            for job in self.jobs:
+                recorded = self.outputs.recorded.get(job.number)
+                if recorded is None:
+                    continue
+                if self.cancelled.is_set() or self.left:
+                    return
+                self.checked = job.op.name
+                same = job.checksum_of_output(recorded.slab_rows) == recorded
+                self.outputs.verified(job.number, same)
+                self.damaged += not same
+        except OSError as error:
+            file = self.outputs.shards[0]
+            raise SurgeonError(f"{file.target}: cannot read {file.part.name} back: {error.strerror}") from None
+
+    def prepare(self) -> None:
+        """Share out what is left to do."""
+        self._raise_if_cancelled()
+        self.pending = [job for job in self.jobs if job.number not in self.outputs.finished]
+        self.found_bytes = self.total_bytes - sum(job.source_bytes for job in self.pending)
+        self.finished = len(self.jobs) - len(self.pending)
+        wanted = min(self.options.threads, MOST_THREADS)
+        threads = wanted if wanted > 0 else available_cores()
+        self.workers = SlabWorkers(self.pending, threads, self.options.max_buffer_bytes, self.cancelled)
 
     def compile(self) -> Iterator[Progress]:
         """Compile or load the kernels, in a thread that a cancelled run need not wait for."""
@@ -219,16 +271,18 @@ class _Run:
         """Give the files their names. From here on nothing can be cancelled."""
         self._raise_if_cancelled()
         self._refuse_changed_input()
-        self.outputs.place(self.options.overwrite)
+        self.outputs.place()
         copied = sum(job.is_copy for job in self.jobs)
         return Summary(
-            paths=tuple(file.target for file in self.outputs.files),
+            paths=tuple(file.target for file in self.outputs.shards),
             nbytes=self.outputs.nbytes,
             source_bytes=self.total_bytes,
             seconds=time.monotonic() - self.began,
             copied=copied,
             converted=len(self.jobs) - copied,
             resumed=len(self.jobs) - len(self.pending),
+            damaged=self.damaged,
+            left_over=self.outputs.left_over,
         )
 
     def _collect(self) -> None:
@@ -237,10 +291,10 @@ class _Run:
         if finished:
             self._refuse_changed_input()
         self.finished += len(finished)
-        self.unrecorded += [job.number for job in finished]
+        self.unrecorded |= {job.number: job.checksum for job in finished}
 
-    def _take_unrecorded(self) -> list[int]:
-        taken, self.unrecorded = self.unrecorded, []
+    def _take_unrecorded(self) -> dict[int, Checksum]:
+        taken, self.unrecorded = self.unrecorded, {}
         return taken
 
     def _raise_if_cancelled(self) -> None:
@@ -276,7 +330,7 @@ class _Run:
 def _jobs(resolution: Resolution, imatrix: Imatrix | None, outputs: OutputSet) -> list[TensorJob]:
     """One job per kept tensor, in output order."""
     jobs = []
-    for layout, file in zip(outputs.layouts, outputs.files, strict=True):
+    for layout, file in zip(outputs.layouts, outputs.shards, strict=True):
         for number, offset in zip(layout.numbers, layout.header.offsets, strict=True):
             op = resolution.kept[number]
             source = resolution.heal.model.file if resolution.heal and op.healed else resolution.model.file

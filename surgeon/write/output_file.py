@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surgeon.errors import DiskFull, SurgeonError
+from surgeon.whole_files import give_name
+from surgeon.write_guard import Kind, Permit, may_write, refuse_alias
 
 _LONGEST_NAME = 255  # bytes, of every file system in use
 
@@ -31,49 +33,29 @@ def companion(target: Path, suffix: str) -> Path:
     return target.with_name(name)
 
 
-def resolve_target(path: Path) -> Path:
-    """The path with links followed, so that the rename replaces the file and not a link to it.
-
-    Raises SurgeonError when nothing can be written there: no such folder, not a plain file.
-    """
-    target = Path(os.path.realpath(path))
-    folder = target.parent
-    if not folder.is_dir():
-        raise SurgeonError(f"{path}: the folder {folder} does not exist; make it first (mkdir -p {folder})")
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "a device or pipe, not a plain file"
-        raise SurgeonError(f"{path}: is {kind}; give the name of a file")
-    return target
-
-
-def refuse_inputs(target: Path, inputs: Sequence[Path]) -> None:
-    """Raises SurgeonError when `target` is one of the inputs, by whatever name, link or hard link."""
-    for source in inputs:
-        if target.exists() and source.exists() and os.path.samefile(target, source):
-            raise SurgeonError(
-                f"{target}: is the input {source} itself; the input is never changed, choose another name"
-            )
-
-
-def refuse_existing(target: Path, ours: Sequence[int] = ()) -> None:
-    """Raises SurgeonError when something is there, unless its inode is one of `ours`: placed by this very write."""
-    if os.path.lexists(target) and os.lstat(target).st_ino not in ours:
-        raise SurgeonError(f"{target}: already exists; choose another name or pass --overwrite")
-
-
 class OutputFile:
     """The temporary file of one target.
 
+    path: as the user named it; target: the file it stands for; nbytes: of the whole file; kind: what it will be.
     fd: open for reading and writing from `open()` on; writes are positional and may come from any thread.
     placed: an interrupted run has given it its final name already.
     """
 
-    def __init__(self, target: Path, nbytes: int) -> None:
-        self.target = target
+    def __init__(self, path: Path, nbytes: int, kind: Kind = Kind.MODEL) -> None:
+        self.path = path
+        self.target = Path(os.path.realpath(path))
         self.nbytes = nbytes
-        self.part = companion(target, ".surgeon-part")
+        self.kind = kind
+        self.part = companion(self.target, ".surgeon-part")
+        self.old = companion(self.target, ".surgeon-old")
         self.fd = -1
         self.placed = False
+        self.left_over = ""  # what lies there still although the file has its name
+
+    def admit(self, permit: Permit, ours: Sequence[int] = ()) -> None:
+        """Raises SurgeonError when this file, or what will lie beside it meanwhile, must not be written."""
+        may_write(self.path, self.kind, permit, ours)
+        refuse_alias(self.part, permit)
 
     def is_placed(self, inodes: Sequence[int]) -> bool:
         """Whether the target is one of the files `inodes` and its temporary name is gone."""
@@ -160,28 +142,41 @@ class OutputFile:
         """Wait until the data is on the disk."""
         os.fsync(self.fd)
 
-    def place(self, overwrite: bool) -> None:
-        """Give the file its final name. Without `overwrite` a file that has appeared there meanwhile wins.
+    def place(self, permit: Permit, *, keep_old: bool = False) -> None:
+        """Give the file its final name. Unless it may be replaced, a file that has appeared there meanwhile wins.
 
-        Raises SurgeonError; the temporary file is then still there.
+        keep_old: a file that is replaced stays beside it until `forget_old()`, for `take_back()`. Raises SurgeonError
+        and OSError; the temporary file is then still there.
         """
         if self.placed:
             return
         if _is_at(self.fd, self.target):  # an earlier run was killed between the two steps
             self.part.unlink()
             return
-        if overwrite:
-            os.replace(self.part, self.target)
-            return
+        may_write(self.path, self.kind, permit)
+        if keep_old and permit.replace and self.target.exists():
+            self.forget_old()
+            with contextlib.suppress(OSError):  # no hard links here: then it cannot be taken back
+                os.link(self.target, self.old)
         try:
-            os.link(self.part, self.target)
-        except FileExistsError:
-            raise SurgeonError(f"{self.target}: was created by someone else meanwhile; it was left as it is") from None
-        except OSError:  # no hard links here (FAT, some network shares): check and rename, with a moment in between
-            refuse_existing(self.target)
-            os.replace(self.part, self.target)
-        else:
-            self.part.unlink()
+            give_name(self.part, self.target, replace=permit.replace)
+        except OSError as error:
+            if not _is_at(self.fd, self.target):
+                raise
+            self.left_over = f"{self.part}: could not be removed: {error.strerror}"
+
+    def take_back(self) -> None:
+        """Undo `place`: what was there before has its name again, and this file its temporary one."""
+        with contextlib.suppress(OSError):  # a run with --resume then goes on from here
+            if self.old.exists():
+                os.link(self.target, self.part)
+                os.replace(self.old, self.target)
+            else:
+                os.rename(self.target, self.part)
+
+    def forget_old(self) -> None:
+        """The file that was replaced is not needed any more."""
+        self.old.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close and unlock; the files stay."""

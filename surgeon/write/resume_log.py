@@ -1,8 +1,8 @@
 """The journal of a running write: what `--resume` needs to know, beside the temporary file.
 
 Lines of `CRC32 JSON`. The first says what is being written (`Identity`); each further one names tensors whose data is
-on the disk. A line cut off by a crash fails its checksum and ends the journal there, so that no tensor is taken for
-finished that may not be.
+on the disk, with a checksum of it, or says that the files are getting their names. A line cut off by a crash fails its
+checksum and ends the journal there, so that no tensor is taken for finished that may not be.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Checksum(NamedTuple):
+    """Of a tensor's data in the output. slab_rows: rows that were hashed together; total: the sum of their hashes."""
+
+    slab_rows: int
+    total: int
 
 from surgeon.json_text import read_json
 
@@ -23,12 +30,14 @@ from surgeon.json_text import read_json
 class Identity:
     """What a temporary file belongs to.
 
-    digest: of everything that decides the output's bytes; inputs: size, time, inode and device of each input file;
-    outputs: the inode of each temporary file.
+    digest: of everything that decides the output's bytes; inputs: size, times of the last change of data and of
+    anything, inode and device of each input file; headers: a hash of the bytes before their tensor data; outputs: the
+    inode of each temporary file.
     """
 
     digest: str
-    inputs: tuple[tuple[int, int, int, int], ...]
+    inputs: tuple[tuple[int, ...], ...]
+    headers: str
     outputs: tuple[int, ...]
 
 
@@ -40,8 +49,9 @@ class ResumeLog:
         self._fd = -1
 
     def begin(self, identity: Identity) -> None:
-        """Start a new journal; an old one is gone at once."""
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        """Start a new journal in a new file; an old one is gone at once."""
+        self.remove()
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         self._append(asdict(identity))
 
     def continue_after(self, length: int) -> None:
@@ -50,9 +60,13 @@ class ResumeLog:
         os.ftruncate(self._fd, length)
         os.lseek(self._fd, length, os.SEEK_SET)
 
-    def finished(self, tensors: Iterable[int]) -> None:
+    def finished(self, tensors: Mapping[int, Checksum]) -> None:
         """Record tensors whose data has been synced."""
-        self._append({"finished": sorted(tensors)})
+        self._append({"finished": [[number, *checksum] for number, checksum in sorted(tensors.items())]})
+
+    def placing(self) -> None:
+        """Record that everything is complete and the files get their names now."""
+        self._append({"placing": True})
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -72,15 +86,16 @@ class ResumeLog:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a journal says: length is that of its whole lines, in bytes."""
+    """What a journal says. placing: the files were getting their names; length: of its whole lines, in bytes."""
 
     identity: Identity
-    finished: frozenset[int]
-    length: int
+    finished: dict[int, Checksum] = field(default_factory=dict)
+    placing: bool = False
+    length: int = 0
 
 
 def read(path: Path) -> Recorded | None:
-    """The journal at `path`, or None when there is none, or no whole first line in it."""
+    """The journal at `path`, or None when there is none, or no whole first line of ours in it."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
@@ -93,12 +108,22 @@ def read(path: Path) -> Recorded | None:
             break
         records.append(record)
         length += len(line)
-    if not records:
-        return None
+    try:
+        return _recorded(records, length) if records else None
+    except (KeyError, TypeError, ValueError):
+        return None  # another version's
+
+
+def _recorded(records: list[dict[str, Any]], length: int) -> Recorded:
     first = records[0]
-    identity = Identity(str(first["digest"]), tuple(tuple(entry) for entry in first["inputs"]), tuple(first["outputs"]))
-    finished = frozenset(number for record in records[1:] for number in record["finished"])
-    return Recorded(identity, finished, length)
+    inputs = tuple(tuple(map(int, entry)) for entry in first["inputs"])
+    identity = Identity(str(first["digest"]), inputs, str(first["headers"]), tuple(map(int, first["outputs"])))
+    finished = {
+        int(number): Checksum(int(slab_rows), int(total))
+        for record in records[1:]
+        for number, slab_rows, total in record.get("finished", ())
+    }
+    return Recorded(identity, finished, any("placing" in record for record in records[1:]), length)
 
 
 def _checked(line: bytes) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from surgeon.write.slabs import Buffers, Slab, TensorJob
+from surgeon.write.slabs import HASHES, Buffers, Slab, TensorJob
 
 
 class SlabWorkers:
@@ -83,14 +83,15 @@ class SlabWorkers:
         self.current = job
         if slab.memory > self._share:
             with self._oversize:
-                job.run(slab, Buffers())
+                digest = job.run(slab, Buffers())
         else:
-            job.run(slab, buffers)
-        self._count(job, slab)
+            digest = job.run(slab, buffers)
+        self._count(job, slab, digest)
         return buffers if buffers.nbytes <= self._share else Buffers()
 
-    def _count(self, job: TensorJob, slab: Slab) -> None:
+    def _count(self, job: TensorJob, slab: Slab, digest: int) -> None:
         with self._changed:
+            job.total = (job.total + digest) % HASHES
             self.done_bytes += slab.source_bytes
             job.rows_done += slab.rows
             if job.rows_done == job.n_rows:

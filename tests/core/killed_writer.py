@@ -25,7 +25,7 @@ from surgeon.write import operation
 from surgeon.write.operation import WriteOptions, write
 
 CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "link", "replace", "unlink", "close")
-OLD = b"what was there before"
+OLD = b"GGUF that was there before"
 
 
 def count_calls(die_at: int) -> Callable[[], int]:

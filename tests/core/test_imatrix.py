@@ -17,6 +17,7 @@ from surgeon.imatrix.coverage import coverage
 from surgeon.imatrix.files import load_imatrix, save_dat, save_gguf
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, ImatrixError, merge
 from surgeon.model.model import load_model
+from surgeon.write_guard import REPLACE
 
 F = np.float32
 
@@ -326,11 +327,11 @@ def test_fuzzed_old_matrices_are_read_or_refused(changes: list, keep: int, tmp_p
 
 def test_saving_replaces_the_file_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
-    path.write_text("before")
-    save_gguf(matrix({"w": entry([[1]], [1])}), path)
+    save_gguf(matrix({"w": entry([[2]], [1])}), path)
+    save_gguf(matrix({"w": entry([[1]], [1])}), path, REPLACE)
     assert load_imatrix(path).weights("w").tolist() == [1]
     assert os.listdir(tmp_path) == ["a.gguf"]
-    with pytest.raises(SurgeonError, match="cannot be written"):
+    with pytest.raises(SurgeonError, match=r"nowhere does not exist; make it first"):
         save_dat(matrix({"w": entry([[1]], [1])}), tmp_path / "nowhere" / "a.dat")
 
 
@@ -369,9 +370,9 @@ def test_extreme_numbers_are_converted_or_refused(
     message = ""
     try:
         imatrix = load_imatrix(gguf_imatrix(tmp_path / "a.gguf", tensors, kv))
-        save_gguf(merge([imatrix, imatrix]), tmp_path / "b.gguf")
-        save_dat(imatrix, tmp_path / "a.dat")
-        save_gguf(load_imatrix(tmp_path / "a.dat"), tmp_path / "c.gguf")
+        save_gguf(merge([imatrix, imatrix]), tmp_path / "b.gguf", REPLACE)
+        save_dat(imatrix, tmp_path / "a.dat", REPLACE)
+        save_gguf(load_imatrix(tmp_path / "a.dat"), tmp_path / "c.gguf", REPLACE)
         assert load_imatrix(tmp_path / "c.gguf").weights("w").size == 4
     except ImatrixError as error:
         message = str(error)

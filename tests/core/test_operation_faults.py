@@ -26,7 +26,7 @@ from surgeon.write import operation, output_set
 from surgeon.write.operation import Progress, Summary, WriteOptions, write
 from surgeon.write.output_file import OutputFile
 
-OLD = b"the old file"
+OLD = b"GGUF, the old file"
 
 
 def start(
@@ -120,7 +120,7 @@ def test_output_is_the_imatrix(demo_model: Path, demo_imatrix: Path) -> None:
 def test_an_existing_output_needs_consent(model: Path, folder: Path) -> None:
     out = folder / "out.gguf"
     out.write_bytes(OLD)
-    with pytest.raises(SurgeonError, match=r"out.gguf: already exists; choose another name or allow"):
+    with pytest.raises(SurgeonError, match=r"out.gguf: already exists; choose another name or pass --overwrite"):
         run(model, out)
     assert out.read_bytes() == OLD
     assert names(folder) == ["out.gguf"]
@@ -301,7 +301,7 @@ def test_an_output_that_appears_meanwhile_wins(model: Path, folder: Path) -> Non
     reports = start(model, out)
     next(reports)
     out.write_bytes(OLD)
-    with pytest.raises(SurgeonError, match=r"was created by someone else meanwhile.*are kept in .*surgeon-part"):
+    with pytest.raises(SurgeonError, match=r"already exists; choose another name.*are kept in .*surgeon-part"):
         list(reports)
     assert out.read_bytes() == OLD
     summary = run(model, out, WriteOptions(2, overwrite=True, resume=True))

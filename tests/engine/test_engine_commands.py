@@ -32,18 +32,23 @@ def test_perplexity(demo_model: Path, base: Base, capsys: pytest.CaptureFixture[
     assert output(capsys) == f"Final estimate: PPL = {base.values['ppl']:.4f} +/- {base.values['ppl_error']:.5f}\n"
     assert saved.read_bytes() == base.path.read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["base.kld"]
-    assert perplexity.main([*arguments, "--json"]) == 0
+    with pytest.raises(SurgeonError, match="already exists; choose another name or pass --overwrite"):
+        perplexity.main(arguments)
+    for source in (demo_model, TEXT):
+        with pytest.raises(SurgeonError, match=r"is the input .* itself; the input is never changed"):
+            perplexity.main([*arguments[:-1], str(source), "--overwrite"])
+    assert perplexity.main([*arguments, "--json", "--overwrite"]) == 0
     assert as_json(capsys)["ppl"] == pytest.approx(base.values["ppl"])
 
 
 def test_a_failed_run_leaves_the_old_base(demo_model: Path, tmp_path: Path) -> None:
     saved = tmp_path / "base.kld"
-    saved.write_text("precious")
+    saved.write_bytes(b"_logits_, precious")
     text = tmp_path / "short.txt"
     text.write_text("short")
     with pytest.raises(SurgeonError, match="needs 1024"):
-        perplexity.main(["-m", str(demo_model), "-f", str(text), "--kl-divergence-base", str(saved)])
-    assert saved.read_text() == "precious"
+        perplexity.main(["-m", str(demo_model), "-f", str(text), "--kl-divergence-base", str(saved), "--overwrite"])
+    assert saved.read_bytes() == b"_logits_, precious"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["base.kld", "short.txt"]
 
 
@@ -93,8 +98,11 @@ def test_imatrix(demo_model: Path, capsys: pytest.CaptureFixture[str], tmp_path:
     values = as_json(capsys)
     assert (values["entries"], values["chunks"], len(values["layers"])) == (84, 2, 12)
     assert values["ppl"] > 5
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(SurgeonError, match="already exists"):
         imatrix.main(arguments)
+    for source in (demo_model, TEXT):
+        with pytest.raises(SurgeonError, match=r"is the input .* itself; the input is never changed"):
+            imatrix.main([*arguments, "--overwrite", "-o", str(source)])
     assert imatrix.main(["--in-file", str(out), "-o", str(tmp_path / "i.dat")]) == 0
     assert imatrix.main(["--in-file", f"{out},{out}", "-o", str(tmp_path / "twice.gguf")]) == 0
     assert "84 entries, 4 chunks of 64 tokens" in output(capsys)

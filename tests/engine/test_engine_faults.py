@@ -188,7 +188,7 @@ def test_a_place_that_cannot_be_written(demo_model: Path, tmp_path: Path) -> Non
     target = tmp_path / "file" / "base.kld"
     done = surgeon("perplexity", "-m", str(demo_model), "-f", str(TEXT), "--kl-divergence-base", str(target))
     assert done.returncode == 1
-    assert last_line(done).startswith(f"surgeon: {target}: cannot be written")
+    assert last_line(done).startswith(f"surgeon: {target}: {target.parent} is a file and not a folder")
 
 
 def test_no_chunks_is_a_usage_error(demo_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from engine_helpers import ONE_THREAD, TEXT, Base, at_each
 from surgeon.engine.child.base_file import BaseFile
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Step
-from surgeon.errors import Cancelled, UsageError
+from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.file import open_gguf
 from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.influence import load_influence
@@ -85,42 +86,104 @@ def test_influence_of_layers(collected: Path) -> None:
     assert ((influence.weight_zd > 0.1) & (influence.weight_zd < 0.2)).all()
 
 
-def test_a_cancelled_run_goes_on_where_it_was(collected: Path, demo_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", ["one by one", "two at once", "added to another", "chunks left out"])
+def test_an_interrupted_run_ends_with_the_same_bits(
+    changes: str, collected: Path, demo_model: Path, tmp_path: Path
+) -> None:
     collection = wanted(demo_model, tmp_path / "imatrix.gguf")
+    if changes == "two at once":
+        collection = replace(collection, job=replace(collection.job, n_batch=2 * N_CTX))
+    elif changes == "added to another":
+        collection = replace(collection, merge=(collected,))
+    elif changes == "chunks left out":
+        collection = replace(collection, job=replace(collection.job, first_chunk=1, n_chunks=3))
+    whole = replace(collection, out=tmp_path / "whole.gguf")
+    undisturbed = collect(whole)[-1]
     cancelled = threading.Event()
     with pytest.raises(Cancelled):
         at_each(Snapshot, ImatrixRun(ONE_THREAD, collection, cancelled).messages(), cancelled.set)
     assert not collection.out.exists()
-    kept = load_imatrix(collection.partial)
-    assert 0 < kept.chunk_count < CHUNKS
+    assert load_imatrix(collection.partial).chunk_count > 0
     messages = collect(replace(collection, resume=True))
-    assert sum(isinstance(message, Snapshot) for message in messages) == CHUNKS - kept.chunk_count
+    assert 0 < sum(isinstance(message, Snapshot) for message in messages) < collection.job.n_chunks
     assert not collection.partial.exists()
-    whole, resumed = load_imatrix(collected), load_imatrix(collection.out)
-    assert (resumed.chunk_count, resumed.datasets) == (whole.chunk_count, whole.datasets)
-    for name, entry in whole.entries.items():
-        assert resumed.entries[name].counts.tolist() == entry.counts.tolist()
-        assert resumed.entries[name].sums == pytest.approx(entry.sums, rel=1e-5), name
-    both = load_influence(collected), load_influence(collection.out)
-    assert both[0] is not None
-    assert both[1] is not None
-    assert both[1].block_influence == pytest.approx(both[0].block_influence, rel=1e-5)
+    assert collection.out.read_bytes() == whole.out.read_bytes()
+    assert messages[-1] == undisturbed  # the perplexity is that of all chunks
 
 
-def test_a_partial_file_of_another_run_is_refused(demo_model: Path, tmp_path: Path, collected: Path) -> None:
-    collection = wanted(demo_model, tmp_path / "imatrix.gguf", resume=True)
-    collection.partial.write_bytes(collected.read_bytes())
-    with pytest.raises(EngineError, match="belongs to another model, text or -c"):
+def cancelled_run(model: Path, out: Path) -> Collection:
+    """A collection that was stopped after its first chunk."""
+    collection, cancelled = wanted(model, out), threading.Event()
+    with pytest.raises(Cancelled):
+        at_each(Snapshot, ImatrixRun(ONE_THREAD, collection, cancelled).messages(), cancelled.set)
+    return replace(collection, resume=True)
+
+
+def test_another_run_does_not_go_on(demo_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(demo_model.read_bytes())
+    collection = cancelled_run(model, tmp_path / "imatrix.gguf")
+    kept = collection.partial.read_bytes()
+    others = [
+        replace(collection, job=replace(collection.job, **{name: value}))
+        for name, value in {
+            "n_ctx": 32,
+            "process_output": False,
+            "n_batch": 128,
+            "perplexity": False,
+            "first_chunk": 1,
+        }.items()
+    ]
+    for other in others:
+        with pytest.raises(EngineError, match="belongs to another model, text, matrix or setting"):
+            collect(other)
+    stat = model.stat()
+    with model.open("r+b") as file:  # changed in place, and its time put back
+        file.seek(-1, 2)
+        file.write(b"x")
+    os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(EngineError, match="belongs to another model, text, matrix or setting"):
         collect(collection)
-    assert collection.partial.read_bytes() == collected.read_bytes()
+    assert collection.partial.read_bytes() == kept
 
 
-def test_an_existing_output_is_left_alone(demo_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_partial_file_is_not_trusted(demo_model: Path, tmp_path: Path) -> None:
+    collection = cancelled_run(demo_model, tmp_path / "imatrix.gguf")
+    kept = bytearray(collection.partial.read_bytes())
+    with open_gguf(collection.partial) as gguf:
+        states = [info for info in gguf.tensors if info.name.startswith("state.")]
+    for info in (states[0], states[len(states) // 2], states[-1]):
+        damaged = kept.copy()
+        damaged[info.offset] ^= 1
+        collection.partial.write_bytes(damaged)
+        with pytest.raises(EngineError, match="is not as it was left"):
+            collect(collection)
+    collection.partial.write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(SurgeonError, match=r"imatrix.gguf.partial: "):
+        collect(collection)
+    assert not collection.out.exists()
+
+
+def test_a_matrix_of_the_partial_files_name_is_left_alone(demo_model: Path, tmp_path: Path, collected: Path) -> None:
+    for resume in (False, True):
+        collection = wanted(demo_model, tmp_path / "imatrix.gguf", resume=resume)
+        collection.partial.write_bytes(collected.read_bytes())
+        with pytest.raises(SurgeonError, match="is no interrupted collection; move it away"):
+            collect(collection)
+        assert collection.partial.read_bytes() == collected.read_bytes()
+
+
+def test_an_existing_output_is_left_alone(demo_model: Path, tmp_path: Path, collected: Path) -> None:
     out = tmp_path / "imatrix.gguf"
     out.write_text("precious")
-    with pytest.raises(UsageError, match="exists already"):
-        collect(wanted(demo_model, out))
+    for overwrite in (False, True):
+        with pytest.raises(SurgeonError, match="is a text, and an importance matrix never replaces one"):
+            collect(wanted(demo_model, out, overwrite=overwrite))
     assert out.read_text() == "precious"
+    out.write_bytes(collected.read_bytes())
+    with pytest.raises(SurgeonError, match="already exists"):
+        collect(wanted(demo_model, out))
+    assert out.read_bytes() == collected.read_bytes()
 
 
 def test_chunks_left_out_and_merged_make_the_whole(collected: Path, demo_model: Path, tmp_path: Path) -> None:

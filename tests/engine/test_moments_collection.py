@@ -16,7 +16,7 @@ from surgeon.commands.imatrix import main as imatrix_command
 from surgeon.engine.child.base_file import BaseFile
 from surgeon.engine.protocol import Engine, ImatrixJob, PerplexityJob, Snapshot
 from surgeon.engine.raw_moments import RawMoments
-from surgeon.errors import Cancelled, UsageError
+from surgeon.errors import Cancelled, SurgeonError, UsageError
 from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.imatrix_run import Collection, ImatrixRun
 from surgeon.measure.moments_run import MomentsCollection
@@ -158,7 +158,7 @@ def test_earlier_files_are_added(collected: Path, demo_model: Path, tmp_path: Pa
 
 def test_an_existing_file_is_left_alone(demo_model: Path, tmp_path: Path) -> None:
     (tmp_path / "moments.gguf").write_text("precious")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(SurgeonError, match="is a text, and a file of second moments never replaces one"):
         collect(wanted(demo_model, tmp_path))
     assert (tmp_path / "moments.gguf").read_text() == "precious"
 

@@ -458,13 +458,13 @@ async def test_an_existing_file_is_replaced_only_after_yes(model_copy: Path) -> 
     session = session_of(model_copy)
     session.toggle_prune([1])
     out = default_output(session.resolution)
-    out.write_bytes(b"precious")
+    out.write_bytes(b"GGUF, precious")
     async with opened(session) as (app, pilot):
         await pilot.press("w", "enter")
         assert isinstance(app.screen, Confirm)
         await pilot.press("enter")
         assert isinstance(app.screen, WriteDialog)
-        assert out.read_bytes() == b"precious"
+        assert out.read_bytes() == b"GGUF, precious"
         await pilot.press("enter", "y")
         job = app.job
         assert job is not None

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from surgeon.engine.child.windows import Rows, chunk_count, evaluate, read_token
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Started, Step
 
+_NO_STATE: Mapping[str, NDArray[np.generic]] = MappingProxyType({})
 _FEWEST_ROWS = 16  # smaller batches are left out, as llama-imatrix does
 LAYER_OUTPUT = re.compile(r"l_out-(\d+)")
 Parts = list[tuple[int, NDArray[np.float32]]]  # (matrix, rows of its input)
@@ -64,11 +66,24 @@ class Collector:
     the first of them stops the graph.
     """
 
-    def __init__(self, model: LlamaModel, *, process_output: bool, moments: MomentSums | None = None) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        process_output: bool,
+        moments: MomentSums | None = None,
+        state: Mapping[str, NDArray[np.generic]] = _NO_STATE,
+    ) -> None:
+        """state: the arrays of a snapshot to go on from, as if there had been no interruption."""
         self._binding, self._process_output, self._moments = model.binding, process_output, moments
         self.matrices: dict[str, ActivationSum] = {}
         self.layers = np.zeros((model.n_layer, 5))
         self.experts = ExpertAdder(model.n_layer)
+        if "layers" in state:
+            self.layers[...] = state["layers"]
+        if "experts" in state:
+            self.experts.sums = state["experts"].astype(np.float64).reshape(3, model.n_layer, -1)
+        self._before = _restored(state)  # of matrices that this process has not met yet
         self._stream: NDArray[np.float32] | None = None  # residual stream after the last layer seen
         self._input: tuple[object, str] | None = None  # the input last added, and for which weight
         self._sharing: dict[str, str] = {}
@@ -118,6 +133,7 @@ class Collector:
             if name not in self.matrices:
                 self._sharing[name] = first
                 self.matrices[name] = self.matrices[first]
+                self._before.pop(name, None)  # it had the same input before: the sums are the same
             if self._sharing.get(name) == first:
                 if self._moments is not None:
                     self._moments.share(name, first)
@@ -156,7 +172,8 @@ class Collector:
         columns = parts[0][1].shape[1]
         entry = self.matrices.get(name)
         if entry is None:
-            entry = self.matrices[name] = ActivationSum.zeros(n_mat, columns, n_mat if experts else 1)
+            entry = self._before.pop(name, None) or ActivationSum.zeros(n_mat, columns, n_mat if experts else 1)
+            self.matrices[name] = entry
         if entry.squares.shape != (n_mat, columns):
             raise EngineError(f"{name}: its input had {entry.squares.shape[1]} channels and now has {columns}")
         for matrix, part in parts:
@@ -185,16 +202,35 @@ class Collector:
             self._stream = None  # the next graph begins with layer 0 again
         return True
 
-    def snapshot(self, chunks: int, n_ctx: int) -> Snapshot:
-        """Everything so far, in float32 as the files keep it."""
-        arrays: dict[str, NDArray[np.generic]] = {"layers": self.layers.copy()}
-        for name, entry in self.matrices.items():
+    def snapshot(self, chunks: int, n_ctx: int, sums: PerplexitySum) -> Snapshot:
+        """Everything so far, not rounded."""
+        arrays: dict[str, NDArray[np.generic]] = {
+            "layers": self.layers.copy(),
+            "ppl": np.array([sums.count, sums.total, sums.squares]),
+        }
+        for name, entry in (*self.matrices.items(), *self._before.items()):
             arrays[f"squares:{name}"] = entry.squares.copy()
-            arrays[f"sum:{name}"] = entry.sums.astype(np.float32)
+            arrays[f"sum:{name}"] = entry.sums.copy()
             arrays[f"count:{name}"] = entry.counts.copy()
         if self.experts.sums is not None:
             arrays["experts"] = self.experts.sums.copy()
         return Snapshot(chunks, n_ctx, arrays)
+
+
+def _restored(state: Mapping[str, NDArray[np.generic]]) -> dict[str, ActivationSum]:
+    """The matrices of a snapshot. Raises EngineError where it lacks some of their arrays."""
+    names = [key.removeprefix("squares:") for key in state if key.startswith("squares:")]
+    try:
+        return {
+            name: ActivationSum(
+                np.atleast_2d(state[f"squares:{name}"].astype(np.float32)),
+                np.atleast_2d(state[f"sum:{name}"].astype(np.float64)),
+                state[f"count:{name}"].astype(np.int64),
+            )
+            for name in names
+        }
+    except KeyError as error:
+        raise EngineError(f"the interrupted collection lacks {error.args[0]}; start over without --resume") from None
 
 
 def _by_matrix(x: NDArray[np.float32], ne: tuple[int, int, int, int]) -> Parts:
@@ -226,11 +262,11 @@ def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Messag
     begin = job.first_chunk * job.n_ctx
     chunks = tokens[begin : begin + n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
     moments = MomentSums(job, threads) if job.moments else None
-    collector = Collector(model, process_output=job.process_output, moments=moments)
+    collector = Collector(model, process_output=job.process_output, moments=moments, state=job.arrays)
     size = window_size(model, job.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
-    sums, saving = PerplexitySum(), _Saving(job, moments)
+    sums, saving = _scored_before(job), _Saving(job, moments)
     with opened(model, size, threads, collector) as context:
-        for start in range(0, n_chunks, size.n_seq):
+        for start in range(job.done, n_chunks, size.n_seq):
             collector.start_batch()
             if moments is not None:
                 moments.start_at(job.first_chunk + start)
@@ -241,11 +277,11 @@ def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Messag
             yield Step(done, n_chunks, {"ppl": sums.ppl, "ppl_error": sums.ppl_error} if sums.count else {})
             if saving.is_due(done) and done < n_chunks:
                 saving.save(done)
-                yield collector.snapshot(job.first_chunk + done, job.n_ctx)
-    if not collector.matrices:
+                yield collector.snapshot(done, job.n_ctx, sums)
+    if not (collector.matrices or job.done):
         raise EngineError(f"{model.path}: the graph of this model has no matrix named blk.*; nothing was collected")
-    saving.save(n_chunks)
-    yield collector.snapshot(job.first_chunk + n_chunks, job.n_ctx)
+    saving.save(max(n_chunks, job.done))
+    yield collector.snapshot(max(n_chunks, job.done), job.n_ctx, sums)
     yield Finished({"ppl": sums.ppl, "ppl_error": sums.ppl_error} if sums.count else {})
 
 
@@ -254,7 +290,7 @@ class _Saving:
 
     def __init__(self, job: ImatrixJob, moments: MomentSums | None) -> None:
         self._job, self._moments = job, moments
-        self._saved, self._ended, self._seconds = 0, time.monotonic(), 0.0
+        self._saved, self._ended, self._seconds = job.done, time.monotonic(), 0.0
 
     def is_due(self, done: int) -> bool:
         long_enough = time.monotonic() - self._ended >= self._seconds / _MOST_SAVING
@@ -266,6 +302,14 @@ class _Saving:
             self._moments.save(self._job.first_chunk + done)
         self._saved, self._ended = done, time.monotonic()
         self._seconds = self._ended - began
+
+
+def _scored_before(job: ImatrixJob) -> PerplexitySum:
+    """What the chunks collected before add to the perplexity."""
+    if "ppl" not in job.arrays:
+        return PerplexitySum()
+    count, total, squares = job.arrays["ppl"].tolist()
+    return PerplexitySum(int(count), total, squares)
 
 
 def _score(rows_: Rows, first: int, sums: PerplexitySum) -> None:

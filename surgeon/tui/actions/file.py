@@ -13,11 +13,12 @@ from surgeon.tui.dialogs.command import CommandReader
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
-from surgeon.tui.dialogs.write import WriteDialog
+from surgeon.tui.dialogs.write import Destination, WriteDialog
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.workbench import Workbench
 from surgeon.write.operation import WriteOptions
+from surgeon.write_guard import Kind, Permit, may_write
 
 
 class FileActions(Workbench):
@@ -54,16 +55,21 @@ class FileActions(Workbench):
         if text is None:
             return
         path = Path(text).expanduser()
+        try:
+            may_write(path, Kind.TEXT, Permit(self.inputs, replace=True))
+        except SurgeonError as error:
+            self.fail(error)
+            return
         if path.exists():
             confirm = Confirm("replace", f"{path} already exists. Overwrite it?", "replace it")
-            confirm.answered = lambda yes: self.save_to(path) if yes else None
+            confirm.answered = lambda yes: self.save_to(path, replace=True) if yes else None
             self.app.push_screen(confirm)
         else:
             self.save_to(path)
 
-    def save_to(self, path: Path) -> None:
+    def save_to(self, path: Path, *, replace: bool = False) -> None:
         try:
-            save_recipe(self.session.recipe(), path)
+            save_recipe(self.session.recipe(), path, Permit(self.inputs, replace=replace))
         except SurgeonError as error:
             self.fail(error)
         else:
@@ -107,11 +113,12 @@ class FileActions(Workbench):
         out = self.last_out or default_output(self.session.resolution).absolute()
         await self.ask(WriteDialog(self.session.resolution, out), self.start_write)
 
-    def start_write(self, out: Path | None) -> None:
-        """Begin the write the dialog agreed to; consent to replace was given there."""
-        if out is None:
+    def start_write(self, destination: Destination | None) -> None:
+        """Begin the write the dialog agreed to; consent to replace was given there, or not."""
+        if destination is None:
             return
-        options = WriteOptions(overwrite=out.exists())
+        out, replace = destination
+        options = WriteOptions(overwrite=replace)
         job = WriteJob(self.session.resolution, self.session.imatrix, out, options)
         if not self.app.start(job):
             self.say("a write is already running; w shows it", "warning")

@@ -38,6 +38,7 @@ from surgeon.tui.jobs.measuring import (
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.workbench import Workbench
 from surgeon.write.operation import Summary
+from surgeon.write_guard import Kind, Permit, may_write
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Engine
@@ -268,23 +269,28 @@ class MeasureActions(Workbench):
                 return
             remember(source, "collect", answers)
             out = path_of(answers["out"])
+            try:
+                may_write(out, Kind.IMATRIX, Permit((*self.inputs, path_of(answers["text"])), replace=True))
+            except SurgeonError as error:
+                self.fail(error)
+                return
             if not out.exists():
                 self._collect(answers)
                 return
             confirm = Confirm("replace", f"{out} already exists. Overwrite it?", "replace it")
-            confirm.answered = lambda yes: self._collect(answers) if yes else None
+            confirm.answered = lambda yes: self._collect(answers, replace=True) if yes else None
             self.app.push_screen(confirm)
 
         await self.ask(collect_form(model, remembered(source, "collect", ("text", "chunks", "context"))), answered)
 
-    def _collect(self, answers: Answers) -> None:
+    def _collect(self, answers: Answers, *, replace: bool = False) -> None:
         from surgeon.measure.imatrix_run import Collection
         from surgeon.tui.dialogs.measure_forms import collect_job, path_of
 
         out = path_of(answers["out"])
         job = collect_job(answers, self.session.model.file.path)
         resume = "resume" in answers["how"].split()
-        wanted = Collection(job, out, dat=out.suffix == ".dat", resume=resume, overwrite=True)
+        wanted = Collection(job, out, dat=out.suffix == ".dat", resume=resume, overwrite=replace)
         self._begin(CollectJob(self.engine, wanted))
 
     @on(Grew)

@@ -14,6 +14,7 @@ from textual.containers import Vertical
 from textual.widgets import OptionList, Static
 
 from surgeon.errors import SurgeonError
+from surgeon.gguf.file import shards_of
 from surgeon.trials.journal import Journal, Trial
 from surgeon.trials.records import free_label
 from surgeon.trials.tables import markdown, signs
@@ -25,6 +26,8 @@ from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.dialogs.trial_plot import TrialPlot
 from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, wrap
 from surgeon.tui.drawing.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, trial_line
+from surgeon.whole_files import write_whole
+from surgeon.write_guard import Permit
 
 Answer = TypeVar("Answer")
 # What the screen is to do with a trial once the journal is closed.
@@ -241,7 +244,7 @@ class JournalDialog(Dialog[Wish]):
             target = Path(text).expanduser()
             if not text or target.is_dir() or not target.parent.is_dir():
                 return False, [("a file name in an existing folder", "muted")]
-            return True, [("already exists; Enter overwrites it" if target.exists() else "a new file", "accent")]
+            return True, [("already exists: you will be asked" if target.exists() else "a new file", "accent")]
 
         prompt = Prompt(
             "Markdown tables", check, value=str(path), hint="Enter saves and copies (OSC 52)",
@@ -255,10 +258,20 @@ class JournalDialog(Dialog[Wish]):
         path = Path(text).expanduser()
         tables = markdown(ordered(self.trials, self.sort, self.descending))
         self.app.copy_to_clipboard(tables)
+        if not path.exists():
+            self._save_card(path, tables, replace=False)
+            return
+        self.ask(
+            Confirm("replace", f"{path} is there already. Replace it?", "replace it"),
+            lambda yes: self._save_card(path, tables, replace=True) if yes else None,
+        )
+
+    def _save_card(self, path: Path, tables: str, *, replace: bool) -> None:
+        inputs = (*shards_of(self.model), self.journal.path)
         try:
-            path.write_text(tables, encoding="utf-8")
-        except OSError as error:
-            self.note(f"{path}: cannot be written: {error.strerror}", "pruned")
+            write_whole(path, tables, permit=Permit(inputs, replace=replace))
+        except SurgeonError as error:
+            self.note(str(error), "pruned")
         else:
             self.note(f"saved {path}, and copied")
 

@@ -12,16 +12,20 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
 from surgeon import figures
+from surgeon.errors import SurgeonError
 from surgeon.resolve.resolve import Resolution
 from surgeon.tui.dialogs.base import Dialog, drained
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.preflight import problem_lines
 from surgeon.tui.dialogs.prompt import PathSuggester
 from surgeon.tui.drawing.spans import Line, clean, elide_start, plain
+from surgeon.write_guard import Kind, Permit, may_write
+
+Destination = tuple[Path, bool]  # the path to write to; whether the file there may be replaced
 
 
-class WriteDialog(Dialog[Path]):
-    """Answers with the path to write to; an existing file only after a yes."""
+class WriteDialog(Dialog[Destination]):
+    """Answers with where to write; an existing file only after a yes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down,pagedown", "scroll(1)", show=False),
@@ -79,15 +83,28 @@ class WriteDialog(Dialog[Path]):
             return [("is a folder; add a file name", "warning")]
         if not path.parent.is_dir():
             return [(clean(f"no such folder: {path.parent}"), "warning")]
+        if refusal := self._refusal(path):
+            return [(clean(refusal), "warning")]
         if path.exists():
             return [(f"already exists, {figures.size(path.stat().st_size)}: you will be asked", "warning")]
         return [("a new file", "muted")]
+
+    def _refusal(self, path: Path) -> str:
+        """Why nothing may be written there, also after a yes; '' where it may."""
+        resolution = self.resolution
+        if resolution.plan.keep_split:  # the names are others: the writer looks at them
+            return ""
+        try:
+            may_write(path, Kind.MODEL, Permit(resolution.model.file.paths, replace=True))
+        except SurgeonError as error:
+            return str(error).removeprefix(f"{path}: ")
+        return ""
 
     async def action_take(self) -> None:
         await drained(self.query_one(Input))
         value = self.query_one(Input).value
         path = Path(value).expanduser()
-        if self.resolution.errors or not value or path.is_dir() or not path.parent.is_dir():
+        if self.resolution.errors or not value or path.is_dir() or not path.parent.is_dir() or self._refusal(path):
             self.app.bell()
             return
         if path.exists():
@@ -96,8 +113,8 @@ class WriteDialog(Dialog[Path]):
             confirm.answered = lambda yes: self._replace(path, yes)
             await self.app.push_screen(confirm)
             return
-        self.dismiss(path)
+        self.dismiss((path, False))
 
     def _replace(self, path: Path, yes: bool | None) -> None:
         if yes:
-            self.dismiss(path)
+            self.dismiss((path, True))
