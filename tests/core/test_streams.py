@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from gguf_builder import toy_llama
 
+from surgeon import cli
 from surgeon.streams import Lasting
 
 SURGEON = f"{sys.executable} -m surgeon"
@@ -36,14 +37,15 @@ def line_of(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize(
     "streams",
-    ["| head -1", "| head -0", "2>&1 | head -0", "> /dev/full", "> /dev/full 2>&1", ">&-", "2>&-", ">&- 2>&- <&-"],
+    ["| head -1", "> /dev/full 2>&1", ">&- 2>&- <&-"],
 )
 def test_a_lost_log_stops_no_write(model: Path, tmp_path: Path, streams: str) -> None:
     done = shell(f"{SURGEON} quantize in.gguf out.gguf COPY {streams}", tmp_path)
     assert (done.returncode, line_of(done)) == (0, "")
     # Nor has a message landed in the file, which would be descriptor 2 where that was closed.
-    assert (tmp_path / "out.gguf").read_bytes()[-4096:] == model.read_bytes()[-4096:]
     assert sorted(os.listdir(tmp_path)) == ["in.gguf", "out.gguf"]
+    assert cli.run(["quantize", str(model), str(tmp_path / "again.gguf"), "COPY"]) == 0
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "again.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("streams", ["2>&1 | head -0", "> /dev/full", ">&- 2>&-"])
