@@ -95,6 +95,13 @@ def output_is_log() -> None:
     _log_only[0] = True
 
 
+def lasting_terminal() -> None:
+    """Let the screen, which draws on `sys.__stderr__`, outlive a terminal that hangs up."""
+    encoding = getattr(sys.__stderr__, "encoding", None) or "utf-8"
+    stream = io.TextIOWrapper(io.BufferedWriter(Lasting(2)), encoding, errors="backslashreplace")
+    sys.__stderr__ = stream  # type: ignore[misc]
+
+
 def require_terminal(what: str) -> None:
     """Raises UsageError where no screen can be shown: in cron, with `</dev/null`, `| cat` or `2> log`."""
     without = [name for name, fd in (("stdin", 0), ("stdout", 1), ("stderr", 2)) if not os.isatty(fd)]

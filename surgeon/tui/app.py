@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import os
+import signal
+import sys
+import termios
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +23,9 @@ from surgeon.model.kinds import refuse_imatrix
 from surgeon.model.model import load_model
 from surgeon.plan.recipe import load_recipe
 from surgeon.session.session import Session, statistics_of
-from surgeon.tui import autosave
+from surgeon.signals import ENDING, exit_code, heeded
+from surgeon.streams import lasting_terminal
+from surgeon.tui import autosave, unfinished
 from surgeon.tui.command_palette import SurgeonCommands
 from surgeon.tui.config import Config, load_config
 from surgeon.tui.dialogs.progress import ProgressDialog
@@ -31,6 +39,8 @@ from surgeon.tui.jobs.writing import WriteJob
 from surgeon.tui.main_screen import MainScreen
 
 AUTOSAVE_DELAY = 0.5  # seconds without a change before the plan is kept
+TERMINAL_SECONDS = 5.0  # between two looks whether the terminal is still there
+LAST_SECONDS = 10.0  # for a write to end in order once the program was told to end
 WARM_DELAY = 0.4  # seconds after the first paint, or a change of types, before kernels are compiled
 
 
@@ -52,6 +62,7 @@ class SurgeonApp(Host):
         self.persistent = persistent
         self.job: WriteJob | None = None
         self.leaving = False
+        self.ended_by = 0
         self.warm_up = WarmUp(self.post_message)
         self._autosave: Timer | None = None
         self._warm: Timer | None = None
@@ -66,6 +77,10 @@ class SurgeonApp(Host):
     def on_mount(self) -> None:
         self.set_class(self.ascii_filter is not None, "-ascii")
         self.set_keymap(self.config.keys)
+        if not self.is_headless:
+            for number in heeded(ENDING):
+                asyncio.get_running_loop().add_signal_handler(number, self.end, number)
+            self.set_interval(TERMINAL_SECONDS, self._end_without_terminal)
         self.main = MainScreen(self.session, self.config)
         self.push_screen(self.main)
         self.call_after_refresh(self._after_first_paint)
@@ -79,6 +94,8 @@ class SurgeonApp(Host):
         self.main.load_damages()
         self.main.load_costs()
         self.main.tidy()
+        if self.persistent:
+            self.main.offer_resume()
         self._schedule_warm_up()
 
     def _measure_now(self) -> None:
@@ -141,6 +158,8 @@ class SurgeonApp(Host):
         if self.job is not None and self.job.running:
             return False
         self.job = job
+        if self.persistent and (problem := unfinished.note(job)):
+            self.main.say(problem, "warning")
         self.run_worker(lambda: job.run(self.post_message), thread=True, exit_on_error=False, group="write")
         return True
 
@@ -159,6 +178,7 @@ class SurgeonApp(Host):
     def written(self, event: Written) -> None:
         if self.job is not None:
             self.job.summary = event.summary
+            self._settle(self.job)
             self.main.record_write(self.job, event.summary)
             self.main.last_out = None
             self._ended(f"written {event.summary.paths[0]}", "accent")
@@ -167,6 +187,7 @@ class SurgeonApp(Host):
     def write_failed(self, event: WriteFailed) -> None:
         if self.job is not None:
             self.job.failure = event.text
+            self._settle(self.job)
             self.main.last_out = self.job.out
             self._ended(event.text, "warning" if event.cancelled else "pruned")
 
@@ -179,6 +200,11 @@ class SurgeonApp(Host):
         else:
             self.main.say(text, role)
 
+    def _settle(self, job: WriteJob) -> None:
+        """Forget the word on this write unless it left something to go on with."""
+        if self.persistent and (job.summary is not None or not job.resume_log.exists()):
+            unfinished.forget(job.resolution.model.file.path)
+
     def _show_job(self) -> None:
         if isinstance(self.screen, ProgressDialog):
             self.screen.redraw()
@@ -187,11 +213,35 @@ class SurgeonApp(Host):
         """Cancel what runs and leave when it has ended and cleaned up behind itself."""
         running = self.running_jobs
         if not running:
-            self.exit(0)
+            self.exit(exit_code(self.ended_by) if self.ended_by else 0)
             return
         self.leaving = True
         for job in running:
             job.stop()
+
+    def _end_without_terminal(self) -> None:
+        """A terminal may go without a signal to this process (another one leads the session): then end as by one."""
+        try:
+            termios.tcgetattr(sys.__stdin__.fileno())  # type: ignore[union-attr]
+        except (OSError, termios.error):
+            self.end(signal.SIGHUP)
+
+    def end(self, number: int) -> None:
+        """SIGTERM or SIGHUP: keep the plan at once, let a write leave its part file, restore the terminal, leave."""
+        if self.ended_by:
+            return
+        self.ended_by = number
+        if self._autosave is not None:
+            self._autosave.stop()
+            self.keep_plan()
+        # A terminal that is gone may hold up its restoring for ever; what matters is on the disk by then.
+        if not self.is_headless:
+            watchdog = threading.Timer(LAST_SECONDS, os._exit, (exit_code(number),))
+            watchdog.daemon = True
+            watchdog.start()
+        if self.job is not None and self.job.running:
+            self.job.stop(keep=True)
+        self.stop_and_exit()
 
     @property
     def running_jobs(self) -> list[WriteJob | MeasureJob]:
@@ -236,6 +286,7 @@ def run(path: Path, imatrix: Path | None = None, recipe: Path | None = None, **s
     # What is there by now stays to the end: looking through it for garbage would hold up a key for 30 ms.
     gc.freeze()
     gc.enable()
+    lasting_terminal()
     code = app.run(mouse=config.mouse)
     if code is None:
         code = app.return_code or 0

@@ -44,7 +44,7 @@ class OutputSet:
         self.beside = tuple(OutputFile(extra.path, len(extra.data), extra.kind) for extra in extras)
         self.files = self.shards + self.beside
         self._permit = permit
-        self._journal = ResumeLog(companion(self.shards[0].target, ".surgeon-journal"))
+        self._journal = ResumeLog(resume_log_of(layouts[0].path))
         self._closing = (
             threading.Lock()
         )  # held while a thread left behind could write to a number that is closed by now
@@ -293,6 +293,11 @@ class OutputSet:
             self._journal.remove()
             for file in self.files:
                 file.discard()
+
+
+def resume_log_of(path: Path) -> Path:
+    """Where the log of an output lies that is written to `path` (of shards: to the first of them)."""
+    return companion(Path(os.path.realpath(path)), ".surgeon-journal")
 
 
 def _padding(layout: OutputLayout) -> Iterator[tuple[int, bytes]]:

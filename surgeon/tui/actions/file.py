@@ -16,6 +16,7 @@ from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
 from surgeon.tui.dialogs.write import Destination, WriteDialog
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.writing import WriteJob, default_output
+from surgeon.tui.unfinished import forget, job_of, unfinished
 from surgeon.tui.workbench import Workbench
 from surgeon.write.operation import WriteOptions
 from surgeon.write_guard import Kind, Permit, may_write
@@ -119,7 +120,31 @@ class FileActions(Workbench):
             return
         out, replace = destination
         options = WriteOptions(overwrite=replace)
-        job = WriteJob(self.session.resolution, self.session.imatrix, out, options)
+        self._start(WriteJob(self.session.resolution, self.session.imatrix, out, options))
+
+    def offer_resume(self) -> None:
+        """Ask whether to go on with a write that an earlier session left unfinished."""
+        model = self.session.model.file.path
+        kept = unfinished(model)
+        if kept is None:
+            return
+
+        def answered(yes: bool | None) -> None:
+            if not yes:
+                forget(model)
+                self.say(f"not resumed; what was written stays beside {kept.out} until it is written anew")
+                return
+            try:
+                self._start(job_of(kept, self.session))
+            except SurgeonError as error:
+                self.fail(error)
+
+        question = f"The last session ended while {kept.out} was being written. Resume it?"
+        confirm = Confirm("unfinished write", question, "resume it")
+        confirm.answered = answered
+        self.app.push_screen(confirm)
+
+    def _start(self, job: WriteJob) -> None:
         if not self.app.start(job):
             self.say("a write is already running; w shows it", "warning")
             return

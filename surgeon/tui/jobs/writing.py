@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.resolve.resolve import Resolution
 from surgeon.tui.jobs.messages import Reported, WriteFailed, Written
-from surgeon.write.operation import Progress, Summary, WriteOptions, write
+from surgeon.write.operation import Progress, Stop, Summary, WriteOptions, write
+from surgeon.write.output_set import resume_log_of
 
 
 @dataclass
@@ -22,7 +22,7 @@ class WriteJob:
     imatrix: Imatrix | None
     out: Path
     options: WriteOptions
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: Stop = field(default_factory=Stop)
     progress: Progress | None = None
     summary: Summary | None = None
     failure: str = ""
@@ -36,7 +36,14 @@ class WriteJob:
     def running(self) -> bool:
         return self.summary is None and not self.failure
 
-    def stop(self) -> None:
+    @property
+    def resume_log(self) -> Path:
+        """What lies beside the output as long as the write can be resumed."""
+        return resume_log_of(self.resolution.parts(self.out)[0].path)
+
+    def stop(self, *, keep: bool = False) -> None:
+        """Cancel it; keep: what is finished stays, for a later session to go on with."""
+        self.cancelled.keep = keep or self.cancelled.keep
         self.cancelled.set()
 
     def run(self, tell: Callable[[Message], object]) -> None:
