@@ -27,13 +27,15 @@ class Kind(Enum):
     MODEL = "a GGUF model"
     IMATRIX = "an importance matrix"
     MOMENTS = "a file of second moments"
+    HEAL = "a heal file"
     LOGITS = "a file of saved log-probabilities"
     TEXT = "a text"
     UNKNOWN = "a file of an unknown kind"
     EMPTY = "an empty file"
 
 
-_GGUF_KINDS = {b"imatrix": Kind.IMATRIX, b"moments": Kind.MOMENTS}  # by general.type
+# By general.type; what is none of these is guarded as a model.
+_GGUF_KINDS = {b"imatrix": Kind.IMATRIX, b"moments": Kind.MOMENTS, b"heal": Kind.HEAL}
 
 
 class WriteRefused(SurgeonError):  # noqa: N818 - nothing is wrong: the file that is there stays

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from surgeon.measure.sensitivities import Sensitivities
     from surgeon.model.model import Model
     from surgeon.plan.plan import Plan
+    from surgeon.write_guard import Permit
 
 DESCRIPTION = """Choose a type for every tensor of MODEL so that the file has at most the given size and the KL
 divergence from MODEL is as small as can be. How much each kind of tensor matters is measured once on a few chunks of
@@ -229,12 +230,26 @@ def _on_card(options: argparse.Namespace, allocator: Allocator, demand: Demand) 
     return min(room, allocator.most), "--vram"
 
 
+def _permit(options: argparse.Namespace, imatrix: Imatrix | None) -> Permit:
+    """What is written is none of the files that were read."""
+    from surgeon.gguf.file import shards_of
+    from surgeon.write_guard import Permit
+
+    named = (options.file, options.held_out, options.recipe, imatrix and imatrix.path)
+    inputs = (*shards_of(Path(options.model)), *(Path(name) for name in named if name))
+    outputs = (options.write,) if options.write is not None else ()
+    return Permit(inputs, outputs, options.overwrite)
+
+
 def _save(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> None:
     from surgeon.plan.recipe import Recipe, file_sha256, save_recipe
 
     path = str(imatrix.path) if imatrix else None
     made_from = f"surgeon fit, predicted KLD {fit.predicted.kld:.4f}"
-    save_recipe(Recipe(fit.plan, path, file_sha256(path) if path else None, made_from=made_from), options.output)
+    permit = _permit(options, imatrix)
+    save_recipe(
+        Recipe(fit.plan, path, file_sha256(path) if path else None, made_from=made_from), options.output, permit
+    )
 
 
 def _write(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> None:

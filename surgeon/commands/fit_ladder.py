@@ -32,7 +32,6 @@ def run_ladder(options: argparse.Namespace, allocator: Allocator, prober: Prober
     from surgeon.measure.probing import Text
     from surgeon.trials.journal import Journal
     from surgeon.trials.tables import markdown
-    from surgeon.whole_files import write_whole
 
     stem = Path(options.model).stem
     fits = {step: allocator.fit(allocator.bytes_at(step), "--ladder") for step in read_ladder(options.ladder)}
@@ -55,7 +54,7 @@ def run_ladder(options: argparse.Namespace, allocator: Allocator, prober: Prober
         pass
     trials = [trial for rung in rungs.values() if (trial := ladder.trial(rung)) is not None]
     if trials:
-        write_whole(options.output / f"{stem}-card.md", markdown(trials))
+        _save_card(options.output / f"{stem}-card.md", markdown(trials), options)
     lines = []
     for step, fit in fits.items():
         trial = ladder.trial(rungs[step])
@@ -63,9 +62,21 @@ def run_ladder(options: argparse.Namespace, allocator: Allocator, prober: Prober
     _print(lines, options)
 
 
+def _save_card(path: Path, text: str, options: argparse.Namespace) -> None:
+    """Write the card, also over an earlier one of this kind; any other file only with --overwrite."""
+    from surgeon.gguf.file import shards_of
+    from surgeon.whole_files import write_whole
+    from surgeon.write_guard import Permit
+
+    ours = path.is_file() and path.read_bytes().splitlines()[:1] == text.encode().splitlines()[:1]
+    permit = Permit((*shards_of(Path(options.model)), Path(options.file)), replace=ours or options.overwrite)
+    write_whole(path, text, permit=permit)
+
+
 def _save(fit: Fit, prober: Prober, path: Path, *, replace: bool) -> None:
     """Write a recipe, or leave one alone that says the same. Raises UsageError for another one."""
     from surgeon.plan.recipe import Recipe, file_sha256, load_recipe, save_recipe
+    from surgeon.write_guard import Permit
 
     imatrix = str(prober.imatrix.path) if prober.imatrix else None
     if path.exists() and not replace:
@@ -73,7 +84,11 @@ def _save(fit: Fit, prober: Prober, path: Path, *, replace: bool) -> None:
             return
         raise UsageError(f"{path}: already exists with other types; choose another folder or pass --overwrite")
     made_from = f"surgeon fit, predicted KLD {fit.predicted.kld:.4f}"
-    save_recipe(Recipe(fit.plan, imatrix, file_sha256(imatrix) if imatrix else None, made_from=made_from), path)
+    save_recipe(
+        Recipe(fit.plan, imatrix, file_sha256(imatrix) if imatrix else None, made_from=made_from),
+        path,
+        Permit(prober.model.file.paths, replace=replace),
+    )
 
 
 def _print(lines: list[tuple[float, Fit, dict[str, float]]], options: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from surgeon.commands.engine_options import add_llama_options, positive
 from surgeon.commands.parser import Parser
-from surgeon.errors import UsageError
 from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
@@ -74,14 +73,13 @@ def main(arguments: list[str]) -> int:
     from surgeon.measure.healing import HealRequest, HealRun
     from surgeon.model.model import load_model
 
-    if options.output.exists() and not options.overwrite and not options.dry_run:
-        raise UsageError(f"{options.output}: already exists; choose another name or pass --overwrite")
     model = load_model(options.model)
     with model.file:
         pruned = read_spans(options.prune_layers, [layer.index for layer in model.layers])
         request = HealRequest(
             model, pruned, tuple(options.file), options.output, tuple(options.held_out), options.held_out_chunks,
             options.heal_tokens, options.ctx_size, options.before_only, options.keep_worse, options.i_know,
+            options.overwrite or options.dry_run,
         )  # fmt: skip
         request.check()
         run = HealRun(request, engine_of(options), cache_folder())

@@ -31,6 +31,7 @@ from surgeon.gguf.values import Value
 from surgeon.layer_lists import spans
 from surgeon.model.model import Model, Tensor, load_model
 from surgeon.whole_files import written_whole
+from surgeon.write_guard import NEW, Kind, Permit
 
 TYPE = "heal"
 _PREFIX = "surgeon.heal."
@@ -212,7 +213,7 @@ class NewTensor:
     data: Callable[[], bytes]
 
 
-def save_heal(path: Path, architecture: str, origin: Origin, tensors: Sequence[NewTensor]) -> str:
+def save_heal(path: Path, architecture: str, origin: Origin, tensors: Sequence[NewTensor], permit: Permit = NEW) -> str:
     """Write a heal file whole or not at all; returns its id. Raises SurgeonError."""
     digest = hashlib.sha256(f"{origin.source_id} {sorted(origin.pruned)}".encode())
     for tensor in tensors:
@@ -220,7 +221,7 @@ def save_heal(path: Path, architecture: str, origin: Origin, tensors: Sequence[N
         digest.update(tensor.data())
     number = digest.hexdigest()
     layout = header(_metadata(architecture, number, origin), [tensor.entry for tensor in tensors], _ALIGNMENT)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with written_whole(path, Kind.HEAL, permit) as temporary, temporary.open("wb") as file:
         file.write(layout.data)
         for tensor, offset in zip(tensors, layout.offsets, strict=True):
             file.write(b"\0" * (offset - file.tell()))

@@ -13,8 +13,10 @@ from pathlib import Path
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, ExpertDamage, ExpertScanJob, Message
+from surgeon.gguf.file import shards_of
 from surgeon.json_text import json_text, read_json
 from surgeon.whole_files import write_whole
+from surgeon.write_guard import Permit
 
 Sets = Mapping[int, frozenset[int]]
 
@@ -89,4 +91,5 @@ class ExpertScan:
         kept = {"identity": self.identity, "damages": {key: vars(damage) for key, damage in self.damages.items()}}
         with suppress(OSError):  # the write says what is wrong
             self.state.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.state, json_text(kept))
+        permit = Permit((*shards_of(Path(self.job.model)), Path(self.job.text)), replace=True)
+        write_whole(self.state, json_text(kept), permit=permit)

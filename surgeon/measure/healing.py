@@ -26,6 +26,7 @@ from surgeon.measure.progress import Standing, followed
 from surgeon.measure.scratch import scratch_folder, sweep
 from surgeon.model.model import Model
 from surgeon.plan.plan import Healing
+from surgeon.write_guard import REPLACE, Kind, Permit, may_write
 from surgeon_kernels.formats import FORMATS
 
 
@@ -48,6 +49,7 @@ class HealRequest:
     before_only: bool = False
     keep_worse: bool = False
     know_risks: bool = False
+    overwrite: bool = False
 
     def check(self) -> None:
         """Raises SurgeonError for layers that are not there, texts that are both fitted and held out, and the like."""
@@ -64,10 +66,16 @@ class HealRequest:
         for text in (*self.texts, *self.held_out):
             if not text.is_file():
                 raise SurgeonError(f"{text}: no such file")
+        may_write(self.out, Kind.HEAL, self.permit)
         hashes = {_sha256(text): text for text in self.texts}
         for text in self.held_out:
             if (fitted := hashes.get(_sha256(text))) is not None:
                 raise SurgeonError(f"{text}: is the text that is fitted ({fitted}); hold out another one")
+
+    @property
+    def permit(self) -> Permit:
+        """What may become of `out`: it is neither the model nor a text."""
+        return Permit((*self.model.file.paths, *self.texts, *self.held_out), replace=self.overwrite)
 
     @property
     def first(self) -> int:
@@ -151,7 +159,7 @@ class HealRun:
         """Measure on the held-out texts, fall back where healing is worse, and write the file."""
         assert self.origin is not None  # Finished has come
         if not self.request.held_out:
-            self._save(refits, (), self.request.out)
+            self._save(refits, (), self.request.out, self.request.permit)
             return
         request = self.request
         check = HeldOutCheck(
@@ -160,11 +168,11 @@ class HealRun:
         )  # fmt: skip
         trial = folder / "heal.gguf"
         for chosen in self._choices(refits):
-            number = self._save(chosen, (), trial)
+            number = self._save(chosen, (), trial, REPLACE)
             found = yield from check.compared(Healing(str(trial), number))
             worse = [one for one in found if one.healed > one.plain]
             if not worse or request.keep_worse:
-                self._save(chosen, found, request.out)
+                self._save(chosen, found, request.out, request.permit)
                 return
         worst = worse[0]
         raise SurgeonError(
@@ -179,14 +187,14 @@ class HealRun:
         if len(before) < len(refits):
             yield before
 
-    def _save(self, refits: list[_Kept], held_out: tuple[HeldOut, ...], path: Path) -> str:
+    def _save(self, refits: list[_Kept], held_out: tuple[HeldOut, ...], path: Path, permit: Permit) -> str:
         assert self.origin is not None
         rows = tuple(one.refit for one in refits)
         self.origin = replace(self.origin, refits=rows, held_out=held_out)
         model = self.request.model
         types = {tensor.name: tensor.type_name for tensor in model.tensors}
         tensors = [_new_tensor(name, file, types[name]) for one in refits for name, file in sorted(one.files.items())]
-        return save_heal(path, model.architecture, self.origin, tensors)
+        return save_heal(path, model.architecture, self.origin, tensors, permit)
 
 
 @dataclass(frozen=True)

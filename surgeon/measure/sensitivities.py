@@ -28,6 +28,7 @@ from surgeon.measure.progress import Standing
 from surgeon.plan.recipe import file_sha256
 from surgeon.resolve.tensor_facts import TensorFacts
 from surgeon.whole_files import write_whole
+from surgeon.write_guard import Permit
 from surgeon_kernels.formats import FORMATS
 
 EVERYTHING = "everything at a high type"
@@ -81,7 +82,14 @@ class Sensitivities:
             else:
                 label, figures = item
                 self.probes[label] = (figures["mean_kld"], figures["mean_kld_error"])
-                _write(self._probes_file, self.probes)
+                self._write(self._probes_file, self.probes)
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Keep what was measured, in a file of our own that is none of those that are read."""
+        with suppress(OSError):  # the write says what is wrong
+            path.parent.mkdir(parents=True, exist_ok=True)
+        inputs = (*self.prober.model.file.paths, self.text.path)
+        write_whole(path, json.dumps(content), permit=Permit(inputs, replace=True))
 
     def costs(self) -> CostModel:
         """The cost of every tensor in every type, from all that was measured."""
@@ -154,7 +162,7 @@ class Sensitivities:
             now = time.monotonic()
             if now - saved > _SAVE_SECONDS or done == total:
                 saved = now
-                _write(self._errors_file, self.errors)
+                self._write(self._errors_file, self.errors)
             part = done / total
             yield Standing("errors of the types", 0, _STAGES, part, name, {}, (now - start) * (1 - part) / part)
 
@@ -196,9 +204,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SurgeonError(f"{path}: not a file of measured sensitivities; remove it")
     return found
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with suppress(OSError):  # the write says what is wrong
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(content))
