@@ -110,7 +110,10 @@ def main(arguments: list[str]) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what cannot go well before anything is measured."""
+    from dataclasses import replace
+
     from surgeon.commands.fit_ladder import read_ladder
+    from surgeon.write_guard import Kind, may_write
 
     require_file(options.file)
     if options.ladder is not None:
@@ -123,6 +126,10 @@ def _check(options: argparse.Namespace) -> None:
             raise UsageError(f"{path}: already exists; choose another name or pass --overwrite")
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{path}: no such folder: {path.absolute().parent}")
+    if options.ladder is None:
+        may_write(options.output, Kind.TEXT, _permit(options, None))
+    if options.ladder is None and options.write is not None:
+        may_write(options.write, Kind.MODEL, replace(_permit(options, None), outputs=(options.output,)))
     if options.held_out:
         require_file(options.held_out)
         if Path(options.held_out).read_bytes() == Path(options.file).read_bytes():
