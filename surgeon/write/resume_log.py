@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from surgeon.json_text import read_json
+
 
 class Checksum(NamedTuple):
     """Of a tensor's data in the output. slab_rows: rows that were hashed together; total: the sum of their hashes."""
 
     slab_rows: int
     total: int
-
-from surgeon.json_text import read_json
 
 
 @dataclass(frozen=True, slots=True)
