@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from surgeon.commands.parser import Parser
+from surgeon.json_text import json_text
+from surgeon.terminal import tell
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from surgeon.commands.parser import Parser
-from surgeon.json_text import json_text
-from surgeon.measure.doctor import Section
-from surgeon.terminal import tell
+    from surgeon.measure.doctor import Section
 
 DESCRIPTION = """What this machine can do: processor and kernels, llama.cpp with its devices, folders with free space,
 terminal. Nothing is changed. Exit code 1 when something is missing."""

@@ -25,6 +25,7 @@ from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.progress import Standing, followed
 from surgeon.measure.scratch import scratch_folder, sweep
+from surgeon.model.kinds import refuse_without_text
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolution import Resolution
 from surgeon.trials.journal import Journal, Measured, Trial
@@ -99,6 +100,7 @@ class Evaluation:
     def steps(self) -> Iterator[Standing]:
         """Do it all. Raises SurgeonError, EngineError, EngineMissing or Cancelled; no temporary file is left."""
         self.wanted.check()
+        refuse_without_text(self._model or self.subject.source)
         label = find_libraries(self.engine.library).label
         if self._model is None and self.subject.resolution is None:
             raise SurgeonError(f"{self.subject.label}: neither a file nor a plan to write one")

@@ -22,6 +22,7 @@ from surgeon.imatrix.influence import Influence, load_influence, merged, save, w
 from surgeon.imatrix.weight_scores import weight_zd
 from surgeon.measure.collection_state import State, is_partial, read_state
 from surgeon.measure.moments_run import MomentsCollection, MomentsRun
+from surgeon.model.kinds import refuse_without_text
 from surgeon.model.model import load_model
 from surgeon.write_guard import Kind, Permit, WriteRefused, may_write
 
@@ -92,6 +93,7 @@ class ImatrixRun:
         if self.moments is not None:
             self._chunks = job.first_chunk + job.done
             job = self.moments.job(job, self._chunks if state else None)
+        refuse_without_text(job.model)
         self.run = EngineRun(self._engine, job, self._cancelled)
         for message in self.run.messages():
             if isinstance(message, Snapshot):

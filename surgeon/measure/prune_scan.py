@@ -16,6 +16,7 @@ from surgeon.engine.protocol import Engine, LayerDamage, Message, PruneScanJob
 from surgeon.folders import make_private
 from surgeon.gguf.file import shards_of
 from surgeon.json_text import json_text, read_json
+from surgeon.model.kinds import refuse_without_text
 from surgeon.whole_files import write_whole
 from surgeon.write_guard import Permit
 
@@ -59,6 +60,7 @@ class PruneScan:
             job = replace(self.job, layer_sets=missing, base=str(Path(folder, "base.kld")), folder=folder)
             if self.repairs_of is not None:
                 job = replace(job, repairs=self.repairs_of(Path(folder)))
+            refuse_without_text(job.model)
             self.run = EngineRun(self.engine, job, self.cancelled)
             for message in self.run.messages():
                 if isinstance(message, LayerDamage):
