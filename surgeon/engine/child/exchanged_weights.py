@@ -17,6 +17,7 @@ from surgeon.engine.child.binding import Binding
 from surgeon.engine.child.graph import Node
 from surgeon.engine.child.layouts import GgmlTensor
 from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
+from surgeon.engine.child.packed_buffers import PackedBuffers
 from surgeon.engine.errors import EngineError
 
 _USAGE_WEIGHTS = 1  # enum ggml_backend_buffer_usage
@@ -36,7 +37,8 @@ class WeightExchange:
 
     def __init__(self, model: LlamaModel, threads: int) -> None:
         self._model, self._base = model, model.binding.base
-        self._addresses = _weight_addresses(model, threads)
+        self._uses = _weight_uses(model, threads)
+        self._packed = PackedBuffers(model.binding)
         self._exchanged: list[_Exchanged] = []
         self.unused: list[str] = []
 
@@ -46,14 +48,14 @@ class WeightExchange:
         A weight that the graph does not use (of multi-token prediction) goes to `unused`. Raises EngineError for one
         that is only there as a copy on another device, a wrong number of bytes, or too little memory.
         """
-        addresses = self._addresses.get(name)
-        if addresses is None:
+        uses = self._uses.get(name)
+        if uses is None:
             self.unused.append(name)
             return
-        if not addresses:
+        if not uses:
             raise EngineError(f"{name}: is copied between devices while the model runs; take another -ngl")
-        for address in addresses:
-            self._exchange(name, GgmlTensor.from_address(address), type_number, np.ascontiguousarray(data))
+        for address, operations in uses.items():
+            self._exchange(name, GgmlTensor.from_address(address), operations, type_number, np.ascontiguousarray(data))
 
     def restore(self) -> None:
         """Put every weight back. The contexts that used the new ones must be closed."""
@@ -63,10 +65,13 @@ class WeightExchange:
         self._exchanged.clear()
         self.unused = []
 
-    def _exchange(self, name: str, tensor: GgmlTensor, type_number: int, data: NDArray[np.uint8]) -> None:
+    def _exchange(
+        self, name: str, tensor: GgmlTensor, operations: set[int], type_number: int, data: NDArray[np.uint8]
+    ) -> None:
         base, before = self._base, bytes(tensor)
         kind = base.ggml_backend_buffer_get_type(tensor.buffer)
         _retype(base, tensor, type_number)
+        kind = self._packed.kind_for(tensor, kind, operations)
         if base.ggml_nbytes(c.byref(tensor)) != data.nbytes:
             expected = base.ggml_nbytes(c.byref(tensor))
             c.memmove(c.byref(tensor), before, len(before))
@@ -91,18 +96,21 @@ def _retype(base: c.CDLL, tensor: GgmlTensor, type_number: int) -> None:
     tensor.nb[3] = tensor.nb[2] * tensor.ne[2]
 
 
-def _weight_addresses(model: LlamaModel, threads: int) -> dict[str, list[int]]:
-    """Name -> the tensors of that name that the graph of one token reads, without their copies on other devices."""
-    found: dict[str, list[int]] = {}
+def _weight_uses(model: LlamaModel, threads: int) -> dict[str, dict[int, set[int]]]:
+    """Name -> the tensors of that name that the graph of one token reads -> by which operations.
+
+    Copies on other devices are left out.
+    """
+    found: dict[str, dict[int, set[int]]] = {}
 
     def watch(address: int, ask: bool) -> bool:
         if ask:
             for source in _sources(model.binding, address):
                 if not source.weight_name.endswith("weight"):
                     continue
-                known = found.setdefault(source.weight_name, [])
-                if source.name == source.weight_name and source.address not in known:
-                    known.append(source.address)
+                known = found.setdefault(source.weight_name, {})
+                if source.name == source.weight_name:
+                    known.setdefault(source.address, set()).add(Node(model.binding, address).op)
         return not ask
 
     with opened(model, ContextSize(64, 1, 64, 64), threads, watch) as context:
