@@ -48,7 +48,7 @@ GROUPS: dict[str, tuple[Action, ...]] = {
         Action("clear", "escape", "clear", "clear", "clear the filter, then the order, then the marks"),
     ),
     "Operate": (
-        Action("experts", "x", "experts", "experts", "experts × layers: calls, router weight, saliency; prune them"),
+        Action("experts", "X", "experts", "experts", "experts × layers: calls, router weight, saliency; prune them"),
         Action("mark", "space", "mark", "mark", "mark the row for p and t"),
         Action("mark-kind", "asterisk", "mark_kind", "mark kind", "mark this tensor in every layer"),
         Action("prune", "p", "prune", "prune", "prune the layer or the marked layers; again restores them"),

@@ -65,7 +65,7 @@ def test_marks_and_the_least_salient(session: Session) -> None:
 
 async def test_the_view(session: Session) -> None:
     async with opened(session, (80, 24)) as (app, pilot):
-        await pilot.press("x")
+        await pilot.press("X")
         await pilot.pause()
         dialog = app.screen
         assert isinstance(dialog, Experts)
@@ -95,7 +95,7 @@ async def test_the_view(session: Session) -> None:
 async def test_a_model_without_experts_says_so(demo_model: Path, demo_imatrix: Path) -> None:
     session = session_of(demo_model, demo_imatrix)
     async with opened(session) as (app, pilot):
-        await pilot.press("x")
+        await pilot.press("X")
         await pilot.pause()
         assert app.screen is app.main
         assert "no experts" in app.main.message
