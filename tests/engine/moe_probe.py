@@ -13,6 +13,7 @@ from surgeon.engine.child.binding import Binding
 from surgeon.engine.child.imatrix_collection import Collector
 from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
 from surgeon.engine.child.moment_sums import MomentSums
+from surgeon.engine.child.perplexity import PerplexitySum
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import ImatrixJob
 
@@ -25,5 +26,8 @@ if __name__ == "__main__":
     with opened(model, ContextSize(n_ctx=256, n_batch=64, n_ubatch=24), 1, collector) as context:
         positions = np.arange(len(TOKENS), dtype=np.int32)
         context.decode(TOKENS, positions, np.zeros(len(TOKENS), np.int32), np.ones(len(TOKENS), np.bool_))
-    np.savez(sys.argv[1], **{name.replace(":", "|"): array for name, array in collector.snapshot(1, 48).arrays.items()})
+    np.savez(
+        sys.argv[1],
+        **{name.replace(":", "|"): array for name, array in collector.snapshot(1, 48, PerplexitySum()).arrays.items()},
+    )
     moments.save(1)

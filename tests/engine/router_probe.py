@@ -14,6 +14,7 @@ from surgeon.engine.child.binding import Binding
 from surgeon.engine.child.graph import Node, rows
 from surgeon.engine.child.imatrix_collection import Collector
 from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
+from surgeon.engine.child.perplexity import PerplexitySum
 from surgeon.engine.libraries import find_libraries
 
 
@@ -41,7 +42,7 @@ if __name__ == "__main__":
     with opened(model, ContextSize(n_ctx=256, n_batch=64, n_ubatch=24), 1, watch) as context:
         positions = np.arange(len(TOKENS), dtype=np.int32)
         context.decode(TOKENS, positions, np.zeros(len(TOKENS), np.int32), np.ones(len(TOKENS), np.bool_))
-    arrays = watch.collector.snapshot(1, len(TOKENS)).arrays
+    arrays = watch.collector.snapshot(1, len(TOKENS), PerplexitySum()).arrays
     found = {"experts": arrays["experts"]}
     found |= {name.replace(":", "|"): array for name, array in arrays.items() if name.startswith("count:")}
     found |= {f"router|{layer}": np.concatenate(parts) for layer, parts in watch.inputs.items()}
