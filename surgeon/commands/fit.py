@@ -12,6 +12,7 @@ from surgeon.commands.engine_options import add_llama_options, engine_of, positi
 from surgeon.commands.parser import Once, Parser
 from surgeon.errors import Cancelled, UsageError
 from surgeon.json_text import json_text
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -304,4 +305,4 @@ def _print(
         print(json_text(as_json(fit, mix, held_out, used, costs), indent=1))
         return
     print(report(fit, mix, held_out, used))
-    print(f"recipe: {options.output}" + (f"; model: {options.write}" if options.write else ""))
+    tell([f"recipe: {options.output}" + (f"; model: {options.write}" if options.write else "")])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from surgeon.commands.engine_options import add_llama_options, positive
 from surgeon.commands.parser import Parser
 from surgeon.json_text import json_text
+from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
     from surgeon.measure.heal_cost import HealCost
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
         request.check()
         run = HealRun(request, engine_of(options), cache_folder())
         expected = run.cost()
-        print(f"surgeon: {_told(expected)}", file=sys.stderr)
+        tell([f"surgeon: {_told(expected)}"], sys.stderr)
         if not options.dry_run:
             run_shown(run)
             _report(run, request, as_json=options.json)
@@ -138,7 +139,8 @@ class _Line:
 
     def show(self, text: str) -> None:
         self.clear()
-        print(text, file=sys.stderr, flush=True)
+        tell([text], sys.stderr)
+        sys.stderr.flush()
 
     def progress(self, standing: Standing) -> None:
         from surgeon.figures import duration
@@ -150,14 +152,14 @@ class _Line:
         left = f"  {duration(standing.seconds_left)} left" if standing.seconds_left is not None else ""
         text = f"{standing.stage}: {standing.note}{left}"
         if self._terminal:
-            sys.stderr.write(f"\r\x1b[K{text[:110]}")
-            sys.stderr.flush()
+            redraw(sys.stderr, text[:110])
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell([text], sys.stderr)
+            sys.stderr.flush()
 
     def clear(self) -> None:
         if self._terminal:
-            sys.stderr.write("\r\x1b[K")
+            redraw(sys.stderr, "")
 
 
 def _report(run: HealRun, request: HealRequest, *, as_json: bool) -> None:
@@ -174,7 +176,7 @@ def _report(run: HealRun, request: HealRequest, *, as_json: bool) -> None:
         }))  # fmt: skip
         return
     healed = sum(1 for refit in origin.refits if refit.method != "kept")
-    print(f"{request.out}: {healed} of {len(origin.refits)} matrices refitted on {origin.summary()}")
+    tell([f"{request.out}: {healed} of {len(origin.refits)} matrices refitted on {origin.summary()}"])
     if run.before_only and not request.before_only:
         print("too few tokens for the layers behind the gaps, which are left as they are; give more text (-f)")
     if origin.held_out:

@@ -35,7 +35,7 @@ class StandingLine:
                 yield standing
         finally:
             if self._terminal:
-                self._stream.write("\r\x1b[K")
+                redraw(self._stream, "")
 
     def _show(self, standing: Standing) -> None:
         now = time.monotonic()
@@ -49,10 +49,10 @@ class StandingLine:
         )
         text = f"{standing.stage}: {standing.part:4.0%}{left}{figures}  {standing.note}"
         if self._terminal:
-            self._stream.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+            redraw(self._stream, text[: shutil.get_terminal_size().columns - 1])
         else:
-            self._stream.write(f"{text}\n")
-        self._stream.flush()
+            tell([text], self._stream)
+            self._stream.flush()
 
 
 class ProgressLine:

@@ -7,7 +7,6 @@ its figures at hand.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from surgeon.fit.groups import groups_of
 from surgeon.fit.tensor_errors import Errors, measure_errors
 from surgeon.folders import state_folder
 from surgeon.gguf.identity import model_identity
+from surgeon.json_text import json_text, read_json
 from surgeon.measure.probing import Place, Prober, Text
 from surgeon.measure.progress import Standing
 from surgeon.plan.recipe import file_sha256
@@ -89,7 +89,7 @@ class Sensitivities:
         with suppress(OSError):  # the write says what is wrong
             path.parent.mkdir(parents=True, exist_ok=True)
         inputs = (*self.prober.model.file.paths, self.text.path)
-        write_whole(path, json.dumps(content), permit=Permit(inputs, replace=True))
+        write_whole(path, json_text(content), permit=Permit(inputs, replace=True))
 
     def costs(self) -> CostModel:
         """The cost of every tensor in every type, from all that was measured."""
@@ -196,7 +196,7 @@ def _smaller(facts: TensorFacts, type_name: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -35,6 +35,7 @@ from surgeon.resolve.resolve import resolve
 from surgeon.session.filters import parse_filter
 from surgeon.trials.journal import Journal
 from surgeon.tui.config import load_config
+from surgeon.write import resume_log
 
 SECONDS = 10.0  # no single input may take longer
 NAMES = [f"blk.{layer}.{part}.weight" for layer in range(4) for part in ("attn_q", "ffn_down_exps", "ffn_norm")]
@@ -86,6 +87,12 @@ def _trials(rng: random.Random) -> None:
     _one_line(lambda: journal._require("9-z"))
 
 
+def _resume_log(rng: random.Random) -> None:
+    path = FOLDER / "resume"
+    path.write_bytes(text_inputs.resume_log(rng))
+    resume_log.read(path)
+
+
 def _multiple_choice(rng: random.Random) -> None:
     path = FOLDER / "tasks.bin"
     path.write_bytes(text_inputs.multiple_choice(rng))
@@ -104,6 +111,7 @@ KINDS: dict[str, Callable[[random.Random], None]] = {
     "recipe": _recipe,
     "config": _config,
     "trials": _trials,
+    "resume-log": _resume_log,
     "multiple-choice": _multiple_choice,
     "pattern": _pattern,
 }
