@@ -13,8 +13,10 @@ from pathlib import Path
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, ExpertDamage, ExpertScanJob, Message
+from surgeon.folders import make_private
 from surgeon.gguf.file import shards_of
 from surgeon.json_text import json_text, read_json
+from surgeon.model.kinds import refuse_without_text
 from surgeon.whole_files import write_whole
 from surgeon.write_guard import Permit
 
@@ -80,6 +82,7 @@ class ExpertScan:
         with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
             sets = [cut.as_json() for cut in missing]
             job = replace(self.job, sets=sets, base=str(Path(folder, "base.kld")))
+            refuse_without_text(job.model)
             self.run = EngineRun(self.engine, job, self.cancelled)
             for message in self.run.messages():
                 if isinstance(message, ExpertDamage):
@@ -90,6 +93,6 @@ class ExpertScan:
     def _save(self) -> None:
         kept = {"identity": self.identity, "damages": {key: vars(damage) for key, damage in self.damages.items()}}
         with suppress(OSError):  # the write says what is wrong
-            self.state.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.state.parent)
         permit = Permit((*shards_of(Path(self.job.model)), Path(self.job.text)), replace=True)
         write_whole(self.state, json_text(kept), permit=permit)

@@ -7,10 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import toy_experts as toys
 from engine_helpers import TEXT
 
 from surgeon.cli import run
+from surgeon.imatrix.experts import ExpertSums
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
+from surgeon.imatrix.influence import Influence, save
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 DEMO = Path(__file__).parents[2] / "surgeon" / "demo"
@@ -28,12 +33,14 @@ COMMANDS: dict[str, list[str]] = {
     "show": ["show", "MODEL"],
     "show --imatrix": ["show", "--imatrix", IMATRIX, "MODEL"],
     "stats": ["stats", IMATRIX],
+    "stats --experts": ["stats", "--experts", "EXPERTS"],
     "verify": ["verify", "MODEL"],
     "quantize": ["quantize", "--json", "--dry-run", "--imatrix", IMATRIX, "MODEL", "Q4_K_M"],
     "imatrix": ["imatrix", "-m", "MODEL", *SHORT, "--chunks", "2", "-o", "OUT"],
     "perplexity": ["perplexity", "-m", "MODEL", *SHORT, "--chunks", "2", "--journal", "MODEL"],
     "bench": ["bench", "-m", "MODEL", "-p", "4", "-n", "1", "-r", "1", "-t", "1"],
     "prune-scan": ["prune-scan", "-m", "MODEL", *SHORT, "--chunks", "1", "--layers", "3", "--restart"],
+    "expert-scan": ["expert-scan", "-m", "MOE", "--imatrix", "EXPERTS", *SHORT, "--chunks", "1", "--shares", "25"],
     "journal": ["journal", "MODEL"],
     "doctor": ["doctor"],
 }
@@ -67,13 +74,30 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("state")
 
 
+@pytest.fixture(scope="module")
+def moe(state: Path, demo_model: Path) -> dict[str, str]:
+    """A model with experts, and an imatrix that knows them."""
+    model = toys.write_reading(toys.mixtral(), state / "moe.gguf", demo_model)
+    calls = np.ones((3, toys.COUNT))
+    entries = {"blk.0.attn_q.weight": ImatrixEntry(np.ones((1, 64), np.float32), np.array([64]))}
+    imatrix = Imatrix(state / "experts.gguf", entries, ("text",), 1, 64)
+    save(imatrix, Influence(np.ones((3, 5)), experts=ExpertSums(calls, calls, calls)), imatrix.path)
+    return {"MOE": str(model), "EXPERTS": str(imatrix.path)}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_prints_what_the_page_says(
-    command: str, demo_model: Path, state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str,
+    demo_model: Path,
+    moe: dict[str, str],
+    state: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(state))
-    words = [{"MODEL": str(demo_model), "OUT": str(state / "out.gguf")}.get(word, word) for word in COMMANDS[command]]
+    files = {"MODEL": str(demo_model), "OUT": str(state / "out.gguf")} | moe
+    words = [files.get(word, word) for word in COMMANDS[command]]
     if "--json" not in words:
         words.append("--json")
     if command == "journal":  # it needs a trial
