@@ -15,9 +15,11 @@ from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.model.model import Model
+    from surgeon.moments.moments import Moments
     from surgeon.problems import Problem
     from surgeon.resolve.resolution import Resolution
     from surgeon.resolve.tensor_op import TensorOp
@@ -40,20 +42,23 @@ def run_job(job: QuantizeCommand) -> int:
             raise SurgeonError(
                 f"{job.input}: llama-quantize wants the first shard; leave out --compat or name that one"
             )
-        imatrix = _load_imatrix(job)
+        imatrix, moments = _load_imatrix(job), _load_moments(job)
         if job.prune_experts:
             job = _with_chosen_experts(model, job, imatrix)
         job = _healed(job, model)
-        resolution = resolve(model, job.plan, imatrix)
+        resolution = resolve(model, job.plan, imatrix, moments)
         if job.dry_run:
             return _dry_run(job, resolution)
         # The first error is the line the program ends with; the others come before it.
         _tell_problems(resolution.problems[1:] if resolution.errors else resolution.problems)
         if resolution.errors:
             raise SurgeonError(f"{job.input}: nothing written: {resolution.errors[0].text}")
+        _check_save_moments(job)
         if not job.json:
             streams.output_is_log()
         summary = _write(job, resolution, imatrix, _extras(job, resolution, imatrix))
+        if job.save_moments is not None and moments is not None:
+            _save_moments(moments, resolution, job.save_moments)
         _report(job, resolution, summary)
     return 0
 
@@ -77,6 +82,35 @@ def _load_imatrix(job: QuantizeCommand) -> Imatrix | None:
     if job.imatrix_sha256 and file_sha256(job.imatrix) != job.imatrix_sha256:
         raise SurgeonError(f"{job.imatrix}: is not the imatrix the recipe was made with (its sha256 differs)")
     return imatrix
+
+
+def _load_moments(job: QuantizeCommand) -> Moments | None:
+    if job.moments is None:
+        return None
+    from surgeon.moments.files import load_moments
+
+    moments = load_moments(job.moments)
+    if job.moments_digest and moments.digest != job.moments_digest:
+        raise SurgeonError(f"{job.moments}: not the second moments the recipe was made with (their digest differs)")
+    return moments
+
+
+def _check_save_moments(job: QuantizeCommand) -> None:
+    if job.save_moments is None:
+        return
+    if job.moments is None:
+        raise SurgeonError("--save-moments: there are no second moments to save; give --moments")
+    if job.save_moments.exists() and not job.overwrite:
+        raise SurgeonError(f"{job.save_moments}: exists; name another file for --save-moments or give --overwrite")
+
+
+def _save_moments(moments: Moments, resolution: Resolution, path: Path) -> None:
+    from surgeon.moments.files import write_moments
+    from surgeon.moments.sources import Renumbered
+
+    kept = {old: new for old, new in resolution.renumbering.items() if new is not None}
+    for _ in write_moments(path, moments.head, [Renumbered(moments, kept)]):
+        pass
 
 
 def _with_chosen_experts(model: Model, job: QuantizeCommand, imatrix: Imatrix | None) -> QuantizeCommand:
@@ -265,6 +299,7 @@ def as_json(job: QuantizeCommand, resolution: Resolution, summary: Summary | Non
                 "bytes": op.nbytes,
                 "reason": op.reason,
                 "imatrix": op.imatrix_name is not None,
+                "encoder": "stock" if op.feedback is None else "feedback",
             }
             for op in resolution.kept
         ],

@@ -200,7 +200,7 @@ def account_line(run: MomentsRun) -> str:
 def _moments_line(path: Path) -> str:
     """What was written, and which inputs saw too few tokens."""
     from surgeon.moments.files import load_moments
-    from surgeon.moments.moments import ENOUGH, FEWEST
+    from surgeon.moments.thresholds import ENOUGH, FEWEST
 
     moments = load_moments(path)
     with moments.file:

@@ -43,6 +43,10 @@ Options of our own:
   --json                       one JSON object on stdout: tensors, total_bytes, bpw
   --recipe F                   begin with the plan in F; TYPE may then be left out
   --compat                     llama-quantize's bytes to the last one, its defects included
+  --moments F                  second moments (surgeon imatrix --moments): the feedback encoder, same types and sizes
+  --feedback-rounds N          rounds of better scales and codes in it (default 1)
+  --shrink B                   of the moments towards their diagonal, 0 to 1 (default: chosen for each input)
+  --save-moments F             also save the moments renumbered as the layers are
   --hide-imatrix               keep the imatrix's path and data set out of the metadata
   --save-imatrix F             also save the imatrix without the pruned layers and experts
   --prune-experts N|P%         leave out N (or P %) experts in every layer, the least salient in the imatrix
@@ -83,6 +87,9 @@ class QuantizeCommand:
     max_buffer_bytes: int | None = None
     split_max_bytes: int = 0
     save_imatrix: Path | None = None
+    moments: str | None = None
+    moments_digest: str | None = None
+    save_moments: Path | None = None
     dry_run: bool = False
     json: bool = False
     overwrite: bool = False
@@ -113,7 +120,7 @@ FLAGS = frozenset(
 )
 _VALUES = frozenset(
     "--imatrix --output-tensor-type --token-embedding-type --max-buffer-size --recipe --save-imatrix "
-    "--heal --heal-tokens "
+    "--heal --heal-tokens --moments --feedback-rounds --shrink --save-moments "
     "--split-max-size --prune-experts --experts-by".split()
 )
 
@@ -147,6 +154,9 @@ def _parse_job(arguments: list[str]) -> QuantizeCommand:
         threads=threads if threads > 0 else recipe.threads,
         max_buffer_bytes=_buffer_bytes(words) or recipe.max_buffer_bytes,
         split_max_bytes=_split_bytes(words) or recipe.split_max_bytes,
+        moments=words.values.get("--moments", recipe.moments),
+        moments_digest=None if "--moments" in words.values else recipe.moments_digest,
+        save_moments=Path(words.values["--save-moments"]) if "--save-moments" in words.values else None,
         save_imatrix=Path(words.values["--save-imatrix"]) if "--save-imatrix" in words.values else None,
         dry_run="--dry-run" in words.flags,
         json="--json" in words.flags,
@@ -221,9 +231,29 @@ def plan_of(words: _Words, base: Plan) -> Plan:
         keep_split=base.keep_split or "--keep-split" in flags,
         hide_imatrix=base.hide_imatrix or "--hide-imatrix" in flags,
         know_risks=base.know_risks or "--i-know" in flags,
+        shrink=_shrink(values, base.shrink),
+        feedback_rounds=_rounds(values, base.feedback_rounds),
         compat=compat,
         imatrix_file=values.get("--imatrix", base.imatrix_file),
     )
+
+
+def _shrink(values: dict[str, str], base: float | None) -> float | None:
+    text = values.get("--shrink")
+    if text is None:
+        return base
+    if _FLOAT.fullmatch(text) is None or not 0 <= float(text) <= 1:
+        raise OptionError(f"--shrink {text!r}: a number from 0 (the moments as they are) to 1 (their diagonal alone)")
+    return float(text)
+
+
+def _rounds(values: dict[str, str], base: int) -> int:
+    text = values.get("--feedback-rounds")
+    if text is None:
+        return base
+    if not text.isascii() or not text.isdigit():
+        raise OptionError(f"--feedback-rounds {text!r}: a whole number from 0 on")
+    return int(text)
 
 
 def _type_option(values: dict[str, str], option: str, base: str | None) -> str | None:

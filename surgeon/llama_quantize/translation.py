@@ -178,6 +178,8 @@ def _remarks(recipe: Recipe) -> list[str]:
         told.append("llama-quantize always stores the imatrix's path")
     if recipe.plan.healing:
         told.append("llama-quantize cannot heal: the pruned layers are only left out")
+    if recipe.moments:
+        told.append("llama-quantize has no feedback encoder: the same types and sizes, another file")
     if recipe.split_max_bytes:
         told.append("llama-quantize splits only with --keep-split: use llama-gguf-split --split-max-size afterwards")
     return told

@@ -68,6 +68,14 @@ def is_moments(path: str | os.PathLike[str]) -> bool:
         return kind is not None and kind.type is ValueType.STRING and kind.decode() == KIND
 
 
+def beside(imatrix: Path) -> Path:
+    """Where the second moments that belong to an importance matrix are looked for, and put."""
+    stem = imatrix.name.removesuffix(".gguf").removesuffix(".dat")
+    usual = imatrix.with_name(f"{stem}.moments.gguf")
+    short = imatrix.with_name(f"{stem.removesuffix('.imatrix')}.moments.gguf")
+    return short if short.exists() and not usual.exists() else usual
+
+
 def load_moments(path: str | os.PathLike[str]) -> Moments:
     """Open a file of second moments; the matrices stay on the disk. Raises MomentsError or GGUFError."""
     gguf = open_gguf(path)

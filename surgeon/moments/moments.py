@@ -15,7 +15,6 @@ from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.moments.triangle import Float16, Float32, packed_length, unpack
 
 Int64 = NDArray[np.int64]
-FEWEST, ENOUGH = 4, 16  # tokens a column: below the first an input is not used, below the second warned of
 SUMS, CORRELATIONS, TOKENS = ".sum2", ".corr", ".tokens"
 
 
@@ -116,6 +115,12 @@ class Moments:
         total: Float32 = sums.reshape(one.matrices, self.head.halves, one.columns).sum(axis=1, dtype=np.float32)
         return total
 
+    @cached_property
+    def ratios(self) -> dict[str, tuple[float, ...]]:
+        """`tokens_per_column` of every input, by its name."""
+        return {name: tuple(map(float, self.tokens_per_column(one))) for name, one in self.inputs.items()}
+
+    @cached_property
     def as_imatrix(self) -> Imatrix:
         """The importance matrix that the diagonals are."""
         entries: dict[str, ImatrixEntry] = {}

@@ -51,6 +51,8 @@ class Plan:
     imatrix_file: the importance matrix as the user named it, stored as `quantize.imatrix.file` (None: its own path).
     know_risks: `--i-know`, prune an architecture although not everything about it could be checked.
     compat: reproduce llama-quantize's defects too. healing: refitted matrices that make up for the pruned layers.
+    shrink: of second moments towards their diagonal, None: chosen for each input; feedback_rounds: of better scales and
+    codes after the first. Both count only where there are second moments; moments_file: the file that has them.
     """
 
     file_type: str = "COPY"
@@ -74,6 +76,9 @@ class Plan:
     # Not in repr: a plan without it keeps the hash it had.
     pruned_experts: tuple[tuple[int, tuple[int, ...]], ...] = field(default=(), repr=False)
     healing: Healing | None = field(default=None, repr=False)
+    moments_file: str | None = field(default=None, repr=False)
+    shrink: float | None = field(default=None, repr=False)
+    feedback_rounds: int = field(default=1, repr=False)
 
 
 def tensor_type(text: str) -> str:

@@ -16,6 +16,12 @@
     file = "pruned.heal.gguf"       # beside the recipe, unless it is an absolute path
     id = "6be1c29a…"
 
+    [moments]                       # second moments: the feedback encoder
+    file = "calibration.moments.gguf"
+    digest = "e40f8ae8…"            # of what the file holds
+    rounds = 1
+    shrink = 0.5                    # left out: chosen for each input
+
     [types]                         # set by hand, before any rule
     "blk.0.ffn_down.weight" = "q8_0"
 
@@ -60,7 +66,7 @@ _FLAGS = {
 _TYPES = {"output-tensor-type": "output_tensor_type", "token-embedding-type": "token_embedding_type"}
 _NUMBERS = {"threads": "threads", "max-buffer-bytes": "max_buffer_bytes", "split-max-bytes": "split_max_bytes"}
 _MOST = {"threads": MOST_THREADS, "prune": 2**32 - 1}
-_KNOWN = set("format type rules prune prune-experts heal imatrix types reasons override_kv made-from".split())
+_KNOWN = set("format type rules prune prune-experts heal imatrix moments types reasons override_kv made-from".split())
 
 
 class RecipeError(SurgeonError):
@@ -71,6 +77,7 @@ class RecipeError(SurgeonError):
 class Recipe:
     """imatrix: path of the importance matrix, as far as known from here; threads: 0 for all cores;
     max_buffer_bytes: None for the default; split_max_bytes: 0 for one file; made_from: a remark on its origin.
+    moments, moments_digest: path and digest of the second moments, for the feedback encoder.
     """
 
     plan: Plan
@@ -80,6 +87,8 @@ class Recipe:
     max_buffer_bytes: int | None = None
     split_max_bytes: int = 0
     made_from: str | None = None
+    moments: str | None = None
+    moments_digest: str | None = None
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -144,7 +153,7 @@ def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
         lines += ["rules = [", *(f"    {_text(str(rule))}," for rule in plan.rules), "]"]
     if plan.pruned:
         lines.append(f"prune = {sorted(plan.pruned)}")
-    lines += _imatrix_lines(recipe, folder)
+    lines += _imatrix_lines(recipe, folder) + _moments_lines(recipe, folder)
     if plan.pruned_experts:
         lines += ["", "[prune-experts]", *(f"{layer} = {list(gone)}" for layer, gone in plan.pruned_experts)]
     if plan.healing is not None:
@@ -181,6 +190,15 @@ def _imatrix_lines(recipe: Recipe, folder: Path) -> list[str]:
     return lines
 
 
+def _moments_lines(recipe: Recipe, folder: Path) -> list[str]:
+    plan = recipe.plan
+    lines = [f"file = {_text(_relative(recipe.moments, folder))}"] if recipe.moments else []
+    lines += [f"digest = {_text(recipe.moments_digest)}"] if recipe.moments_digest else []
+    lines += [f"rounds = {plan.feedback_rounds}"] if plan.feedback_rounds != Plan().feedback_rounds else []
+    lines += [f"shrink = {plan.shrink}"] if plan.shrink is not None else []
+    return ["", "[moments]", *lines] if lines else []
+
+
 def _relative(path: str, folder: Path) -> str:
     """Relative to the recipe when it lies beside or below it, so that the folder may be moved; else absolute."""
     absolute = Path(path).absolute()
@@ -210,6 +228,8 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
     imatrix = _table(table, "imatrix", {"file", "sha256", "stored-as", "include", "exclude"})
     flags: dict[str, Any] = {name: _get(table, key, bool, False) for key, name in _FLAGS.items()}
     types: dict[str, Any] = {name: _tensor_type(table, key) for key, name in _TYPES.items()}
+    moments = _table(table, "moments", {"file", "digest", "rounds", "shrink"})
+    moments_file = _get(moments, "file", str, None)
     file = _get(imatrix, "file", str, None)
     plan = Plan(
         file_type=parse_file_type(_get(table, "type", str, "COPY")).name,
@@ -223,6 +243,9 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
         override_kv=tuple(_override(entry) for entry in _list(table, "override_kv", dict)),
         imatrix_file=_get(imatrix, "stored-as", str, file),
         healing=_healing(table, folder),
+        moments_file=str(folder / moments_file) if moments_file else None,
+        shrink=_shrink(moments),
+        feedback_rounds=_get(moments, "rounds", int, Plan().feedback_rounds),
     )
     return Recipe(
         plan=replace(plan, **flags, **types),
@@ -232,6 +255,8 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
         max_buffer_bytes=_get(table, "max-buffer-bytes", int, None),
         split_max_bytes=_get(table, "split-max-bytes", int, 0),
         made_from=_get(table, "made-from", str, None),
+        moments=str(folder / moments_file) if moments_file else None,
+        moments_digest=_get(moments, "digest", str, None),
     )
 
 
@@ -260,6 +285,15 @@ def _get(table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     if kind is int and isinstance(value, int) and value > _MOST.get(key, 2**63 - 1):
         raise RecipeError(f"{key} = {value}: at most {_MOST.get(key, 2**63 - 1)}")
     return value
+
+
+def _shrink(table: Mapping[str, Any]) -> float | None:
+    value = table.get("shrink")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise RecipeError(f"shrink = {value!r}: a number from 0 to 1 is expected")
+    return float(value)
 
 
 def _list(table: Mapping[str, Any], key: str, kind: type) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from surgeon.errors import SurgeonError
 from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS
 from surgeon.model.model import Tensor
+from surgeon.resolve.feedback import FeedbackDecider
 from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.preflight import Findings
 from surgeon.resolve.tensor_facts import TensorFacts
@@ -50,6 +51,7 @@ class Decider:
     chooser: Chooser
     weights: Weights
     findings: Findings
+    feedback: FeedbackDecider | None = None
 
     def operation(self, facts: TensorFacts) -> TensorOp:
         op = self._operation(facts)
@@ -77,10 +79,14 @@ class Decider:
             self.findings.unseen.append((facts.name, unseen, stay, wanted.type))
             have = f"{stay - unseen} of {stay} experts have data"
             reason += f"; {have if facts.matrices > 1 else 'its imatrix entry has no data'}"
+        feedback = None
+        if self.feedback is not None:
+            feedback, told = self.feedback.decide(facts, wanted.type)
+            reason += told
         nbytes = facts.nbytes_as(wanted.type)
         return TensorOp(
             tensor, source, name, "convert", from_type, wanted.type, nbytes, reason, entry, facts.slice,
-            None, wanted.cause, wanted.rule, wanted.fell_back,
+            None, wanted.cause, wanted.rule, wanted.fell_back, feedback,
         )  # fmt: skip
 
     def _copied(self, facts: TensorFacts, name: str, wanted: TypeWish) -> str:

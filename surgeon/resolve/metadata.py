@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from surgeon.anatomy.experts import MOST_EXPERTS
@@ -24,9 +24,13 @@ from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import KVOverride, Plan
 
+if TYPE_CHECKING:
+    from surgeon.moments.moments import Moments
+
 QUANTIZATION_VERSION = 2
 GUESSED = 1024  # a file type that was guessed from the tensors carries this bit
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+ENCODER, MOMENTS = "surgeon.encoder", "surgeon.moments"
 PRUNED_LAYERS, SOURCE, PLAN_HASH = "surgeon.pruned_layers", "surgeon.source", "surgeon.plan"
 PRUNED_EXPERTS = "surgeon.pruned_experts"  # one text per layer, `3: 0, 17-19`
 
@@ -69,6 +73,18 @@ def add_imatrix(kv: KeyValues, plan: Plan, path: str, datasets: tuple[str, ...],
     _set(kv, "quantize.imatrix.entries_count", Value.of(ValueType.UINT32, entries))
     if chunks > 0:
         _set(kv, "quantize.imatrix.chunks_count", Value.of(ValueType.UINT32, chunks))
+
+
+def add_feedback(kv: KeyValues, plan: Plan, moments: Moments, tensors: int) -> None:
+    """What is told about the encoder: how many tensors it wrote, and by which second moments."""
+    if not tensors:
+        return
+    shrink = "chosen" if plan.shrink is None else f"{plan.shrink:g}"
+    told = f"feedback, {tensors} tensors, rounds {plan.feedback_rounds}, shrink {shrink}"
+    _set(kv, ENCODER, Value.of(ValueType.STRING, told))
+    _set(kv, MOMENTS, Value.of(ValueType.STRING, moments.digest))
+    if not plan.hide_imatrix and moments.head.datasets:
+        _set(kv, f"{MOMENTS}.dataset", Value.of(ValueType.STRING, moments.head.datasets[0]))
 
 
 def set_block_count(kv: KeyValues, model: Model, count: int) -> None:
@@ -137,9 +153,14 @@ def _original(before: frozenset[int], number: int) -> int:
 def plan_hash(plan: Plan) -> str:
     """sha256 of what the plan decides; where the importance matrix lies does not count."""
     bare = replace(plan, imatrix_file=None, pruned=frozenset(), healing=None)
-    experts = f" {plan.pruned_experts}" if plan.pruned_experts else ""
-    healed = f" healed {plan.healing.id}" if plan.healing else ""
-    return hashlib.sha256(f"{bare!r} {sorted(plan.pruned)}{experts}{healed}".encode()).hexdigest()
+    told = f"{bare!r} {sorted(plan.pruned)}"
+    if plan.pruned_experts:
+        told += f" {plan.pruned_experts}"
+    if plan.healing:
+        told += f" healed {plan.healing.id}"
+    if (plan.shrink, plan.feedback_rounds) != (None, 1):
+        told += f" {plan.shrink} {plan.feedback_rounds}"
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[int]:

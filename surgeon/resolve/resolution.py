@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from surgeon.gguf.file import GGUFFile
 from surgeon.gguf.values import Value
@@ -15,6 +16,9 @@ from surgeon.problems import Problem
 from surgeon.resolve.shards import Contents, Part, parts
 from surgeon.resolve.tensor_op import TensorOp, file_bytes
 
+if TYPE_CHECKING:
+    from surgeon.moments.moments import Moments
+
 
 @dataclass(frozen=True)
 class Resolution:
@@ -24,7 +28,8 @@ class Resolution:
     problems: worst first, an error forbids writing; renumbering: layer in the input -> in the output, None when pruned.
     heal: the open heal file that `TensorOp.healed` lie in;
     needs_imatrix: output names of tensors whose type cannot do without an imatrix entry that is not there;
-    fallbacks: tensors whose row length forced another type; unseen_experts: those without data in the imatrix.
+    fallbacks: tensors whose row length forced another type; unseen_experts: those without data in the imatrix; moments:
+    what the feedback encoder goes by, if it is used.
     """
 
     model: Model
@@ -38,6 +43,7 @@ class Resolution:
     heal: Heal | None = None
     fallbacks: int = 0
     unseen_experts: int = 0
+    moments: Moments | None = None
 
     @property
     def sources(self) -> tuple[GGUFFile, ...]:
@@ -51,6 +57,11 @@ class Resolution:
     @cached_property
     def errors(self) -> tuple[Problem, ...]:
         return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @cached_property
+    def with_feedback(self) -> tuple[TensorOp, ...]:
+        """The tensors that the feedback encoder writes."""
+        return tuple([op for op in self.kept if op.feedback is not None and op.action == "convert"])
 
     @cached_property
     def data_bytes(self) -> int:

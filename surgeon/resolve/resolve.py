@@ -20,10 +20,18 @@ from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.patterns import SlowPatternError
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.resolve.decisions import Decider, Weights
+from surgeon.resolve.feedback import FeedbackDecider
 from surgeon.resolve.healed import add_healing, fitting_heal, with_healed
 from surgeon.resolve.hparams import read_hparams
 from surgeon.resolve.layer_numbers import Numbering, number_layers, number_layers_as_seen
-from surgeon.resolve.metadata import add_imatrix, add_provenance, apply_edits, base_metadata, set_block_count
+from surgeon.resolve.metadata import (
+    add_feedback,
+    add_imatrix,
+    add_provenance,
+    apply_edits,
+    base_metadata,
+    set_block_count,
+)
 from surgeon.resolve.mixes import Mix
 from surgeon.resolve.preflight import Findings, report
 from surgeon.resolve.resolution import Resolution
@@ -34,6 +42,7 @@ from surgeon_kernels.formats import FORMATS
 
 if TYPE_CHECKING:
     from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.moments.moments import Moments
 
 __all__ = ["Resolution", "TensorOp", "resolve"]
 
@@ -41,9 +50,11 @@ __all__ = ["Resolution", "TensorOp", "resolve"]
 Order = tuple[TensorFacts, ...]
 
 
-def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolution:
+def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None, moments: Moments | None = None) -> Resolution:
     """Decide what `plan` does to every tensor of `model`.
 
+    moments: second moments; with them quantized tensors are written by the feedback encoder. They serve as the imatrix
+    too where there is none.
     Never raises for what a plan asks: everything that would fail is among `problems`, before anything is written.
     """
     facts = facts_of(model)
@@ -56,14 +67,22 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
     heal = fitting_heal(model, plan, findings)
     if heal is not None:
         order = with_healed(order, heal)
+    if imatrix is None and moments is not None:
+        imatrix = moments.as_imatrix
     weights = _entries(plan, imatrix)
     chooser = _chooser(model, facts, numbering, plan, bool(weights.sizes), findings)
     _judge(facts, plan, imatrix, weights, findings)
-    decider = Decider(numbering, chooser, weights, findings)
+    feedback = FeedbackDecider(moments) if moments is not None else None
+    decider = Decider(numbering, chooser, weights, findings, feedback)
     ops = tuple([decider.operation(one) for one in order])
     metadata = _metadata(model, facts, plan, imatrix, weights, numbering, anatomy, experts, findings)
     if heal is not None:
         add_healing(metadata, heal)
+    if feedback is not None:
+        feedback.report(model, plan, findings)
+        add_feedback(
+            metadata, plan, feedback.moments, sum(op.feedback is not None and op.action == "convert" for op in ops)
+        )
     return Resolution(
         model=model,
         plan=plan,
@@ -76,6 +95,7 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None) -> Resolut
         fallbacks=findings.fallbacks,
         unseen_experts=sum(unseen for _, unseen, _, _ in findings.unseen),
         heal=heal,
+        moments=moments,
     )
 
 

@@ -36,7 +36,8 @@ class TensorOp(NamedTuple):
     source, name: in the input and in the output (the same when dropped); nbytes: in the output; reason: one phrase for
     the user; imatrix_name: the entry that weighs the error, if any is used; slice: what stays of a tensor that holds
     layers or experts side by side, when some are pruned; scale: what an F32 tensor that is copied is multiplied by;
-    cause, rule: what decided; fell_back: the row length forced another type than the one decided on.
+    cause, rule: what decided; fell_back: the row length forced another type than the one decided on; feedback: the
+    input whose second moments the feedback encoder goes by, None for the stock encoder.
     healed: the tensor of the heal file that is written in its place (`from_type` is then that one's).
 
     A named tuple: thousands are made on every keystroke, and a frozen dataclass takes six times as long to make.
@@ -56,6 +57,7 @@ class TensorOp(NamedTuple):
     cause: Cause = Cause.BASE
     rule: TypeRule | None = None
     fell_back: bool = False
+    feedback: str | None = None
     healed: Tensor | None = None
 
     @property

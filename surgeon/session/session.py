@@ -22,6 +22,8 @@ from surgeon.imatrix.influence import Influence
 from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
 from surgeon.layer_lists import spans
 from surgeon.model.model import Model, Tensor
+from surgeon.moments.files import beside, is_moments, load_moments
+from surgeon.moments.moments import Moments
 from surgeon.plan import plan as plans
 from surgeon.plan.plan import History, Plan
 from surgeon.plan.recipe import Recipe, file_sha256
@@ -57,6 +59,7 @@ class Session:
     history: History = field(default_factory=lambda: History.starting(Plan()))
     marks: frozenset[str] = frozenset()
     imatrices: dict[str, Imatrix] = field(default_factory=dict)
+    moments_files: dict[str, Moments] = field(default_factory=dict)
     measurements: Measurements = field(default_factory=Measurements)
     damages: dict[int, float] = field(default_factory=dict)  # KL divergence with a layer left out, where measured
     measure_later: bool = False  # the first statistics are left to who shows the session, after its first paint
@@ -76,6 +79,12 @@ class Session:
     def imatrix(self) -> Imatrix | None:
         name = self.plan.imatrix_file
         return self.imatrices.get(name) if name is not None else None
+
+    @property
+    def moments(self) -> Moments | None:
+        """The second moments that the feedback encoder goes by; None for the stock encoder."""
+        name = self.plan.moments_file
+        return self.moments_files.get(name) if name is not None else None
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -193,12 +202,24 @@ class Session:
     def use_imatrix(self, path: str | Path) -> str:
         """Load an importance matrix and take it; raises SurgeonError and changes nothing when it cannot be read."""
         name = str(path)
-        self.imatrices[name] = load_imatrix(path, judged=True)
+        self.imatrices[name] = load_moments(path).as_imatrix if is_moments(path) else load_imatrix(path, judged=True)
         self._measured = None
         self.change(replace(self.plan, imatrix_file=name), f"imatrix {Path(path).name}")
         self.refresh()
         fit = self.coverage
-        return f"imatrix {Path(path).name}: {fit.summary() if fit else ''}"
+        said = f"imatrix {Path(path).name}: {fit.summary() if fit else ''}"
+        found = Path(path) if is_moments(path) else beside(Path(path))
+        return f"{said}; {self._use_moments(found)}" if found.exists() else said
+
+    def _use_moments(self, path: Path) -> str:
+        """Take second moments, as a step that undo takes back; what is wrong with them is reported, not fatal."""
+        try:
+            self.moments_files[str(path)] = load_moments(path)
+        except SurgeonError as error:
+            return f"its second moments cannot be used: {error}"
+        self.change(replace(self.plan, moments_file=str(path)), f"second moments {path.name}")
+        tensors = len(self.resolution.with_feedback)
+        return f"second moments {path.name}: feedback encoder for {tensors} tensors, u takes it back"
 
     def use_recipe(self, recipe: Recipe, label: str) -> str:
         """A whole plan from a recipe with its importance matrix; a missing imatrix is reported, not fatal."""
@@ -211,15 +232,24 @@ class Session:
                     self.imatrices[name] = load_imatrix(recipe.imatrix, judged=True)
                 except SurgeonError as error:
                     plan, said = replace(plan, imatrix_file=None), f"{label}, but without its imatrix: {error}"
+        if recipe.moments is not None and recipe.moments not in self.moments_files:
+            try:
+                self.moments_files[recipe.moments] = load_moments(recipe.moments)
+            except SurgeonError as error:
+                plan, said = replace(plan, moments_file=None), f"{said}, but without its second moments: {error}"
         self.change(plan, label)
         return said
 
     def recipe(self) -> Recipe:
         """The present plan, to be saved."""
-        if self.imatrix is None:
-            return Recipe(replace(self.plan, imatrix_file=None))
-        path = str(self.imatrix.path)
-        return Recipe(self.plan, imatrix=path, imatrix_sha256=file_sha256(path))
+        plan = self.plan if self.moments is not None else replace(self.plan, moments_file=None)
+        recipe = Recipe(replace(plan, imatrix_file=None))
+        if self.imatrix is not None:
+            path = str(self.imatrix.path)
+            recipe = Recipe(plan, imatrix=path, imatrix_sha256=file_sha256(path))
+        if self.moments is None:
+            return recipe
+        return replace(recipe, moments=str(self.moments.path), moments_digest=self.moments.digest)
 
     def toggle_mark(self, key: str) -> None:
         self.marks = self.marks ^ {key}
@@ -260,8 +290,13 @@ class Session:
 
     def preview(self, plan: Plan) -> Resolution:
         """What another plan would come to, nothing changed."""
-        name = plan.imatrix_file
-        return resolve(self.model, plan, self.imatrices.get(name) if name is not None else None)
+        name, moments = plan.imatrix_file, plan.moments_file
+        return resolve(
+            self.model,
+            plan,
+            self.imatrices.get(name) if name is not None else None,
+            self.moments_files.get(moments) if moments is not None else None,
+        )
 
     def measure(self) -> None:
         """Show the statistics of the plan's importance matrix."""

@@ -19,6 +19,8 @@ from surgeon.session.session import Session
 # Options that are about a run, not about the plan: they have keys of their own.
 _NOT_HERE = {
     "--imatrix": "i loads an imatrix",
+    "--moments": "i loads second moments, and finds those beside an imatrix",
+    "--save-moments": "only for the command line",
     "--recipe": "o loads a recipe",
     "--dry-run": "the tree already shows what --dry-run prints",
     "--json": "only for the command line",

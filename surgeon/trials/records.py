@@ -9,6 +9,7 @@ from typing import Any
 from surgeon.gguf.identity import model_identity
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import load_model
+from surgeon.moments.moments import Moments
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, file_sha256, to_toml
 from surgeon.resolve.resolution import Resolution
@@ -34,19 +35,22 @@ def measured(values: dict[str, Any], text: str = "") -> Measured:
     )
 
 
-def recipe_text(plan: Plan, imatrix: Imatrix | None) -> str:
+def recipe_text(plan: Plan, imatrix: Imatrix | None, moments: Moments | None = None) -> str:
     """The plan as a recipe whose paths are absolute, to be read from anywhere. Raises SurgeonError."""
     # No file lies below this folder, so no path is made relative to it.
     nowhere = Path("/nowhere")
-    if imatrix is None:
-        return to_toml(Recipe(replace(plan, imatrix_file=None)), nowhere)
-    path = str(imatrix.path)
-    return to_toml(Recipe(plan, imatrix=path, imatrix_sha256=file_sha256(path)), nowhere)
+    recipe = Recipe(replace(plan, imatrix_file=None, moments_file=None))
+    if imatrix is not None:
+        path = str(imatrix.path)
+        recipe = Recipe(plan, imatrix=path, imatrix_sha256=file_sha256(path))
+    if moments is not None:
+        recipe = replace(recipe, moments=str(moments.path), moments_digest=moments.digest)
+    return to_toml(recipe, nowhere)
 
 
 def is_unchanged(plan: Plan) -> bool:
     """Whether the plan leaves the model as it is (an importance matrix alone changes nothing)."""
-    return replace(plan, imatrix_file=None) == Plan()
+    return replace(plan, imatrix_file=None, moments_file=None) == Plan()
 
 
 def record(

@@ -16,6 +16,7 @@ class Warming:
         converted = [job for job in jobs if not job.is_copy]
         self._sources = {job.op.from_type for job in converted}
         self._targets = {job.op.to_type for job in converted}
+        self._feedback = any(job.feedback is not None for job in converted)
         self.current = ""
         self._ended = threading.Event()
         self._error: BaseException | None = None
@@ -30,7 +31,7 @@ class Warming:
 
     def _run(self) -> None:
         try:
-            for progress in surgeon_kernels.warm(self._targets, sources=self._sources):
+            for progress in surgeon_kernels.warm(self._targets, sources=self._sources, feedback=self._feedback):
                 self.current = progress.name
         except BaseException as error:  # raised again by the thread that waits
             self._error = error

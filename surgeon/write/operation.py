@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.machine import MOST_THREADS, available_cores
 from surgeon.resolve.resolution import Resolution
+from surgeon.write.feedback import SAMPLE_ROWS, Feedback, Key
 from surgeon.write.kernel_compilation import Warming
 from surgeon.write.layouts import lay_out
 from surgeon.write.output_set import Extra, OutputSet, Source, digest
@@ -113,6 +117,8 @@ def write(
     `cancelled` is set, Cancelled; both say what was left behind: nothing, unless `options.resume` asked for it.
     """
     _refuse_errors(resolution)
+    if imatrix is None and resolution.moments is not None:
+        imatrix = resolution.moments.as_imatrix
     if not resolution.plan.keep_split and not options.split_max_bytes:
         out = Path(os.path.realpath(out))
     layouts = lay_out(resolution, out, options.split_max_bytes)
@@ -145,7 +151,8 @@ def _refuse_errors(resolution: Resolution) -> None:
 def _permit(resolution: Resolution, imatrix: Imatrix | None, options: WriteOptions) -> Permit:
     """What the output may be: never one of the inputs."""
     inputs = tuple(path for file in resolution.sources for path in file.paths)
-    return Permit((*inputs, *((imatrix.path,) if imatrix else ())), replace=options.overwrite)
+    weighing = [one.path for one in (imatrix, resolution.moments) if one is not None]
+    return Permit((*inputs, *weighing), replace=options.overwrite)
 
 
 def _identity(resolution: Resolution) -> Source:
@@ -178,7 +185,10 @@ class _Run:
         self.began_writing = 0.0
         self.checked = ""
         self.left = False
-        self.jobs = _jobs(resolution, imatrix, outputs)
+        self.feedback: Feedback | None = None
+        if resolution.moments is not None and resolution.with_feedback:
+            self.feedback = Feedback(resolution.moments, resolution.plan, cancelled)
+        self.jobs = _jobs(resolution, imatrix, outputs, self.feedback)
         self.pending = self.jobs
         self.total_bytes = sum(job.source_bytes for job in self.jobs)
         self.found_bytes = self.finished = self.damaged = 0
@@ -193,6 +203,8 @@ class _Run:
     def __exit__(self, *_: object) -> None:
         """No thread touches a file after this, but for a sync that cannot be interrupted."""
         self.left = True
+        if self.feedback is not None:
+            self.feedback.stop()
         self.workers.join()
         self.disk.shutdown(wait=False, cancel_futures=True)
 
@@ -243,8 +255,11 @@ class _Run:
         """Run all slabs; about every second the finished tensors are synced and recorded."""
         self.began_writing = recorded_at = time.monotonic()
         recording: Future[None] | None = None
+        if self.feedback is not None:
+            self.feedback.begin(self.workers.keys(self.pending), self._sample)
         self.workers.start()
         while not self.workers.wait(TICK):
+            self._raise_if_cancelled()
             self._collect()
             if recording is not None and recording.done():
                 recording.result()
@@ -254,9 +269,9 @@ class _Run:
                 recording = self.disk.submit(self.outputs.checkpoint, self._take_unrecorded())
             yield self._progress("writing")
         self._collect()
+        self._raise_if_cancelled()
         if self.workers.error is not None:
             raise self.workers.error
-        self._raise_if_cancelled()
         yield self._progress("writing")
 
     def complete(self) -> Iterator[Progress]:
@@ -293,6 +308,11 @@ class _Run:
         self.finished += len(finished)
         self.unrecorded |= {job.number: job.checksum for job in finished}
 
+    def _sample(self, key: Key) -> tuple[NDArray[np.float32], str]:
+        """Of the first tensor with this input, also where a resumed run found it finished: the choice is the same."""
+        job = next(job for job in self.jobs if job.feedback_input == key[0])
+        return job.sample(key[1], SAMPLE_ROWS), job.op.to_type
+
     def _take_unrecorded(self) -> dict[int, Checksum]:
         taken, self.unrecorded = self.unrecorded, {}
         return taken
@@ -327,12 +347,15 @@ class _Run:
         )
 
 
-def _jobs(resolution: Resolution, imatrix: Imatrix | None, outputs: OutputSet) -> list[TensorJob]:
+def _jobs(
+    resolution: Resolution, imatrix: Imatrix | None, outputs: OutputSet, feedback: Feedback | None
+) -> list[TensorJob]:
     """One job per kept tensor, in output order."""
     jobs = []
     for layout, file in zip(outputs.layouts, outputs.shards, strict=True):
         for number, offset in zip(layout.numbers, layout.header.offsets, strict=True):
             op = resolution.kept[number]
             source = resolution.heal.model.file if resolution.heal and op.healed else resolution.model.file
-            jobs.append(TensorJob(op, number, source, imatrix, resolution.plan.compat, file, offset))
+            used = feedback if op.feedback is not None else None
+            jobs.append(TensorJob(op, number, source, imatrix, resolution.plan.compat, file, offset, used))
     return jobs

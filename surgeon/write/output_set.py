@@ -334,7 +334,12 @@ def digest(
         state.update(layout.header.data)
     for extra in extras:
         state.update(extra.data)
+    if resolution.moments is not None and resolution.with_feedback:
+        plan = resolution.plan
+        state.update(repr((resolution.moments.digest, plan.shrink, plan.feedback_rounds)).encode())
     for op in resolution.kept:
+        if op.feedback is not None:
+            state.update(op.feedback.encode())
         state.update(
             repr(
                 (op.source, op.name, op.action, op.from_type, op.to_type, op.imatrix_name, op.slice, op.scale)

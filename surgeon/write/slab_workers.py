@@ -7,9 +7,14 @@ consumer of the progress does not hold the work up.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
+from surgeon.write.feedback import Key
 from surgeon.write.slabs import HASHES, Buffers, Slab, TensorJob
+
+Task = tuple[TensorJob, Slab, Key | None]
+_PATIENCE = 0.1  # seconds for the slabs in hand when a write is cancelled
 
 
 class SlabWorkers:
@@ -34,8 +39,11 @@ class SlabWorkers:
         self.error: BaseException | None = None
         self.current: TensorJob | None = None
         self.done_bytes = 0
+        # Each thread holds its own lock while it writes; whoever holds all of them knows that none does.
+        self._writing = [threading.Lock() for _ in range(threads)]
         self._threads = [
-            threading.Thread(target=self._run, name=f"slabs-{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._run, args=(lock,), name=f"slabs-{number}", daemon=True)
+            for number, lock in enumerate(self._writing)
         ]
 
     def start(self) -> None:
@@ -54,13 +62,20 @@ class SlabWorkers:
         return finished
 
     def join(self) -> None:
-        """Stop after the slabs in hand."""
+        """Stop after the slabs in hand. A thread that takes long for one is left behind: it writes nothing any more."""
         self._stop.set()
+        until = time.monotonic() + _PATIENCE
         for thread in self._threads:
             if thread.ident is not None:  # it was started
-                thread.join()
+                thread.join(max(0.0, until - time.monotonic()))
+        for lock in self._writing:
+            lock.acquire()  # and never released
 
-    def _run(self) -> None:
+    def keys(self, jobs: Sequence[TensorJob]) -> Iterator[Key]:
+        """The second moments that the slabs of these jobs go by, in order."""
+        return (key for _, _, key in _tasks(jobs, self._share) if key is not None)
+
+    def _run(self, writing: threading.Lock) -> None:
         buffers = Buffers()
         try:
             while not (self._stop.is_set() or self._cancelled.is_set()):
@@ -68,7 +83,7 @@ class SlabWorkers:
                     task = next(self._tasks, None)
                 if task is None:
                     return
-                buffers = self._process(*task, buffers)
+                buffers = self._process(*task, buffers, writing)
         except BaseException as error:  # every failure is reported by the generator that the user's thread reads
             self._stop.set()
             with self._changed:
@@ -78,14 +93,18 @@ class SlabWorkers:
                 self._running -= 1
                 self._changed.notify_all()
 
-    def _process(self, job: TensorJob, slab: Slab, buffers: Buffers) -> Buffers:
+    def _process(
+        self, job: TensorJob, slab: Slab, key: Key | None, buffers: Buffers, writing: threading.Lock
+    ) -> Buffers:
         """Run one slab; returns the buffers to go on with."""
         self.current = job
         if slab.memory > self._share:
             with self._oversize:
-                digest = job.run(slab, Buffers())
+                digest = job.run(slab, Buffers(), writing)
         else:
-            digest = job.run(slab, buffers)
+            digest = job.run(slab, buffers, writing)
+        if key is not None and job.feedback is not None:
+            job.feedback.finished(key)
         self._count(job, slab, digest)
         return buffers if buffers.nbytes <= self._share else Buffers()
 
@@ -99,7 +118,25 @@ class SlabWorkers:
                 self._finished.append(job)
 
 
-def _tasks(jobs: Sequence[TensorJob], memory: int) -> Iterator[tuple[TensorJob, Slab]]:
+def _tasks(jobs: Sequence[TensorJob], memory: int) -> Iterator[Task]:
+    """All slabs; of tensors that share second moments, matrix by matrix, so that each factor is needed once."""
+    for group in _groups(jobs):
+        if len(group) == 1 and group[0].matrices == 1:
+            yield from ((group[0], slab, group[0].key(slab)) for slab in group[0].slabs(memory))
+            continue
+        slabs = [(job, slab) for job in group for slab in job.slabs(memory)]
+        slabs.sort(key=lambda task: task[1].matrix)  # stable: tensor after tensor within a matrix
+        yield from ((job, slab, job.key(slab)) for job, slab in slabs)
+
+
+def _groups(jobs: Sequence[TensorJob]) -> Iterator[list[TensorJob]]:
+    """Each job alone, but those with the same second moments together, where the first of them stands."""
+    sharing: dict[str, list[TensorJob]] = {}
     for job in jobs:
-        for slab in job.slabs(memory):
-            yield job, slab
+        if job.feedback_input is not None:
+            sharing.setdefault(job.feedback_input, []).append(job)
+    for job in jobs:
+        if job.feedback_input is None:
+            yield [job]
+        elif sharing[job.feedback_input][0] is job:
+            yield sharing[job.feedback_input]

@@ -9,6 +9,7 @@ tensors lie at other offsets than before, so that file systems cannot share thei
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from surgeon.errors import SurgeonError
 from surgeon.gguf.file import GGUFFile
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.resolve.tensor_op import TensorOp
+from surgeon.write import feedback as feedback_encoder
+from surgeon.write.feedback import Feedback, Key
 from surgeon.write.output_file import OutputFile, write_error
 from surgeon.write.resume_log import Checksum
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX, USES_CODEBOOK, Format
@@ -107,6 +110,7 @@ class TensorJob:
     compat: bool
     output: OutputFile
     offset: int
+    feedback: Feedback | None = None
     rows_done: int = 0
     slab_rows: int = 0  # of a slab at most, once there are slabs
     total: int = 0  # the sum of the slabs' hashes so far
@@ -119,6 +123,16 @@ class TensorJob:
     @property
     def is_copy(self) -> bool:
         return self.op.action == "copy"
+
+    @property
+    def feedback_input(self) -> str | None:
+        """The input whose second moments it is written by."""
+        return None if self.feedback is None or self.is_copy else self.op.feedback
+
+    @property
+    def matrices(self) -> int:
+        """Of a tensor of experts; 1 of others."""
+        return prod(self.op.read.ne[2:])
 
     @cached_property
     def source_format(self) -> Format | None:
@@ -213,7 +227,7 @@ class TensorJob:
 
     def _slabs_of(self, at_most: int) -> Iterator[Slab]:
         """Every matrix of an expert tensor has importances of its own, so no slab spans two of them."""
-        per_matrix = prod(self.op.read.ne[1:2]) if self.weights is not None and len(self.weights) > 1 else 0
+        per_matrix = prod(self.op.read.ne[1:2]) if self._differs_by_matrix else 0
         target = 0
         for start, stop in self.row_ranges:
             first = start
@@ -225,10 +239,19 @@ class TensorJob:
                 first, target = end, target + rows
 
     @property
+    def _differs_by_matrix(self) -> bool:
+        if self.feedback_input is not None and self.matrices > 1:
+            return True
+        return self.weights is not None and len(self.weights) > 1
+
+    @property
     def _preferred_rows(self) -> int:
         """Of a slab, where memory allows."""
         if self.is_copy:
             return SLAB_BYTES // self.source_row_bytes
+        if self.feedback_input is not None:
+            rows = feedback_encoder.ROWS
+            return max(1, feedback_encoder.SLAB_ELEMENTS // self.columns // rows) * rows
         return (CODEBOOK_SLAB_ELEMENTS if self.op.to_type in USES_CODEBOOK else SLAB_ELEMENTS) // self.columns
 
     @property
@@ -245,9 +268,27 @@ class TensorJob:
         self.release()
         return Checksum(slab_rows, total % HASHES)
 
-    def run(self, slab: Slab, buffers: Buffers) -> int:
+    def key(self, slab: Slab) -> Key | None:
+        """The second moments that this slab is written by, None for the stock encoder."""
+        if self.feedback is None or self.feedback_input is None:
+            return None
+        key = self.feedback_input, slab.matrix
+        return key if self.feedback.is_usable(key) else None
+
+    def sample(self, matrix: int, count: int) -> Floats:
+        """At most `count` rows of a matrix, evenly spread, float32[n, columns]."""
+        rows = prod(self.op.read.ne[1:2])
+        chosen = np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(np.int64)) + matrix * rows
+        blocks = np.empty((len(chosen), self.source_row_bytes), np.uint8)
+        for place, row in enumerate(chosen):
+            self.file.read_into(self.op.read.info, int(row) * self.source_row_bytes, blocks[place])
+        self._check_source(Slab(int(chosen[0]), len(chosen), 0, matrix, blocks.nbytes, 0), blocks)
+        return self._as_float32(Slab(0, len(chosen), 0, matrix, 0, 0), blocks, Buffers())
+
+    def run(self, slab: Slab, buffers: Buffers, writing: threading.Lock) -> int:
         """Read, check, convert, check and write one slab; returns a hash of what was written.
 
+        writing: held while the file is written to; whoever keeps it from this thread keeps it from the file.
         Raises SurgeonError naming the file and the tensor.
         """
         blocks = buffers.source(slab.source_bytes)
@@ -262,7 +303,8 @@ class TensorJob:
         data = blocks.data.cast("B")
         digest = slab_hash(data, slab)  # while it is in the processor's cache
         try:
-            self.output.pwrite(data, self._place_of(slab))
+            with writing:
+                self.output.pwrite(data, self._place_of(slab))
         except OSError as error:
             raise write_error(self.output, error, self.op.name) from None
         return digest
@@ -285,7 +327,11 @@ class TensorJob:
         out = buffers.output(slab.rows * self.target_row_bytes).reshape(slab.rows, self.target_row_bytes)
         weights = None if self.weights is None or slab.matrix in self.unseen else self.weights[slab.matrix]
         try:
-            surgeon_kernels.quantize_into(rows, self.op.to_type, out, weights, compat=self.compat)
+            key = self.key(slab)
+            if key is None or self.feedback is None:
+                surgeon_kernels.quantize_into(rows, self.op.to_type, out, weights, compat=self.compat)
+            else:
+                out[:] = self.feedback.encoded(key, rows, self.op.to_type, weights)
         except ValueError as error:
             raise SurgeonError(
                 f"{self._place}, rows from {slab.first}: cannot become {self.op.to_type}: {error}"

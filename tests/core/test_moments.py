@@ -82,7 +82,7 @@ def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
         assert np.abs(moments.blocks(one)[0] - x.T @ x / len(x)).max() < 1e-3 * scale
         first = x[:200]
         assert np.abs(moments.blocks(one, half=0)[0] - first.T @ first / 200).max() < 2e-3 * scale
-    weights = moments.as_imatrix().weights("blk.0.attn_k.weight")
+    weights = moments.as_imatrix.weights("blk.0.attn_k.weight")
     assert weights == pytest.approx((toy.rows["blk.0.attn_q.weight"] ** 2).mean(0), rel=1e-5)
 
 

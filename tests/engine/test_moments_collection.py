@@ -63,7 +63,7 @@ def test_inputs_are_shared_as_the_graph_shares_them(collected: Path) -> None:
 
 def test_the_diagonal_is_the_importance_matrix(collected: Path) -> None:
     moments, imatrix = load_moments(collected / "moments.gguf"), load_imatrix(collected / "imatrix.gguf")
-    own = moments.as_imatrix()
+    own = moments.as_imatrix
     assert set(own.entries) - set(imatrix.entries) == {"output.weight"}
     for name in imatrix.entries:
         assert own.weights(name) == pytest.approx(imatrix.weights(name), rel=1e-4), name

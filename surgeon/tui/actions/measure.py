@@ -15,6 +15,7 @@ from surgeon.folders import state_folder
 from surgeon.gguf.identity import model_identity
 from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.scratch import sweep
+from surgeon.moments.files import beside, load_moments
 from surgeon.plan.recipe import read_recipe
 from surgeon.resolve.resolve import resolve
 from surgeon.session.layer_figures import last_damages
@@ -176,7 +177,7 @@ class MeasureActions(Workbench):
         from surgeon.measure.evaluation import Subject
 
         session = self.session
-        recipe = recipe_text(session.plan, session.imatrix)
+        recipe = recipe_text(session.plan, session.imatrix, session.moments)
         return Subject(
             label=default_output(session.resolution).stem,
             source=session.model.file.path,
@@ -200,7 +201,8 @@ class MeasureActions(Workbench):
             raise SurgeonError(f"{trial.label}: its file is gone and its recipe is unknown")
         recipe = read_recipe(trial.recipe, Path("/"), trial.label)
         imatrix = load_imatrix(recipe.imatrix, judged=True) if recipe.imatrix else None
-        resolution = resolve(session.model, recipe.plan, imatrix)
+        moments = load_moments(recipe.moments) if recipe.moments else None
+        resolution = resolve(session.model, recipe.plan, imatrix, moments)
         return Subject(trial.label, source, size, trial.recipe, resolution, imatrix)
 
     # --- the journal
@@ -247,9 +249,10 @@ class MeasureActions(Workbench):
         """A row for what was written; a journal that cannot be written costs a warning, not the output."""
         resolution = job.resolution
         try:
+            recipe = recipe_text(resolution.plan, job.imatrix, resolution.moments)
             record(
                 self.journal, summary.paths[0], summary.paths[0].stem, resolution=resolution,
-                recipe=recipe_text(resolution.plan, job.imatrix), source_size=resolution.model.file.nbytes,
+                recipe=recipe, source_size=resolution.model.file.nbytes,
             )  # fmt: skip
         except SurgeonError as error:
             self.say(f"written, but the journal could not be updated: {error}", "warning")
@@ -285,12 +288,14 @@ class MeasureActions(Workbench):
 
     def _collect(self, answers: Answers, *, replace: bool = False) -> None:
         from surgeon.measure.imatrix_run import Collection
+        from surgeon.measure.moments_run import MomentsCollection
         from surgeon.tui.dialogs.measure_forms import collect_job, path_of
 
         out = path_of(answers["out"])
         job = collect_job(answers, self.session.model.file.path)
         resume = "resume" in answers["how"].split()
-        wanted = Collection(job, out, dat=out.suffix == ".dat", resume=resume, overwrite=replace)
+        moments = MomentsCollection(beside(out), overwrite=True) if "moments" in answers["how"].split() else None
+        wanted = Collection(job, out, dat=out.suffix == ".dat", resume=resume, overwrite=replace, moments=moments)
         self._begin(CollectJob(self.engine, wanted))
 
     @on(Grew)

@@ -324,6 +324,6 @@ def recipe_lines(trial: Trial, width: int) -> list[Line]:
         gone = "" if Path(trial.output).is_file() else " (gone)"
         lines.append([("file ", "muted"), (elide_start(clean(trial.output), width - 12) + gone, "text")])
     words = [line.strip() for line in trial.recipe.splitlines()]
-    skip = ("format =", "sha256 =", "stored-as =", "[imatrix]", "rules = [", "]")
+    skip = ("format =", "sha256 =", "digest =", "stored-as =", "[imatrix]", "rules = [", "]")
     kept = [word.rstrip(",") for word in words if word and not word.startswith(skip)]
     return [*lines, *([(fit(clean(word), width - 2).rstrip(), "faint")] for word in kept)]

@@ -11,6 +11,7 @@ from surgeon.fit.groups import groups_of
 from surgeon.measure.base_cache import estimated_bytes
 from surgeon.measure.evaluation import Subject, Wanted, task_kind
 from surgeon.model.model import Model
+from surgeon.moments.account import reckon, refuse_too_large
 from surgeon.trials.records import is_unchanged
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.form import Field, Form
@@ -144,13 +145,27 @@ def collect_form(model: Model, answers: Answers) -> Form:
             "how",
             "also",
             " ".join(filter(None, (answers.get("how", "").replace("resume", ""), resume))),
-            options=(("output", "output.weight"), ("special", "special tokens"), ("resume", "resume")),
+            options=(
+                ("output", "output.weight"), ("special", "special tokens"), ("moments", "second moments"),
+                ("resume", "resume"),
+            ),
         ),
-    ]
-    return Form("collect an imatrix", fields, check_collection, do="collects")
+    ]  # fmt: skip
+    return Form("collect an imatrix", fields, lambda found: check_collection(found, model), do="collects")
 
 
-def check_collection(answers: Answers) -> tuple[bool, list[Line]]:
+def moments_line(model: Model, folder: Path) -> tuple[bool, Line]:
+    """What second moments take, and whether that is there."""
+    account = reckon(model)
+    try:
+        refuse_too_large(account, folder, len(model.layers))
+    except SurgeonError as error:
+        return False, [(clean(str(error)), "warning")]
+    memory, file = figures.size(account.memory), figures.size(account.file)
+    return True, [(f"second moments of {account.inputs} inputs: {memory} of memory, {file} on disk", "muted")]
+
+
+def check_collection(answers: Answers, model: Model) -> tuple[bool, list[Line]]:
     lines = [file_line("text", answers["text"])]
     out = path_of(answers["out"])
     good = path_of(answers["text"]).is_file()
@@ -168,6 +183,10 @@ def check_collection(answers: Answers) -> tuple[bool, list[Line]]:
             else "what was collected before is discarded"
         )
         lines.append([(said, "accent" if goes_on else "warning")])
+    if "moments" in answers["how"].split():
+        fits, line = moments_line(model, out.parent)
+        good = good and fits
+        lines.append(line)
     if out.exists():
         lines.append([("save as: already exists; you will be asked", "warning")])
     return good, lines

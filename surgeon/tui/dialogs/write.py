@@ -13,13 +13,16 @@ from textual.widgets import Input, Static
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
+from surgeon.machine import available_cores
 from surgeon.resolve.resolve import Resolution
 from surgeon.tui.dialogs.base import Dialog, drained
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.preflight import problem_lines
 from surgeon.tui.dialogs.prompt import PathSuggester
 from surgeon.tui.drawing.spans import Line, clean, elide_start, plain
+from surgeon.write.feedback import feedback_seconds
 from surgeon.write_guard import Kind, Permit, may_write
+from surgeon_kernels.formats import FORMATS
 
 Destination = tuple[Path, bool]  # the path to write to; whether the file there may be replaced
 
@@ -43,7 +46,7 @@ class WriteDialog(Dialog[Destination]):
         with Vertical(classes="dialog") as frame:
             frame.border_title = "write"
             frame.border_subtitle = "Enter write · Esc cancel"
-            yield Static(self.text([self._sizes(), []]))
+            yield Static(self.text([self._sizes(), *encoder_lines(self.resolution), []]))
             yield Input(str(self.out), suggester=PathSuggester((".gguf",)), select_on_focus=False)
             yield Static(id="answer")
             with VerticalScroll(can_focus=False):
@@ -118,3 +121,19 @@ class WriteDialog(Dialog[Destination]):
     def _replace(self, path: Path, yes: bool | None) -> None:
         if yes:
             self.dismiss((path, True))
+
+
+def encoder_lines(resolution: Resolution) -> list[Line]:
+    """Which encoder writes how many tensors, and about how long the feedback encoder takes."""
+    if resolution.moments is None:
+        return []
+    used = len(resolution.with_feedback)
+    quantized = sum(op.action == "convert" and FORMATS[op.to_type].is_quantized for op in resolution.kept)
+    seconds = feedback_seconds(resolution, available_cores())
+    return [
+        [
+            ("feedback encoder: ", "muted"),
+            (f"{used} of {quantized} tensors", "text" if used == quantized else "warning"),
+            (f", about {figures.duration(seconds)}", "muted"),
+        ]
+    ]

@@ -42,6 +42,7 @@ def _imatrix_note(session: Session, wide: bool) -> Line:
         ("imatrix ", "muted"),
         (name + " " if wide else "", "text"),
         (f"{have}/{wanted}", "text" if have == wanted else "warning"),
+        (" + moments" if session.moments is not None else "", "accent"),
     ]
 
 

@@ -182,4 +182,6 @@ def recipe_difference(first: Trial, second: Trial, width: int) -> list[Line]:
 
 def _recipe_lines(trial: Trial) -> list[str]:
     lines = [clean(line) for line in trial.recipe.splitlines()]
-    return [line for line in lines if line.strip() and not line.startswith(("format =", "sha256", "[imatrix]"))]
+    return [
+        line for line in lines if line.strip() and not line.startswith(("format =", "sha256", "digest", "[imatrix]"))
+    ]

@@ -63,7 +63,7 @@ class WriteJob:
 
 
 def default_output(resolution: Resolution) -> Path:
-    """A name beside the input that says what was done: `model-Q4_K_M.gguf`, `-pruned` when layers are gone."""
+    """A name beside the input that says what was done: `model-pruned-7-Q4_K_M-feedback.gguf`."""
     source = resolution.model.file.path
     stem = source.stem
     for name in ("F16", "BF16", "F32", "f16", "bf16", "f32"):
@@ -73,4 +73,6 @@ def default_output(resolution: Resolution) -> Path:
     if plan.pruned:
         parts.append("pruned-" + "-".join(map(str, sorted(plan.pruned))) if len(plan.pruned) <= 4 else "pruned")
     parts.append(plan.file_type if plan.file_type != "COPY" else "copy")
+    if resolution.with_feedback:
+        parts.append("feedback")
     return source.with_name("-".join(parts) + ".gguf")

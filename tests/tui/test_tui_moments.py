@@ -1,0 +1,135 @@
+"""Second moments on the screen: found beside the imatrix, shown, used for writes, taken back."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from moments_toy import HEAD, Toy, toy_moments
+from test_tui_measure import TEXT, answer, ran
+from tui_helpers import opened, session_of, text_of
+
+from surgeon.errors import SurgeonError
+from surgeon.gguf.identity import model_identity
+from surgeon.moments import account
+from surgeon.moments.files import beside, load_moments
+from surgeon.plan.plan import Plan, with_file_type
+from surgeon.session.typed_edits import parse_command
+from surgeon.trials.records import is_unchanged, recipe_text
+from surgeon.tui.dialogs.form import Form
+from surgeon.tui.dialogs.measure_forms import check_collection
+from surgeon.tui.dialogs.write import WriteDialog, encoder_lines
+from surgeon.tui.drawing.spans import plain
+from surgeon.tui.jobs.writing import default_output
+
+
+@pytest.fixture
+def model(demo_model: Path, demo_imatrix: Path, tmp_path: Path) -> Path:
+    """A copy of the bundled model, its imatrix, and second moments of two inputs beside that."""
+    for source, name in ((demo_model, "model-F16.gguf"), (demo_imatrix, "model.imatrix.gguf")):
+        shutil.copyfile(source, tmp_path / name)
+    rows = np.random.default_rng(0).standard_normal((5000, 256)).astype(np.float32)
+    toy = Toy({"blk.0.attn_q.weight": rows, "blk.1.attn_output.weight": rows[:4500]})
+    toy.users |= {f"blk.0.attn_{name}.weight": "blk.0.attn_q.weight" for name in "kv"}
+    head = replace(HEAD, model=model_identity(tmp_path / "model-F16.gguf"))
+    toy_moments(tmp_path / "model.imatrix.moments.gguf", toy, head)
+    return tmp_path / "model-F16.gguf"
+
+
+def test_moments_beside_the_imatrix_are_found_and_can_be_taken_back(model: Path) -> None:
+    session = session_of(model)
+    said = session.use_imatrix(model.with_name("model.imatrix.gguf"))
+    session.change(with_file_type(session.plan, "Q4_0"), "base type")
+    assert "second moments model.imatrix.moments.gguf" in said
+    assert session.moments is not None
+    assert sorted(op.source for op in session.resolution.with_feedback) == [
+        "blk.0.attn_k.weight", "blk.0.attn_q.weight", "blk.0.attn_v.weight", "blk.1.attn_output.weight",
+    ]  # fmt: skip
+    assert default_output(session.resolution).name == "model-Q4_0-feedback.gguf"
+    (line,) = encoder_lines(session.resolution)
+    assert plain(line).startswith("feedback encoder: 4 of 86 tensors, about ")
+    session.undo()
+    session.undo()
+    assert session.moments is None
+    assert session.imatrix is not None
+    assert encoder_lines(session.resolution) == []
+    assert not is_unchanged(with_file_type(Plan(), "Q4_0"))
+    assert is_unchanged(session.plan)
+
+
+def test_a_plan_is_restored_with_its_encoder(model: Path) -> None:
+    session = session_of(model, model.with_name("model.imatrix.gguf"))
+    session.set_file_type("Q4_0")
+    recipe = session.recipe()
+    assert recipe.moments == str(model.with_name("model.imatrix.moments.gguf"))
+    assert session.moments is not None
+    assert recipe.moments_digest == session.moments.digest
+    text = recipe_text(session.plan, session.imatrix, session.moments)
+    assert f'digest = "{session.moments.digest}"' in text
+    other = session_of(model)
+    assert other.use_recipe(recipe, "restored") == "restored"
+    assert other.resolution.with_feedback == session.resolution.with_feedback
+    Path(recipe.moments).unlink()
+    assert "without its second moments" in session_of(model).use_recipe(recipe, "restored")
+
+
+def test_a_damaged_file_beside_is_told_not_fatal(model: Path) -> None:
+    model.with_name("model.imatrix.moments.gguf").write_bytes(b"GGUF rubbish")
+    session = session_of(model)
+    assert "cannot be used" in session.use_imatrix(model.with_name("model.imatrix.gguf"))
+    assert session.moments is None
+    assert session.imatrix is not None
+
+
+def test_i_takes_a_file_of_moments_for_both(model: Path) -> None:
+    session = session_of(model, model.with_name("model.imatrix.moments.gguf"))
+    assert session.imatrix is not None
+    assert set(session.imatrix.entries) == {f"blk.0.attn_{name}.weight" for name in "qkv"} | {
+        "blk.1.attn_output.weight"
+    }
+    assert session.moments is not None
+    with pytest.raises(SurgeonError, match="i loads second moments"):
+        parse_command("--moments x.gguf", session)
+
+
+def test_names_beside(tmp_path: Path) -> None:
+    assert beside(tmp_path / "a.gguf").name == "a.moments.gguf"
+    assert beside(tmp_path / "a.imatrix.dat").name == "a.imatrix.moments.gguf"
+    (tmp_path / "a.moments.gguf").touch()
+    assert beside(tmp_path / "a.imatrix.gguf").name == "a.moments.gguf"
+
+
+async def test_the_header_and_the_write_dialog_say_so(model: Path) -> None:
+    session = session_of(model, model.with_name("model.imatrix.gguf"))
+    session.set_file_type("Q4_0")
+    async with opened(session, (120, 30)) as (app, pilot):
+        assert "+ moments" in text_of(app, "header")
+        await pilot.press("w")
+        assert isinstance(app.screen, WriteDialog)
+        assert app.screen.out.name == "model-Q4_0-feedback.gguf"
+
+
+async def test_collecting_moments_uses_them(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model.imatrix.gguf", "model.imatrix.moments.gguf"):
+        model.with_name(name).unlink()
+    session, out = session_of(model), model.with_name("mine.gguf")
+    async with opened(session, (150, 40)) as (app, pilot):
+        await pilot.press("I")
+        form = app.screen
+        assert isinstance(form, Form)
+        await answer(app, pilot, out=str(out), text=str(TEXT), chunks="4", context="64", how="moments")
+        job = await ran(app, pilot)
+        assert job.failure == ""
+        assert len(load_moments(model.with_name("mine.moments.gguf")).inputs) == 49
+        assert session.moments is not None
+    answers = {"text": str(TEXT), "out": str(out), "chunks": "4", "context": "64", "how": "moments"}
+    good, lines = check_collection(answers, session.model)
+    assert good
+    assert any("second moments of 49 inputs: " in plain(line) for line in lines)
+    monkeypatch.setattr(account, "available_memory", lambda: 1 << 20)
+    good, lines = check_collection(answers, session.model)
+    assert not good
+    assert any("are free" in plain(line) for line in lines)
