@@ -20,7 +20,7 @@ from surgeon.folders import make_private, state_folder
 from surgeon.gguf.file import shards_of
 from surgeon.gguf.identity import model_identity
 from surgeon.json_text import json_text, read_json
-from surgeon.write_guard import Kind, Permit, may_write
+from surgeon.write_guard import Kind, Permit, kind_of, may_write
 
 
 @dataclass(frozen=True)
@@ -132,26 +132,31 @@ class Journal:
         """Raises SurgeonError where there is no such trial. Only the lines that name it are read."""
         found: dict[str, Trial] = {}
         needle = json_text(trial_id).encode()
-        for line in self._lines():
-            if needle in line:
+        raw = self._raw()
+        at = raw.find(needle)
+        while at >= 0:  # only the lines that name it: to split ten thousand takes as long as to read them
+            start, end = raw.rfind(b"\n", 0, at) + 1, raw.find(b"\n", at)
+            line = raw[start : end if end >= 0 else len(raw)]
+            at = raw.find(needle, start + len(line))
+            if line:
                 with contextlib.suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
                     _apply(found, _event(line))
         if trial_id not in found:
             raise SurgeonError(f"{self.path}: has no trial {trial_id}")
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        for line in self._lines():
+        for line in self._raw().split(b"\n"):
             with contextlib.suppress(ValueError):  # empty, or cut off
                 yield _event(line)
 
-    def _lines(self) -> list[bytes]:
+    def _raw(self) -> bytes:
         try:
             raw = self.path.read_bytes()
         except FileNotFoundError:
-            return []
+            return b""
         except OSError as error:
             raise SurgeonError(f"{self.path}: cannot be read: {error.strerror}") from error
-        return raw.split(b"\n")
+        return raw
 
     def _append(self, event: dict[str, Any]) -> None:
         import fcntl
@@ -159,7 +164,10 @@ class Journal:
         line = json_text(event).encode()
         try:
             make_private(self.path.parent)
-            target = may_write(self.path, Kind.TEXT, Permit(self.inputs, replace=True))
+            # A crash may leave zeros at the end, and then it is no text; it is only added to.
+            damaged = self.path.is_file() and kind_of(self.path) is Kind.UNKNOWN
+            kind = Kind.UNKNOWN if damaged else Kind.TEXT
+            target = may_write(self.path, kind, Permit(self.inputs, replace=True))
             with target.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # A newline first: whatever was cut off before must not take this line with it.

@@ -62,11 +62,12 @@ def _without_bad_lines(text: str) -> tuple[dict[str, Any], list[str]]:
             return read_toml("\n".join(lines)), problems
         except ValueError as error:
             place = re.search(r"at line (\d+)", str(error))
-            number = int(place[1]) if place else 0
-            if not 0 < number <= len(lines):
-                return {}, [*problems, f"{error}; using the defaults"]
-            problems.append(f"{error}; the line is passed over")
-            lines[number - 1] = ""
+            # Without a place it is a number of thousands of digits, or nested as deep: the longest line.
+            number = int(place[1]) - 1 if place else max(range(len(lines)), key=lambda at: len(lines[at]))
+            if number >= len(lines) or not lines[number]:
+                return {}, [*problems, f"{str(error)[:200]}; using the defaults"]
+            problems.append(f"{str(error)[:200]}; line {number + 1} is passed over")
+            lines[number] = ""
     return {}, [*problems, "too many such lines; using the defaults"]
 
 

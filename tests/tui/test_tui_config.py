@@ -61,7 +61,7 @@ def test_a_mistake_is_named_and_the_rest_holds(line: str) -> None:
 def test_what_is_no_toml_costs_one_line() -> None:
     (problem,) = _written("theme = \n").problems
     assert str(config_path()) in problem
-    assert problem.endswith("; using the defaults")
+    assert problem.endswith("line 1 is passed over")
 
 
 def test_the_command_line_goes_before_the_file(monkeypatch: pytest.MonkeyPatch, demo_model: Path) -> None:
