@@ -17,6 +17,7 @@ from surgeon.terminal import escaping, tell
 COMMANDS: dict[str, tuple[str, str]] = {
     "open": ("surgeon.commands.open", "the screen on MODEL.gguf (the default when a file is named)"),
     "demo": ("surgeon.commands.demo", "the screen on a copy of the bundled small model, imatrix included"),
+    "convert": ("surgeon.commands.convert", "a published checkpoint (safetensors) to GGUF (extra `convert`)"),
     "show": ("surgeon.commands.show", "the layer/tensor tree of a model, once"),
     "stats": ("surgeon.commands.stats", "statistics of an imatrix, as llama-imatrix --show-statistics"),
     "quantize": ("surgeon.commands.quantize", "llama-quantize's options, word for word"),

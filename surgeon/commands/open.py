@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 
 from surgeon.commands.engine_options import add_llama_options
 from surgeon.commands.parser import Parser
 from surgeon.streams import require_terminal
+from surgeon.errors import Cancelled, SurgeonError
 
 
 def main(arguments: list[str]) -> int:
@@ -15,7 +17,7 @@ def main(arguments: list[str]) -> int:
         prog="surgeon open",
         description="The screen on a model: look, mark, choose types, write.",
     )
-    parser.add_argument("model", type=Path, help="a GGUF file, or any shard of a set")
+    parser.add_argument("model", type=Path, help="a GGUF file, any shard of a set, or a checkpoint's folder")
     parser.add_argument("--imatrix", type=Path, metavar="F", help="importance matrix, GGUF or .dat")
     parser.add_argument("--recipe", type=Path, metavar="R", help="start with this plan instead of the saved one")
     parser.add_argument("--light", action="store_true", default=None, help="colours for a light terminal")
@@ -26,12 +28,13 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     require_terminal(str(options.model))
 
+    model = _converted(options.model) if options.model.is_dir() else options.model
     gc.disable()  # nothing of what is loaded now is garbage: a tenth of the start goes into looking; `run` enables it
     from surgeon.tui.app import run
 
     theme = None if options.light is None else "light" if options.light else "dark"
     return run(
-        options.model,
+        model,
         options.imatrix,
         options.recipe,
         mouse=options.mouse,
@@ -41,3 +44,22 @@ def main(arguments: list[str]) -> int:
         gpu_layers=options.gpu_layers,
         llama_lib=options.llama_lib,
     )
+
+
+def _converted(folder: Path) -> Path:
+    """The GGUF of a checkpoint: converted now, if the user agrees. Raises SurgeonError for any other folder."""
+    from surgeon.commands.convert import run as convert
+    from surgeon.figures import size
+    from surgeon.write.conversion import Conversion, is_checkpoint
+
+    if not is_checkpoint(folder):
+        raise SurgeonError(f"{folder}: is a folder without a checkpoint; name a .gguf file")
+    wanted = Conversion(folder)
+    if wanted.target.exists():
+        return wanted.target
+    if not sys.stdin.isatty():
+        raise SurgeonError(f"{folder}: is a checkpoint; convert it first: surgeon convert {folder}")
+    question = f"{folder} is a checkpoint. Convert it to {wanted.target} ({size(wanted.estimated_bytes)})? [y/N] "
+    if input(question).strip().lower() not in ("y", "yes"):
+        raise Cancelled("nothing was converted")
+    return convert(wanted)

@@ -1,0 +1,54 @@
+"""`surgeon convert`: from a published checkpoint to a GGUF."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgeon.commands.parser import Parser
+
+if TYPE_CHECKING:
+    from surgeon.write.conversion import Conversion
+
+DESCRIPTION = """Convert a published checkpoint (config.json and safetensors in FOLDER) to a GGUF with llama.cpp's own
+converter, the extra `convert`. Nothing is downloaded unless --remote asks for it."""
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    from surgeon.write.conversion import OUT_TYPES, Conversion
+
+    parser = Parser(prog="surgeon convert", description=DESCRIPTION)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the checkpoint; with --remote a repository's name")
+    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="default: FOLDER-TYPE.gguf beside FOLDER")
+    parser.add_argument("--outtype", choices=OUT_TYPES, default="auto", help="type of the weights (auto)")
+    parser.add_argument("--mmproj", action="store_true", help="the vision or audio part instead of the text model")
+    parser.add_argument("--remote", action="store_true", help="FOLDER is a Hugging Face repository to download from")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite OUT if it exists")
+    options = parser.parse_args(arguments)
+    wanted = Conversion(options.folder, options.out, options.outtype, options.mmproj, options.remote)
+    target = run(wanted, replace=options.overwrite)
+    print(f"{target}: {target.stat().st_size:,} bytes")
+    return 0
+
+
+def run(wanted: Conversion, *, replace: bool = False) -> Path:
+    """Convert with progress on stderr; returns where the GGUF is. Raises SurgeonError, KeyboardInterrupt."""
+    from surgeon.figures import duration, size
+    from surgeon.write.conversion import convert
+    from surgeon.write_guard import Permit
+
+    needed = f", about {size(wanted.estimated_bytes)}" if not wanted.remote and wanted.folder.is_dir() else ""
+    print(f"converting to {wanted.target}{needed}", file=sys.stderr)
+    terminal, last = sys.stderr.isatty(), time.monotonic()
+    for item in convert(wanted, Permit(replace=replace)):
+        left = f"  {duration(item.seconds_left)} left" if item.seconds_left else ""
+        text = f"{100 * item.part:.0f}%{left}"
+        if terminal:
+            print(f"\r\x1b[K{text}", end="\n" if item.done else "", file=sys.stderr, flush=True)
+        elif item.done or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(text, file=sys.stderr)
+    return wanted.target
