@@ -1,4 +1,4 @@
-"""`surgeon convert`: the converter as a process, with a stand-in for llama.cpp's; the real one where it is installed."""
+"""`surgeon convert`: the converter as a process, with a stand-in for llama.cpp's."""
 
 from __future__ import annotations
 
@@ -93,10 +93,11 @@ def test_what_the_converter_refuses_is_one_line_and_leaves_nothing(checkpoint: P
 def test_cancelling_ends_the_converter(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "mode").write_text("slow")
     before, cancelled = sorted(tmp_path.iterdir()), threading.Event()
+    items = convert(Conversion(checkpoint), cancelled=cancelled)
+    assert any(item.part > 0 for item in items)
+    cancelled.set()
     with pytest.raises(Cancelled):
-        for item in convert(Conversion(checkpoint), cancelled=cancelled):
-            if item.part > 0:
-                cancelled.set()
+        list(items)
     assert sorted(tmp_path.iterdir()) == before
 
 
