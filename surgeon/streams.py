@@ -106,7 +106,9 @@ def require_terminal(what: str) -> None:
     """Raises UsageError where no screen can be shown: in cron, with `</dev/null`, `| cat` or `2> log`."""
     without = [name for name, fd in (("stdin", 0), ("stdout", 1), ("stderr", 2)) if not os.isatty(fd)]
     if without:
-        raise UsageError(f"{without[0]} is no terminal, and the screen needs one; surgeon show {what} prints the model")
+        raise UsageError(
+            f"{without[0]} is not a terminal, and the screen needs one; surgeon show {what} prints the model"
+        )
 
 
 def undelivered() -> str:

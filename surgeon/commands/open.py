@@ -8,8 +8,8 @@ from pathlib import Path
 
 from surgeon.commands.engine_options import add_llama_options
 from surgeon.commands.parser import Parser
-from surgeon.streams import require_terminal
 from surgeon.errors import Cancelled, SurgeonError
+from surgeon.streams import require_terminal
 
 
 def main(arguments: list[str]) -> int:
@@ -26,9 +26,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--no-mouse", dest="mouse", action="store_false", default=None, help="do not capture the mouse")
     add_llama_options(parser.add_argument_group("for measurements on the screen"), default=None)
     options = parser.parse_args(arguments)
-    require_terminal(str(options.model))
-
     model = _converted(options.model) if options.model.is_dir() else options.model
+    require_terminal(str(model))
+
     gc.disable()  # nothing of what is loaded now is garbage: a tenth of the start goes into looking; `run` enables it
     from surgeon.tui.app import run
 

@@ -82,7 +82,7 @@ def test_the_screen_needs_a_terminal(model: Path, tmp_path: Path, command: str, 
     told = (tmp_path / "log").read_text() if "log" in streams else done.stderr
     assert done.returncode == 2
     assert len(told.splitlines()) == 1
-    assert "is no terminal, and the screen needs one; surgeon show" in told
+    assert "is not a terminal, and the screen needs one; surgeon show" in told
 
 
 def test_a_stream_remembers_its_first_failure_only() -> None:
