@@ -169,7 +169,7 @@ class HealJob(Message):
     """Refit matrices of `model` without its pruned layers, over `texts`.
 
     layers: HealLayers as dicts, in order, from the one before the first pruned layer to the last; folder: for streams;
-    width: d_model; columns: of the widest ffn_down; down: the kinds refitted in every layer behind a gap.
+    width: d_model; columns: of the widest ffn_down.
     """
 
     model: str
@@ -181,7 +181,6 @@ class HealJob(Message):
     tokens_per_column: float = 30.0
     n_ctx: int = 512
     before_only: bool = False
-    down: list[str] = field(default_factory=lambda: ["attn_output", "ffn_down"])
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
 }
 SHORT = ["-f", str(TEXT), "-c", "16", "-t", "1"]
+FOUR_TIMES = ["-f", str(TEXT)] * 4  # four tokens a column are the fewest to heal on
 COMMANDS: dict[str, list[str]] = {
     "show": ["show", "MODEL"],
     "show --imatrix": ["show", "--imatrix", IMATRIX, "MODEL"],
@@ -41,6 +42,7 @@ COMMANDS: dict[str, list[str]] = {
     "bench": ["bench", "-m", "MODEL", "-p", "4", "-n", "1", "-r", "1", "-t", "1"],
     "prune-scan": ["prune-scan", "-m", "MODEL", *SHORT, "--chunks", "1", "--layers", "3", "--restart"],
     "expert-scan": ["expert-scan", "-m", "MOE", "--imatrix", "EXPERTS", *SHORT, "--chunks", "1", "--shares", "25"],
+    "heal": ["heal", "MODEL", "--prune-layers", "11", *FOUR_TIMES, "-c", "64", "-t", "1", "-o", "OUT", "--overwrite"],
     "journal": ["journal", "MODEL"],
     "doctor": ["doctor"],
 }

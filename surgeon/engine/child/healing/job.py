@@ -55,14 +55,15 @@ def _walk(runner: Runner, layers: list[HealLayer], job: HealJob, before_only: bo
             pair, index = Pair(goal, pair.healed), index + 1
             continue
         gap = _gap(layers, index + 1)
-        step = LayerStep(runner, layers[index], gap, pair, _healed_kinds(job, before_only, bool(gap)))
+        step = LayerStep(runner, layers[index], gap, pair, _healed_kinds(before_only, bool(gap)))
         yield from step.messages()
         pair, index = step.result, index + 1 + len(gap)
 
 
-def _healed_kinds(job: HealJob, before_only: bool, before_gap: bool) -> set[str]:
-    kinds = set() if before_only else {ATTENTION, FEED_FORWARD} & set(job.down)
-    return kinds | {FEED_FORWARD} if before_gap else kinds
+def _healed_kinds(before_only: bool, before_gap: bool) -> set[str]:
+    if not before_only:
+        return {ATTENTION, FEED_FORWARD}
+    return {FEED_FORWARD} if before_gap else set()
 
 
 def _gap(layers: list[HealLayer], start: int) -> list[HealLayer]:
