@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .. import interface
 from ..formats import FORMATS
+from ..lanes.arithmetic import LANES
 from . import feedback_types
 from .encodings import Pause, encode_tile, losses_up_to
 from .factors import FeedbackFactor, FeedbackPart, Floats, Moments, moment_blocks
@@ -17,7 +18,7 @@ from .products import ROWS
 
 Bytes = NDArray[np.uint8]
 
-_WIDE = 8192  # columns: half a tile then takes as long as a whole one of that width
+_SWEEP_WORK = 1.6e10  # rows * columns**2 of a tile at most: about a fifth of a second
 _MARGIN = 1.0 - 1e-5  # of a loss, what float32 sums may be off: within it the stock row stays
 
 
@@ -40,8 +41,8 @@ def quantize_with_feedback(
     is None. rounds: how often scales and codes are improved after the sweep; each takes about twice a sweep's time.
     stop: asked every tenth of a second or so; FeedbackStopped is raised when it says yes.
     A row that would lose more than the stock row, e H e', is the stock row. Bytes do not depend on how rows are cut
-    into calls, nor on threads; they may differ between processors. Rows are taken 128 at a time; with fewer in a call
-    H is read from memory more often.
+    into calls, nor on threads; they may differ between processors. Rows are taken 192 at a time, fewer of wide ones;
+    with fewer in a call H is read from memory more often.
     Raises ValueError as `quantize` does, for types that are not in `feedback_types`, for a factor of another width, and
     for a diagonal block of it that is not a whole number of the type's blocks.
     """
@@ -76,7 +77,7 @@ def quantize_with_feedback_into(
         if stop is not None and stop():
             raise FeedbackStopped
 
-    count = ROWS if factor.columns <= _WIDE else ROWS // 2
+    count = min(ROWS, max(LANES, int(_SWEEP_WORK / factor.columns**2) // LANES * LANES))
     for start in range(0, len(rows), count):
         tile = slice(start, min(start + count, len(rows)))
         for part in factor.parts:

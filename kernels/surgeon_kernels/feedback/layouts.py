@@ -72,6 +72,11 @@ class Layout:
     def uniform(self) -> bool:
         return isinstance(self.levels[0], int)
 
+    @property
+    def superblock(self) -> int:
+        """Columns that share d."""
+        return self.block if self.scaling == PER_SUPERBLOCK else self.group
+
     def rules(self) -> Rules:
         levels = np.zeros(16, np.float32)
         zero, top = self.levels[:2]
@@ -79,7 +84,7 @@ class Layout:
             levels[: len(self.levels)] = self.levels
         low, high = self.scale_range
         return Rules(
-            self.group, self.group if self.scaling != PER_SUPERBLOCK else self.block, self.scaling, self.uniform,
+            self.group, shift_of(self.group), shift_of(self.superblock), self.scaling, self.uniform,
             np.float32(zero), np.float32(top), np.float32(0), np.float32(low), np.float32(high), self.minima,
             np.float32(self.largest_minimum), len(self.levels), levels,
         )  # fmt: skip
@@ -96,6 +101,11 @@ class Layout:
             _put_ternary(codes, blocks)
         self.write(blocks, scales)
         return blocks.reshape(rows, -1)
+
+
+def shift_of(size: int) -> int:
+    """The power of two that `size` is."""
+    return size.bit_length() - 1
 
 
 def _put_plane(plane: Plane, codes: Bytes, block: int, blocks: Blocks) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .codebooks import ANY_SIGNS, DELTA_OF_GROUP, DELTA_OF_VECTOR, EVEN_SIGNS, Book, book
-from .layouts import Blocks, Bytes, Floats, Scales, flat, halves, put_halves
+from .layouts import Blocks, Bytes, Floats, Scales, flat, halves, put_halves, shift_of
 from .tiles import PER_SUPERBLOCK, Rules
 
 Ints = NDArray[np.int32]
@@ -43,8 +43,8 @@ class PointLayout:
     def rules(self) -> Rules:
         half, none = np.float32(0.5), np.float32(0)
         return Rules(
-            self.group, self.block, PER_SUPERBLOCK, False, none, none, half, half, np.float32(self.most) + half, False,
-            none, 0, np.zeros(16, np.float32),
+            self.group, shift_of(self.group), shift_of(self.block), PER_SUPERBLOCK, False, none, none, half, half,
+            np.float32(self.most) + half, False, none, 0, np.zeros(16, np.float32),
         )  # fmt: skip
 
     def deltas(self, blocks: Blocks) -> Ints:

@@ -26,7 +26,7 @@ from ..lanes.arithmetic import LANES, load_f32, splat, store_f32
 from ..lanes.fused import add_scaled
 
 STRIP = 6
-VECTORS = 8
+VECTORS = 12  # H is read once for so many; measured: 8 are 5 % slower, 4 a quarter
 ROWS = VECTORS * LANES
 PANEL = 256
 PANEL_STRIPS = -(-PANEL // STRIP)

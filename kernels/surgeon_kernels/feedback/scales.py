@@ -85,10 +85,12 @@ def superblock_step(h: Any, sums: Any, rules: Any, tile: Any, v: int, start: int
     superblock], H summed over the columns of a group.
     """
     groups = PANEL // rules.group
-    at_group = LANES * (v * (tile.columns // rules.group) + start // rules.group)
+    at_group = LANES * (v * (tile.columns >> rules.group_shift) + (start >> rules.group_shift))
     for k in range(PANEL):
         store_f32(
-            a, LANES * k, load_f32(level, LANES * k) * load_f32(tile.scales, at_group + LANES * (k // rules.group))
+            a,
+            LANES * k,
+            load_f32(level, LANES * k) * load_f32(tile.scales, at_group + LANES * (k >> rules.group_shift)),
         )
     clear(ha, PANEL_WIDTH)
     at_h = square_start(tile.columns, start)
@@ -100,8 +102,9 @@ def superblock_step(h: Any, sums: Any, rules: Any, tile: Any, v: int, start: int
         aa, ga = fused(x, hx, aa), fused(x, gradient, ga)
         if rules.minima:
             hc = _h_minima(sums, tile, at_group, start + k, groups)
-            c = -load_f32(tile.minima, at_group + LANES * (k // rules.group))
+            c = -load_f32(tile.minima, at_group + LANES * (k >> rules.group_shift))
             cc, ac, gc = fused(c, hc, cc), fused(x, hc, ac), fused(c, gradient, gc)
+            store_f32(a, LANES * k, hc)
     block = LANES * (v * (tile.columns // PANEL) + start // PANEL)
     d, dmin = load_f32(tile.d, block), load_f32(tile.dmin, block)
     dx, dy, gain = new_steps((aa, cc, ac, ga, gc), d, dmin, rules.minima, False)
@@ -110,7 +113,7 @@ def superblock_step(h: Any, sums: Any, rules: Any, tile: Any, v: int, start: int
     for k in range(PANEL):
         change = dx * load_f32(ha, LANES * k)
         if rules.minima:
-            change = fused(dy, _h_minima(sums, tile, at_group, start + k, groups), change)
+            change = fused(dy, load_f32(a, LANES * k), change)
         store_f32(g, at_g + LANES * k, load_f32(g, at_g + LANES * k) - change)
     return gain
 

@@ -34,14 +34,16 @@ _TINY = np.float32(1e-30)
 class Rules(NamedTuple):
     """What a type allows: value = d * scale * level - dmin * minimum.
 
-    group, superblock: columns that share a scale, and those that share d; scaling: what a round may change of them.
+    group: columns that share a scale; group_shift, superblock_shift: the power of two that these are, and those that
+    share d (dividing takes long); scaling: what a round may change of them.
     phase: what scales have beyond a whole number; lowest ... highest: of the scales; most: the largest minimum; minima:
     whether there are any. uniform: levels are -zero ... top - zero in steps of one; if not, the first `known` of
     `levels`, float32[16], ascending.
     """
 
     group: int
-    superblock: int
+    group_shift: int
+    superblock_shift: int
     scaling: int
     uniform: bool
     zero: np.float32
@@ -75,15 +77,15 @@ class Tile(NamedTuple):
 
 
 _i, _f = types.int64, types.float32
-RULES = types.NamedTuple([_i, _i, _i, types.boolean, _f, _f, _f, _f, _f, types.boolean, _f, _i, F32], Rules)
+RULES = types.NamedTuple([_i, _i, _i, _i, types.boolean, _f, _f, _f, _f, _f, types.boolean, _f, _i, F32], Rules)
 TILE = types.NamedTuple([_i, _i, F32, F32, U8, F32, F32, F32, F32, F64], Tile)
 
 
 @helper
 def step_and_offset(rules: Any, tile: Any, v: int, column: int) -> Any:
     """Lanes of d * scale and of dmin * minimum of a column, as a decoder multiplies them."""
-    block = LANES * (v * (tile.columns // rules.superblock) + column // rules.superblock)
-    group = LANES * (v * (tile.columns // rules.group) + column // rules.group)
+    block = LANES * (v * (tile.columns >> rules.superblock_shift) + (column >> rules.superblock_shift))
+    group = LANES * (v * (tile.columns >> rules.group_shift) + (column >> rules.group_shift))
     step = load_f32(tile.d, block) * load_f32(tile.scales, group)
     return step, load_f32(tile.dmin, block) * load_f32(tile.minima, group)
 
