@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("surgeon.commands.demo", "the screen on a copy of the bundled small model, imatrix included"),
     "convert": ("surgeon.commands.convert", "a published checkpoint (safetensors) to GGUF (extra `convert`)"),
     "show": ("surgeon.commands.show", "the layer/tensor tree of a model, once"),
+    "diff": ("surgeon.commands.diff", "what two models differ in: types, sizes, metadata, errors"),
     "stats": ("surgeon.commands.stats", "statistics of an imatrix, as llama-imatrix --show-statistics"),
     "quantize": ("surgeon.commands.quantize", "llama-quantize's options, word for word"),
     "apply": ("surgeon.commands.apply", "run a recipe: surgeon apply RECIPE IN OUT"),

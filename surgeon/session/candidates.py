@@ -1,24 +1,20 @@
-"""What would come of a type or a file type: sizes for the pickers, and the measured error of a tensor. Pure."""
+"""What would come of a type or a file type: sizes for the pickers, and the measured error of a tensor."""
 
 from __future__ import annotations
 
-import math
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import surgeon_kernels
 from surgeon.errors import SurgeonError
 from surgeon.model.model import Tensor
 from surgeon.plan import plan as plans
 from surgeon.plan.file_types import FILE_TYPES
+from surgeon.session.child_process import lines_of
 from surgeon.session.session import Session
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # What llama-quantize can be asked for, most bits first; the others are for activations or integers.
 TYPES: tuple[str, ...] = tuple(
@@ -27,9 +23,6 @@ TYPES: tuple[str, ...] = tuple(
         key=lambda name: -FORMATS[name].bpw,
     )
 )
-SAMPLE_WEIGHTS = (
-    1 << 20
-)  # of a tensor; errors of rows scatter little, and a million weights take a fraction of a second
 
 
 @dataclass(frozen=True)
@@ -69,9 +62,12 @@ def type_candidates(session: Session, tensors: Sequence[Tensor]) -> Iterator[Can
 
 
 def _needs(session: Session, name: str, tensors: Sequence[Tensor]) -> str:
-    if name in REQUIRES_IMATRIX and not all(session.covered(tensor.name) for tensor in tensors):
+    if name not in REQUIRES_IMATRIX:
+        return ""
+    if session.imatrix is None:
         return "needs an imatrix"
-    return ""
+    bare = [tensor.name for tensor in tensors if not session.covered(tensor.name)]
+    return f"no imatrix entry: {bare[0]}{f' + {len(bare) - 1}' if len(bare) > 1 else ''}" if bare else ""
 
 
 def base_candidates(session: Session) -> Iterator[Candidate]:
@@ -89,54 +85,30 @@ def base_candidates(session: Session) -> Iterator[Candidate]:
         )
 
 
+SAMPLE_WEIGHTS = 1 << 20  # of one tensor: errors of rows scatter little, and a million take a fraction of a second
+MAP_WEIGHTS = 1 << 17  # of each of many
+
+Wanted = Sequence[tuple[str, Sequence[str]]]
+"""Tensor names, and the types to be measured of each."""
+
+
 def measured_errors(
-    session: Session, tensor: Tensor, types: Sequence[str], cancelled: threading.Event
-) -> Iterator[tuple[str, float | None]]:
-    """(type, relative error) for each of `types` that fits: sqrt(sum w (x - q)^2 / sum w x^2) over a sample of rows.
+    session: Session, wanted: Wanted, cancelled: threading.Event, most: int = SAMPLE_WEIGHTS
+) -> Iterator[tuple[str, str, float | None]]:
+    """(tensor, type, relative error) for each type that fits, measured in a process of its own (`error_child`).
 
-    Before each there is (type, None): compiling a kernel for the first time takes seconds, and that should be seen.
-    w is the importance matrix where there is one. Raises SurgeonError when the tensor cannot be read or decoded.
+    Before each there is (tensor, type, None). Weighted by the importance matrix where it has the tensor. Raises
+    SurgeonError when a tensor cannot be read or decoded.
     """
-    import numpy as np
-
-    rows = sample_rows(session, tensor)
-    weights = _weights(session, tensor)
-    squares = np.square(rows, dtype=np.float64)
-    energy = float(np.sum(squares * weights if weights is not None else squares))
-    for name in types:
-        if cancelled.is_set():
-            return
-        if rows.shape[1] % FORMATS[name].block or name not in surgeon_kernels.quantizable:
-            continue
-        if name in REQUIRES_IMATRIX and weights is None:
-            continue
-        yield name, None
-        try:
-            error = surgeon_kernels.quantization_error(rows, name, weights)
-        except ValueError as reason:
-            raise SurgeonError(f"{tensor.name}: {reason}") from None
-        yield name, math.sqrt(float(np.sum(error.weighted)) / energy) if energy else 0.0
-
-
-def sample_rows(session: Session, tensor: Tensor) -> NDArray[np.float32]:
-    """float32[rows, columns]: up to SAMPLE_WEIGHTS weights, rows evenly spread over the first matrix."""
-    import numpy as np
-
-    if tensor.type_name not in surgeon_kernels.dequantizable:
-        raise SurgeonError(f"{tensor.name}: {tensor.type_name} cannot be decoded, so its error cannot be measured")
-    columns = tensor.ne[0]
-    row_bytes = FORMATS[tensor.type_name].row_bytes(columns)
-    count = tensor.ne[1] if len(tensor.ne) > 1 else 1
-    chosen = min(count, max(1, SAMPLE_WEIGHTS // columns))
-    blocks = np.empty((chosen, row_bytes), np.uint8)
-    for place, row in enumerate(np.linspace(0, count - 1, chosen).astype(int)):
-        session.model.file.read_into(tensor.info, int(row) * row_bytes, blocks[place])
-    return surgeon_kernels.dequantize(blocks, tensor.type_name)
-
-
-def _weights(session: Session, tensor: Tensor) -> NDArray[np.float32] | None:
-    """The same weights for every type, also for those that do not use them, so that the errors can be compared."""
-    if session.imatrix is None or not session.covered(tensor.name):
-        return None
-    weights = session.imatrix.weights(tensor.name)
-    return weights[: tensor.ne[0]] if len(weights) >= tensor.ne[0] else None
+    job = {
+        "model": str(session.model.file.path.absolute()),
+        "imatrix": None if session.imatrix is None else str(session.imatrix.path.absolute()),
+        "tensors": [[name, list(types)] for name, types in wanted],
+        "most": most,
+    }
+    for line in lines_of(("-m", "surgeon.session.error_child"), json.dumps(job), cancelled):
+        item = json.loads(line)
+        if isinstance(item, dict):
+            raise SurgeonError(item["failed"])
+        name, kind, error = item
+        yield name, kind, error

@@ -153,23 +153,23 @@ def toggle(session: Session, cell: Cell) -> str:
 
 def prune_least(session: Session, amount: str, measure: str = "saliency") -> str:
     """Prune `25%` or `16` experts of every layer, the lowest of `measure`; `0`: none. Raises SurgeonError."""
-    plan = pruned_least(session, amount, measure)
+    plan = pruned_least(session, session.plan, amount, measure)
     label = f"prune experts: {amount} by {measure}" if plan.pruned_experts else "restore all experts"
     session.change(plan, label)
     return label
 
 
-def pruned_least(session: Session, amount: str, measure: str = "saliency") -> Plan:
-    """The plan that `prune_least` makes. Raises SurgeonError."""
+def pruned_least(session: Session, plan: Plan, amount: str, measure: str = "saliency") -> Plan:
+    """What `prune_least` makes of `plan`. Raises SurgeonError."""
     experts = expert_model(session.model)
     if not experts.layers:
         raise SurgeonError(f"{session.model.name} has no experts")
-    cleared = plans.with_pruned_experts(session.plan, dict.fromkeys(experts.layers, ()))
+    cleared = plans.with_pruned_experts(plan, dict.fromkeys(experts.layers, ()))
     if amount.strip() in ("0", "0%"):
         return cleared
     if session.imatrix is None:
         raise SurgeonError("no imatrix to choose experts by: i loads one, I collects one")
-    choice = choose_experts(session.model, amount, measure, session.imatrix, expert_sums(session), session.plan.pruned)
+    choice = choose_experts(session.model, amount, measure, session.imatrix, expert_sums(session), plan.pruned)
     return plans.with_pruned_experts(cleared, choice.sets)
 
 

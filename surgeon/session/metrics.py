@@ -128,8 +128,10 @@ class Measurements:
         return cls(by_name, by_layer, of_layers or {}, of_tensors or {})
 
     def known(self, metric: Metric) -> bool:
-        """Whether a metric without an attribute was measured; the others have their place in any case."""
-        return bool(metric.attribute or self.of_layers.get(metric.key) or self.of_tensors.get(metric.key))
+        """Whether anything was measured that has this metric: where nothing was it takes no place."""
+        return bool(
+            (metric.attribute and self.tensors) or self.of_layers.get(metric.key) or self.of_tensors.get(metric.key)
+        )
 
     def forget_scales(self) -> None:
         """After figures of layers have come in."""

@@ -6,7 +6,7 @@ can be undone, and is resolved at once, so that sizes and reasons on the screen 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from surgeon.imatrix.imatrix import Imatrix
 from surgeon.imatrix.influence import Influence
 from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
 from surgeon.layer_lists import spans
+from surgeon.model.categories import kept_because
 from surgeon.model.model import Model, Tensor
 from surgeon.moments.files import beside, is_moments, load_moments
 from surgeon.moments.moments import Moments
@@ -33,7 +34,7 @@ from surgeon.session.fit_figures import PlanErrors, PlanFigures, PlanShares
 from surgeon.session.layer_figures import influence_figures, influence_of
 from surgeon.session.metrics import Measurements
 
-Scope = Literal["row", "marked", "layer", "kind", "all"]
+Scope = Literal["row", "marked", "shown", "layer", "kind", "all"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,10 @@ class Session:
             raise
         return True
 
+    def begin_here(self) -> None:
+        """What was done so far is what the session starts with: no step that undo takes back."""
+        self.history = History.starting(self.plan)
+
     def undo(self) -> str | None:
         """The label of what was undone, None when there was nothing."""
         if not self.history.past:
@@ -182,6 +187,17 @@ class Session:
         what = chosen[0] if len(chosen) == 1 else f"{len(chosen)} tensors"
         label = f"{what} = {type_name.lower()}" if type_name else f"{what} by mix and rules"
         self.change(plans.with_types(self.plan, chosen, type_name), label)
+        return label
+
+    def set_types_each(self, types: Mapping[str, str]) -> str:
+        """A type of its own for each of these tensors, in one step."""
+        plan = self.plan
+        for kind in sorted(set(types.values())):
+            plan = plans.with_types(plan, [name for name, wanted in types.items() if wanted == kind], kind)
+        kinds = sorted(set(types.values()))
+        what = next(iter(types)) if len(types) == 1 else f"{len(types)} tensors"
+        label = f"{what} = {', '.join(kinds).lower()}"
+        self.change(plan, label)
         return label
 
     def set_file_type(self, name: str) -> str:
@@ -256,12 +272,22 @@ class Session:
 
     # --- choosing
 
-    def scope(self, scope: Scope, key: str) -> tuple[Tensor, ...]:
-        """The tensors a command acts on, seen from the row `key` (a tensor's name, or `layer_key`)."""
+    def scope(self, scope: Scope, key: str, shown: Collection[str] = ()) -> tuple[Tensor, ...]:
+        """The tensors a type can be given to, seen from the row `key` (a tensor's name, or `layer_key`).
+
+        shown: names of the tensors that the filter leaves. Norms and other tensors that are never quantized are not
+        among a layer's, a kind's or the marked ones.
+        """
+        return tuple(tensor for tensor in self.reached(scope, key, shown) if self.can_quantize(tensor))
+
+    def reached(self, scope: Scope, key: str, shown: Collection[str] = ()) -> tuple[Tensor, ...]:
+        """As `scope`, with those that are never quantized."""
         if scope == "all":
             chosen: Iterable[Tensor] = self.model.tensors
         elif scope == "marked":
             chosen = (tensor for tensor in self.model.tensors if self.is_marked(tensor))
+        elif scope == "shown":
+            chosen = (tensor for tensor in self.model.tensors if tensor.name in shown)
         elif scope == "kind":
             short = self.tensors[key].short if key in self.tensors else None
             chosen = (tensor for tensor in self.model.tensors if tensor.short == short)
@@ -271,6 +297,17 @@ class Session:
             number = self.layer_of(key)
             chosen = (tensor for tensor in self.model.tensors if number is not None and tensor.layer == number)
         return tuple(tensor for tensor in chosen if tensor.layer not in self.plan.pruned)
+
+    def can_quantize(self, tensor: Tensor) -> bool:
+        return tensor.name not in self._kept
+
+    @cached_property
+    def _kept(self) -> frozenset[str]:
+        """Names of the tensors that are never quantized."""
+        architecture = self.model.architecture
+        return frozenset(
+            tensor.name for tensor in self.model.tensors if kept_because(tensor.name, tensor.ne, architecture)
+        )
 
     def is_marked(self, tensor: Tensor) -> bool:
         return tensor.name in self.marks or (tensor.layer is not None and layer_key(tensor.layer) in self.marks)

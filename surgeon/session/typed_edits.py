@@ -2,6 +2,7 @@ r"""What `:` understands: rules in llama-quantize's syntax, layers to prune, a b
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,9 +11,11 @@ from typing import Any
 from surgeon.errors import SurgeonError
 from surgeon.layer_lists import read_spans, spans
 from surgeon.llama_quantize.options import plan_of, read_words
+from surgeon.llama_quantize.translation import from_command
 from surgeon.plan import plan as plans
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan
+from surgeon.plan.recipe import Recipe
 from surgeon.session.experts import pruned_least
 from surgeon.session.session import Session
 
@@ -34,58 +37,110 @@ _NOT_HERE = {
 }
 
 
+# Edits typed or pasted together; a rule has no blank in it, so none can hold what separates them.
+_SEPARATOR = re.compile(r";\s+|;$|\n")
+_QUANTIZE = re.compile(r"(^|[\s/])((llama-)?quantize)(\.exe)?(\s|$)")
+
+
 @dataclass(frozen=True)
 class Edit:
-    """The plan a command leads to, and the label that undo shows."""
+    """The plan a command leads to, and the label that undo shows. recipe: of a whole llama-quantize command, whose
+    imatrix is still to be loaded."""
 
     plan: Plan
     label: str
+    recipe: Recipe | None = None
 
 
 def parse_command(text: str, session: Session) -> Edit:
-    """The edit that `text` asks for; raises SurgeonError with one line for the user."""
-    text = text.strip()
+    """The edit that `text` asks for, or several with `;` between; raises SurgeonError with one line for the user."""
+    if is_quantize_command(text):
+        return _whole_command(session, text)
+    plan, labels = session.plan, []
+    for part in _SEPARATOR.split(text.strip()):
+        if part.strip():
+            edit = _single(session, plan, part.strip())
+            plan = edit.plan
+            labels.append(edit.label)
+    if not labels:
+        raise SurgeonError(_KNOWN)
+    return Edit(plan, "; ".join(labels))
+
+
+_KNOWN = "type attn_v=q6_k, prune 26,29, restore 26, base q4_k_m, 26 to go there, or an option such as --pure"
+
+
+def is_quantize_command(text: str) -> bool:
+    """Whether `text` calls llama-quantize (or `surgeon quantize`): a word of that name before the first option."""
+    return _QUANTIZE.search(text.partition(" --")[0].partition(".gguf")[0]) is not None
+
+
+def command_in(text: str) -> str:
+    """The llama-quantize command in a file of one: comments, other lines and `\\` at the ends of lines left out.
+
+    Raises SurgeonError where there is none.
+    """
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if not line.lstrip().startswith("#")]
+    found = next((line for line in lines if is_quantize_command(line)), None)
+    if found is None:
+        raise SurgeonError("no llama-quantize command in it")
+    return found
+
+
+def _whole_command(session: Session, text: str) -> Edit:
+    """The whole plan of a llama-quantize command: nothing of the present one stays."""
+    recipe = from_command(text)
+    strange = recipe.plan.pruned - {layer.index for layer in session.model.layers}
+    if strange:
+        raise SurgeonError(_no_layer(session, strange))
+    return Edit(recipe.plan, f"llama-quantize … {recipe.plan.file_type}", recipe)
+
+
+def _no_layer(session: Session, layers: frozenset[int] | set[int]) -> str:
+    known = [layer.index for layer in session.model.layers]
+    return f"layer {spans(layers)} does not exist; this model has layers {spans(known)}"
+
+
+def _single(session: Session, plan: Plan, text: str) -> Edit:
     word, _, rest = text.partition(" ")
     if word.lower() in _COMMANDS and rest.strip():
-        return _COMMANDS[word.lower()](session, rest.strip())
+        return _COMMANDS[word.lower()](session, plan, rest.strip())
     if text.startswith("--"):
-        return _options(session, text)
+        return _options(session, plan, text)
     if "=" in text:
         rules = [plans.parse_rule(part) for part in text.split()]
-        plan = session.plan
         for rule in rules:
             plan = plans.with_rule(plan, rule)
         return Edit(plan, f"rule {' '.join(map(str, rules))}")
     if text.upper() in FILE_TYPES:
-        return _base(session, text)
-    raise SurgeonError("write attn_v=q6_k, prune 26,29, restore 26, base q4_k_m or an option such as --pure")
+        return _base(session, plan, text)
+    raise SurgeonError(_KNOWN)
 
 
-def _prune(session: Session, rest: str) -> Edit:
+def _prune(session: Session, plan: Plan, rest: str) -> Edit:
     layers = _layers(session, rest)
     known = {layer.index for layer in session.model.layers}
-    if known <= session.plan.pruned | layers:
+    if known <= plan.pruned | layers:
         raise SurgeonError("this would prune every layer: a model needs at least one")
-    return Edit(plans.with_pruned(session.plan, layers), f"prune {spans(layers)}")
+    return Edit(plans.with_pruned(plan, layers), f"prune {spans(layers)}")
 
 
-def _restore(session: Session, rest: str) -> Edit:
+def _restore(session: Session, plan: Plan, rest: str) -> Edit:
     layers = _layers(session, rest)
-    return Edit(plans.without_pruned(session.plan, layers), f"restore {spans(layers)}")
+    return Edit(plans.without_pruned(plan, layers), f"restore {spans(layers)}")
 
 
-def _experts(session: Session, rest: str) -> Edit:
+def _experts(session: Session, plan: Plan, rest: str) -> Edit:
     amount, _, measure = rest.partition(" ")
-    plan = pruned_least(session, amount, measure.strip() or "saliency")
-    return Edit(plan, f"experts {rest}")
+    return Edit(pruned_least(session, plan, amount, measure.strip() or "saliency"), f"experts {rest}")
 
 
-def _base(session: Session, rest: str) -> Edit:
-    plan = plans.with_file_type(session.plan, rest)
+def _base(session: Session, plan: Plan, rest: str) -> Edit:
+    plan = plans.with_file_type(plan, rest)
     return Edit(plan, f"base type {plan.file_type}")
 
 
-_COMMANDS: dict[str, Callable[[Session, str], Edit]] = {
+_COMMANDS: dict[str, Callable[[Session, Plan, str], Edit]] = {
     "prune": _prune,
     "restore": _restore,
     "base": _base,
@@ -99,7 +154,7 @@ def _layers(session: Session, text: str) -> frozenset[int]:
     return read_spans(text, [layer.index for layer in session.model.layers])
 
 
-def _options(session: Session, text: str) -> Edit:
+def _options(session: Session, plan: Plan, text: str) -> Edit:
     try:
         arguments = shlex.split(text)
     except ValueError as error:
@@ -110,11 +165,10 @@ def _options(session: Session, text: str) -> Edit:
     words = read_words(arguments)
     if words.positional:
         raise SurgeonError(f"unknown option {words.positional[0]!r}; options start with --")
-    known = {layer.index for layer in session.model.layers}
-    strange = words.pruned - known
+    strange = words.pruned - {layer.index for layer in session.model.layers}
     if strange:
-        raise SurgeonError(f"layer {spans(strange)} does not exist; this model has layers {spans(known)}")
-    return Edit(plan_of(words, session.plan), text)
+        raise SurgeonError(_no_layer(session, strange))
+    return Edit(plan_of(words, plan), text)
 
 
 def option_words(plan: Plan) -> list[str]:

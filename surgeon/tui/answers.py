@@ -41,6 +41,28 @@ def remember(model: Path, dialog: str, answers: Answers) -> None:
             write_whole(path, json_text(known), permit=Permit((model,), replace=True))
 
 
+MOST_KEPT = 50  # entries of one history
+
+
+def history_of(name: str) -> list[str]:
+    """Earlier answers to fields of one kind (`paths`, `rules`), the newest first, of all models."""
+    with contextlib.suppress(SurgeonError, OSError, ValueError):
+        known = read_json((state_folder() / "answers" / "history.json").read_text(encoding="utf-8"))
+        if isinstance(known, dict) and isinstance(known.get(name), list):
+            return [str(text) for text in known[name]]
+    return []
+
+
+def add_to_history(name: str, text: str) -> None:
+    """`text` becomes the newest of its kind; where that cannot be kept, nothing happens."""
+    known = {kind: history_of(kind) for kind in ("paths", "rules", "filters")}
+    known[name] = [text, *(other for other in known.get(name, []) if other != text)][:MOST_KEPT]
+    with contextlib.suppress(OSError, SurgeonError):
+        path = state_folder() / "answers" / "history.json"
+        make_private(path.parent)
+        write_whole(path, json_text(known))
+
+
 def _read(path: Path) -> dict[str, Answers]:
     try:
         found = read_json(path.read_bytes())

@@ -9,8 +9,9 @@ import signal
 import sys
 import termios
 import threading
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,11 +26,15 @@ from surgeon.plan.recipe import load_recipe
 from surgeon.session.session import Session, statistics_of
 from surgeon.signals import ENDING, exit_code, heeded
 from surgeon.streams import lasting_terminal
-from surgeon.tui import autosave, unfinished
+from surgeon.tui import unfinished
+from surgeon.tui.autosave import PlanFile
 from surgeon.tui.command_palette import SurgeonCommands
 from surgeon.tui.config import Config, load_config
+from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.drawing.ascii_filter import AsciiFilter
+from surgeon.tui.drawing.sixteen_colours import SixteenColours
 from surgeon.tui.drawing.theme import DARK, LIGHT, theme
 from surgeon.tui.host import Host
 from surgeon.tui.jobs.measuring import MeasureJob
@@ -37,10 +42,12 @@ from surgeon.tui.jobs.messages import Reported, StatisticsReady, Warmed, WarmFai
 from surgeon.tui.jobs.warm_up import WarmUp
 from surgeon.tui.jobs.writing import WriteJob
 from surgeon.tui.main_screen import MainScreen
+from surgeon.tui.terminal import Beside
 
 AUTOSAVE_DELAY = 0.5  # seconds without a change before the plan is kept
 TERMINAL_SECONDS = 5.0  # between two looks whether the terminal is still there
 LAST_SECONDS = 10.0  # for a write to end in order once the program was told to end
+LONG_JOB = 10.0  # seconds after which nobody is taken to wait for a job's end
 WARM_DELAY = 0.4  # seconds after the first paint, or a change of types, before kernels are compiled
 
 
@@ -51,14 +58,27 @@ class SurgeonApp(Host):
     COMMANDS: ClassVar = {SurgeonCommands}
     BINDINGS: ClassVar = []
 
-    def __init__(self, session: Session, config: Config, *, greeting: str = "", persistent: bool = True) -> None:
-        """persistent: keep the plan between sessions, and compile kernels ahead."""
+    def __init__(
+        self,
+        session: Session,
+        config: Config,
+        *,
+        greeting: str = "",
+        plan_file: PlanFile | None = None,
+        persistent: bool = True,
+    ) -> None:
+        """plan_file: where the plan is kept between sessions; persistent: compile kernels ahead, keep the plan."""
         self.ascii_filter: LineFilter | None = AsciiFilter() if config.ascii else None
+        self._sixteen = SixteenColours(LIGHT if config.theme == "light" else DARK)
         super().__init__()
+        self.beside = Beside(None)
         self.animation_level = "none"
         self.session = session
         self.config = config
         self.greeting = greeting
+        self.plan_file = plan_file
+        if plan_file is None and persistent:
+            self.plan_file = PlanFile(session.model.file.path, 1, -1)
         self.persistent = persistent
         self.job: WriteJob | None = None
         self.leaving = False
@@ -71,10 +91,12 @@ class SurgeonApp(Host):
         self.theme = (LIGHT if config.theme == "light" else DARK).name
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        filters = super().get_line_filters()
-        return [*filters, self.ascii_filter] if self.ascii_filter is not None else filters
+        own = [self.ascii_filter] if self.ascii_filter is not None else []
+        if self.console.color_system == "standard" and not (self.no_color or self.is_headless):
+            own.append(self._sixteen)
+        return [*super().get_line_filters(), *own]
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         self.set_class(self.ascii_filter is not None, "-ascii")
         self.set_keymap(self.config.keys)
         if not self.is_headless:
@@ -82,10 +104,12 @@ class SurgeonApp(Host):
                 asyncio.get_running_loop().add_signal_handler(number, self.end, number)
             self.set_interval(TERMINAL_SECONDS, self._end_without_terminal)
         self.main = MainScreen(self.session, self.config)
-        self.push_screen(self.main)
+        self.beside = Beside(self._driver)
+        await self.push_screen(self.main)  # keys typed while the program starts are for it
         self.call_after_refresh(self._after_first_paint)
 
     def _after_first_paint(self) -> None:
+        self.main.show_status("")
         said = [*self.config.problems, self.greeting]
         if any(said):
             self.main.say(next(filter(None, said)), "warning" if self.config.problems else "text")
@@ -124,7 +148,7 @@ class SurgeonApp(Host):
     def keep_plan(self) -> None:
         self._autosave = None
         try:
-            problem = autosave.keep(self.session.recipe(), self.session.model.file.path)
+            problem = self.plan_file.keep(self.session.recipe()) if self.plan_file is not None else ""
         except SurgeonError as error:
             problem = str(error)
         if problem:
@@ -148,8 +172,7 @@ class SurgeonApp(Host):
         self.main.say(event.text, "warning")
 
     def _status(self, text: str) -> None:
-        self.main.status = text
-        self.main.query_one("#header").redraw()  # type: ignore[attr-defined]
+        self.main.show_status(text)
 
     # --- the write
 
@@ -191,8 +214,14 @@ class SurgeonApp(Host):
             self.main.last_out = self.job.out
             self._ended(event.text, "warning" if event.cancelled else "pruned")
 
+    def tell_of_end(self, began: float, text: str) -> None:
+        if time.monotonic() - began >= LONG_JOB:
+            self.beside.notice(text)
+
     def _ended(self, text: str, role: str) -> None:
         self._status("")
+        if self.job is not None:
+            self.tell_of_end(self.job.began, text)
         if self.leaving:
             self.stop_and_exit()
         elif isinstance(self.screen, ProgressDialog):
@@ -206,8 +235,35 @@ class SurgeonApp(Host):
             unfinished.forget(job.resolution.model.file.path)
 
     def _show_job(self) -> None:
-        if isinstance(self.screen, ProgressDialog):
+        if isinstance(self.screen, JobDialog):
             self.screen.redraw()
+
+    def ask_to_stop(self) -> None:
+        jobs = self.running_jobs
+        if not jobs:
+            self.main.say("nothing is running: q quits")
+            return
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._stop(jobs)
+            self._show_job()
+
+        question = " ".join(f"{job.doing}. {job.keeps}" for job in jobs)
+        confirm = Confirm("stop", question, "stop")
+        confirm.answered = answered
+        self.push_screen(confirm)
+
+    def _stop(self, jobs: Sequence[WriteJob | MeasureJob]) -> None:
+        """Whatever is finished by now stays, to be resumed."""
+        for job in jobs:
+            if isinstance(job, WriteJob):
+                job.stop(keep=True)
+            else:
+                job.stop()
+
+    def key_done(self, key: str) -> None:
+        self.main.key_done(key)
 
     def stop_and_exit(self) -> None:
         """Cancel what runs and leave when it has ended and cleaned up behind itself."""
@@ -216,8 +272,7 @@ class SurgeonApp(Host):
             self.exit(exit_code(self.ended_by) if self.ended_by else 0)
             return
         self.leaving = True
-        for job in running:
-            job.stop()
+        self._stop(running)
 
     def _end_without_terminal(self) -> None:
         """A terminal may go without a signal to this process (another one leads the session): then end as by one."""
@@ -249,30 +304,52 @@ class SurgeonApp(Host):
         return [job for job in (self.job, self.main.measure_job) if job is not None and job.running]
 
     async def on_unmount(self) -> None:
+        self.beside.leave()
         if self._autosave is not None:
             self.keep_plan()
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A session, what to say at its start, and where its plan is kept (None: nowhere)."""
+
+    session: Session
+    greeting: str
+    plan_file: PlanFile | None
+
+
 def open_session(
     path: Path, imatrix: Path | None, recipe: Path | None, *, restore: bool = True, measure_later: bool = False
-) -> tuple[Session, str]:
-    """The session for a model and what to say at the start; raises SurgeonError for files that cannot be read."""
+) -> Opened:
+    """The session for a model; raises SurgeonError for files that cannot be read.
+
+    The importance matrix and the recipe of the command line are what it starts with. The plan of last time is a step
+    that can be undone.
+    """
     model = load_model(path)
     refuse_imatrix(model)
     session = Session(model, measure_later=measure_later)
     greeting = ""
     if recipe is not None:
         greeting = session.use_recipe(load_recipe(recipe), f"recipe {recipe.name}")
-    elif restore:
-        try:
-            known = autosave.kept(path)
-            if known is not None:
-                greeting = session.use_recipe(known, "the plan of the last session") + "; u undoes it"
-        except SurgeonError as error:
-            greeting = f"the saved plan cannot be used: {error}"
     if imatrix is not None:
         session.use_imatrix(imatrix)
-    return session, greeting
+    session.begin_here()
+    plan_file = PlanFile.of(path)
+    if plan_file.number > 1:
+        greeting = "another surgeon has this model open: the plan here is a second one, kept apart"
+    if restore and recipe is None:
+        try:
+            known = plan_file.kept()
+            if known is not None:
+                if session.imatrix is not None:
+                    mine = session.plan.imatrix_file
+                    known = replace(known, plan=replace(known.plan, imatrix_file=mine), imatrix=mine)
+                restored = f"{session.use_recipe(known, 'the plan of the last session')}; u undoes it"
+                greeting = f"{greeting} · {restored}" if greeting else restored
+        except SurgeonError as error:
+            greeting = f"the saved plan cannot be used: {error}"
+    return Opened(session, greeting, plan_file)
 
 
 def run(path: Path, imatrix: Path | None = None, recipe: Path | None = None, **settings: Any) -> int:
@@ -281,8 +358,8 @@ def run(path: Path, imatrix: Path | None = None, recipe: Path | None = None, **s
     Raises SurgeonError before the screen starts when a file cannot be read.
     """
     config = replace(load_config(), **{name: value for name, value in settings.items() if value is not None})
-    session, greeting = open_session(path, imatrix, recipe, measure_later=True)
-    app = SurgeonApp(session, config, greeting=greeting)
+    opened = open_session(path, imatrix, recipe, measure_later=True)
+    app = SurgeonApp(opened.session, config, greeting=opened.greeting, plan_file=opened.plan_file)
     # What is there by now stays to the end: looking through it for garbage would hold up a key for 30 ms.
     gc.freeze()
     gc.enable()

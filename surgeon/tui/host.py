@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from textual.app import App
-
 from surgeon.session.session import Session
 from surgeon.tui.config import Config
 from surgeon.tui.jobs.measuring import MeasureJob
 from surgeon.tui.jobs.writing import WriteJob
+from surgeon.tui.key_order import KeyOrder
+from surgeon.tui.terminal import Beside
 
 
-class Host(App[int]):
-    """session, config: of the whole program; job: the newest write; leaving: the program ends once its jobs have."""
+class Host(KeyOrder):
+    """session, config: of the whole program; job: the newest write; leaving: the program ends once its jobs have;
+    beside: what is said to the terminal beside the picture."""
 
     session: Session
     config: Config
     job: WriteJob | None
     leaving: bool
+    beside: Beside
 
     @abstractmethod
     def plan_changed(self) -> None:
@@ -34,6 +36,14 @@ class Host(App[int]):
     @abstractmethod
     def stop_and_exit(self) -> None:
         """Cancel what runs, and leave when it has ended and cleaned up behind itself."""
+
+    @abstractmethod
+    def tell_of_end(self, began: float, text: str) -> None:
+        """Bell and notification for a job that began so long ago (`time.monotonic`) that nobody waits for it."""
+
+    @abstractmethod
+    def ask_to_stop(self) -> None:
+        """Ask whether to stop what runs; say so where nothing does."""
 
     @property
     @abstractmethod

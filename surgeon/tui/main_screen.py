@@ -7,12 +7,13 @@ from typing import ClassVar
 from textual import events, on
 from textual.binding import BindingType
 
+from surgeon.session.rows import SORTS
 from surgeon.tui.actions.edit import EditActions
 from surgeon.tui.actions.file import FileActions
 from surgeon.tui.actions.fit import FitActions
 from surgeon.tui.actions.heal import HealActions
 from surgeon.tui.actions.view import ViewActions
-from surgeon.tui.drawing.bars import hint_at
+from surgeon.tui.drawing.bars import hint_at, strip_layer_at
 from surgeon.tui.drawing.tree_view import TreeView
 from surgeon.tui.keys import bindings
 
@@ -26,7 +27,17 @@ class MainScreen(ViewActions, EditActions, FileActions, FitActions, HealActions)
         self.action_toggle_fold()
 
     async def on_click(self, event: events.Click) -> None:
-        if event.widget is not None and event.widget.id == "bar" and not self.message:
+        """On a key of the bar, a column's title, a layer of the strip."""
+        place = event.widget.id if event.widget is not None else None
+        if place == "bar" and not self.message:
             hint = hint_at(self.hints, event.x)
             if hint is not None:
                 await self.run_action(hint.action)
+        elif place == "heads":
+            key = self.tree_.column_at(event.x)
+            if key in SORTS:
+                self.apply_sort(key)
+        elif place == "strip":
+            layer = strip_layer_at(self.session, event.x, self.app.size.width)
+            if layer is not None:
+                self.go_to_layer(layer)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.screen import Screen
@@ -15,10 +15,11 @@ from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
 from surgeon.session.metrics import METRICS
-from surgeon.session.rows import Row, View, visible_rows
+from surgeon.session.rows import Row, TensorRow, View, visible_rows
 from surgeon.session.session import Session, layer_key
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.entry import one_line
 from surgeon.tui.drawing import bars
 from surgeon.tui.drawing.canvas import Canvas
 from surgeon.tui.drawing.describe import describe
@@ -53,6 +54,10 @@ class Workbench(Screen[None]):
         self._detail_timer: Timer | None = None
         self._said: Timer | None = None
         self._message: Line = []
+        self.count = ""  # digits typed before G
+        self.range_from: str | None = None  # the row at which a range of marks begins
+        self._marks_before: frozenset[str] = frozenset()
+        self.compared: dict[str, dict[str, str]] = {}  # other models: file name -> tensor -> type
 
     def compose(self) -> ComposeResult:
         yield Canvas(self._header, name="header")
@@ -92,6 +97,72 @@ class Workbench(Screen[None]):
             self._errors, self._errors_with = {}, self.session.imatrix
         return self._errors
 
+    @property
+    def shown(self) -> frozenset[str]:
+        """Names of the tensors that the filter leaves; empty without one."""
+        found = self.view.filter
+        if found is None:
+            return frozenset()
+        return frozenset(row.key for row in visible_rows(self.session, View(filter=found, flat=True)))
+
+    def go_to_layer(self, number: int) -> None:
+        if number in self.session.tensors_of:
+            self.tree_.move_to_key(layer_key(number))
+        else:
+            self.say(f"there is no layer {number}", "warning")
+
+    # --- keys that hold until the next one, ranges of marks
+
+    def on_key(self, event: events.Key) -> None:
+        if event.character is not None and event.character.isdigit():
+            event.stop()
+            self.count += event.character
+            self.query_one("#bar", Canvas).redraw()
+
+    async def on_paste(self, event: events.Paste) -> None:
+        """What is pasted is a rule or a command, never keys."""
+        event.stop()
+        text = one_line(event.text)
+        if text:
+            self.app.before_next_key(self.run_action(f"command({text!r})"))
+
+    def key_done(self, key: str) -> None:
+        """After each key: a number counts for the next key only, a range follows the cursor."""
+        if self.count and not key.isdigit():
+            self.count = ""
+            self.query_one("#bar", Canvas).redraw()
+        if self.range_from is not None and self.app.screen is self:
+            self._follow_range()
+
+    def begin_range(self, key: str) -> None:
+        self.range_from, self._marks_before = key, self.session.marks
+        self._follow_range()
+        self.query_one("#bar", Canvas).redraw()
+
+    def end_range(self, *, keep: bool = True) -> None:
+        self.range_from = None
+        if not keep:
+            self.session.marks = self._marks_before
+        self.tree_.redraw()
+        self.show_rest()
+
+    def _follow_range(self) -> None:
+        """Mark all rows between the one at which the range began and the cursor."""
+        rows = self.tree_.rows
+        start = next((index for index, row in enumerate(rows) if row.key == self.range_from), None)
+        if start is None:  # it was folded away
+            self.end_range()
+            return
+        low, high = sorted((start, self.tree_.cursor))
+        inside = rows[low : high + 1]
+        # Of a layer that is open, its rows are marked one by one.
+        keys = {row.key for row in inside if isinstance(row, TensorRow) or not row.unfolded}
+        marks = self._marks_before | keys
+        if marks != self.session.marks:
+            self.session.marks = marks
+            self.tree_.redraw()
+            self.query_one("#header", Canvas).redraw()
+
     # --- keeping the screen true
 
     def show_rows(self, follow: tuple[str, ...] = ()) -> None:
@@ -124,6 +195,7 @@ class Workbench(Screen[None]):
     def look(self, **changes: object) -> None:
         """Another view of the same plan."""
         self.view = replace(self.view, **changes)  # type: ignore[arg-type]
+        self.tree_.sort = self.view.sort
         self.show_rows()
 
     @on(TreeView.Moved)
@@ -156,6 +228,13 @@ class Workbench(Screen[None]):
         self._message = []
         self.query_one("#bar", Canvas).redraw()
 
+    def show_status(self, text: str) -> None:
+        """What runs in the background, in the header and the terminal's title."""
+        self.status = text
+        self.query_one("#header", Canvas).redraw()
+        name = self.session.model.file.path.name
+        self.app.beside.title(f"surgeon {name}{f' · {text}' if text else ''}")
+
     def fail(self, error: SurgeonError | ValueError) -> None:
         self.say(str(error), "pruned")
 
@@ -183,6 +262,10 @@ class Workbench(Screen[None]):
     def _bar(self, width: int, height: int) -> list[Line]:
         if self._message:
             return [self._message]
+        if self.count:
+            return [[(f" {self.count}", "strong"), ("   G", "key"), (" goes to that layer", "muted")]]
+        if self.range_from is not None:
+            return [_RANGE_BAR]
         if self.view.filter is not None:
             shown = len(self.tree_.rows)
             return [
@@ -199,3 +282,9 @@ class Workbench(Screen[None]):
     @property
     def hints(self) -> list[bars.Hint]:
         return hints(self.config.keys, "imatrix" if self.session.imatrix is None else "")
+
+
+_RANGE_BAR: Line = [
+    (" range ", "strong"), ("  ↑ ↓ extend   ", "muted"), ("t", "key"), (" type  ", "muted"), ("p", "key"),
+    (" prune  ", "muted"), ("v", "key"), (" keep the marks  ", "muted"), ("Esc", "key"), (" drop them", "muted"),
+]  # fmt: skip

@@ -36,6 +36,7 @@ COMMANDS: dict[str, list[str]] = {
     "stats": ["stats", IMATRIX],
     "stats --experts": ["stats", "--experts", "EXPERTS"],
     "verify": ["verify", "MODEL"],
+    "diff": ["diff", "MODEL", "MODEL"],
     "quantize": ["quantize", "--json", "--dry-run", "--imatrix", IMATRIX, "MODEL", "Q4_K_M"],
     "imatrix": ["imatrix", "-m", "MODEL", *SHORT, "--chunks", "2", "-o", "OUT"],
     "perplexity": ["perplexity", "-m", "MODEL", *SHORT, "--chunks", "2", "--journal", "MODEL"],

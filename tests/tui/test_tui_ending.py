@@ -20,7 +20,7 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, load_recipe
 from surgeon.resolve.resolve import resolve
 from surgeon.tui.app import SurgeonApp
-from surgeon.tui.autosave import keep, plan_path
+from surgeon.tui.autosave import PlanFile, plan_path
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.jobs.writing import WriteJob
@@ -131,7 +131,7 @@ def test_a_note_of_anything_else_is_no_note(model: Path) -> None:
 
 
 async def test_the_plan_is_kept_at_once(model: Path) -> None:
-    keep(Recipe(Plan("Q8_0")), model)
+    PlanFile(model, 1, -1).keep(Recipe(Plan("Q8_0")))
     app = app_of(model)
     async with app.run_test() as pilot:
         await pilot.pause()

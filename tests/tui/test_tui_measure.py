@@ -117,7 +117,7 @@ async def test_measuring_a_plan(session: Session, cache: Path) -> None:
         assert form.answers["what"] == "kld"
 
 
-async def test_escape_stops_within_a_blink(session: Session, cache: Path) -> None:
+async def test_x_stops_within_a_blink(session: Session, cache: Path) -> None:
     async with opened(session) as (app, pilot):
         session.set_file_type("F16")
         await pilot.press("e")
@@ -126,7 +126,7 @@ async def test_escape_stops_within_a_blink(session: Session, cache: Path) -> Non
         assert isinstance(job, EvaluateJob)
         await until(pilot, lambda: job.engine_run() is not None and job.engine_run().process is not None)  # type: ignore[union-attr]
         begin = time.monotonic()
-        await pilot.press("escape")
+        await pilot.press("x", "y", "escape")
         await ran(app, pilot)
         assert time.monotonic() - begin < 2.0
         assert job.failure.startswith("stopped")
@@ -134,11 +134,8 @@ async def test_escape_stops_within_a_blink(session: Session, cache: Path) -> Non
         assert run is not None
         assert run.process is not None
         assert run.process.poll() is not None, "the child is gone"
-        assert isinstance(app.screen, MeasureDialog)
-        assert "stopped" in app.screen.shown
-        assert not [path for path in cache.rglob("*") if path.is_file()]
-        await pilot.press("escape")
         assert app.screen is app.main
+        assert not [path for path in cache.rglob("*") if path.is_file()]
         assert app.main.measure_job is job
 
 
@@ -279,7 +276,7 @@ async def test_the_tree_grows_and_a_stopped_collection_goes_on(
         await until(pilot, lambda: session.measurements.tensors or not job.running)
         assert job.running, "statistics were there before the end"
         assert session.imatrix is None
-        await pilot.press("escape")
+        await pilot.press("x", "y")
         await ran(app, pilot)
         assert "I resumes" in job.failure
         assert job.collection.partial.exists()
@@ -318,7 +315,7 @@ async def test_a_scan_fills_a_column_and_goes_on(session: Session) -> None:
         await answer(app, pilot, text=str(TEXT), chunks="12", context="64")
         assert form.answer.startswith("text 3.81 kB\n12 layers, one left out at a time: 156 chunks")
         await until(pilot, lambda: len(session.damages) >= 2)
-        await pilot.press("escape")
+        await pilot.press("x", "y")
         job = await ran(app, pilot)
         measured = dict(session.damages)
         assert f"{len(measured)} of 12 layers measured and kept" in job.failure

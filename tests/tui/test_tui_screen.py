@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ from surgeon.session.session import Session, layer_key
 from surgeon.tui.app import SurgeonApp, open_session
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.base import Choices
-from surgeon.tui.dialogs.base_picker import BasePicker
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.help import Help
+from surgeon.tui.dialogs.picker import Picker
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
@@ -250,36 +250,65 @@ def _at(app: SurgeonApp) -> str | None:
     return app.screen.query_one(Choices).highlighted_id
 
 
-async def test_typing_a_name_goes_to_it(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    pause = "surgeon.tui.dialogs.candidate_list.TYPING_SECONDS"
-    monkeypatch.setattr(pause, math.inf)  # however slow this machine is
+def title_of(app: SurgeonApp) -> str:
+    return re.sub(r"\[[^]]*\]", "", str(app.screen.query_one(".dialog").border_title))
+
+
+def hint_of(app: SurgeonApp) -> str:
+    return re.sub(r"\[[^]]*\]", "", str(app.screen.query_one(".dialog").border_subtitle))
+
+
+async def test_typing_a_name_goes_to_it(session: Session) -> None:
     async with opened(session, (100, 30)) as (app, pilot):
         await pilot.press("l", "j", "j", "t")
         await pilot.press("q", "4", "underscore", "k")
         assert _at(app) == "Q4_K"
-        await pilot.press("x")
-        assert _at(app) == "Q4_K", "no name goes on so, and none begins so"
-        await pilot.press("q", "8", "k")
-        assert _at(app) == "BF16", "k goes up where no name goes on with it"
+        assert "type: q4_k" in title_of(app)
+        await pilot.press("x", "enter")
+        assert isinstance(app.screen, TypePicker), "q4_kx is the name of nothing"
+        assert "no q4_kx here" in hint_of(app)
+        await pilot.press("backspace", "backspace", "enter")
+        assert isinstance(app.screen, TypePicker), "q4_ begins several names"
+        assert "which one? Q4_1, Q4_0, Q4_K" in hint_of(app)
+        await pilot.press("down", "k")
+        assert _at(app) == "Q4_1", "moving forgets what was typed, and k moves again"
+        assert title_of(app) == "type"
         await pilot.press("i", "q", "4", "underscore", "n", "l", "enter")
         assert dict(session.plan.types) == {"blk.0.ffn_down.weight": "IQ4_NL"}
-        await pilot.press("t", "Q", "6")
-        monkeypatch.setattr(pause, 0.0)
-        assert _at(app) == "Q6_K"
-        await pilot.press("k")
-        assert _at(app) == TypePicker.names[TypePicker.names.index("Q6_K") - 1], "and where none was begun"
-        await pilot.press("l")
+        await pilot.press("t", "Q", "6", "enter")
+        assert dict(session.plan.types) == {"blk.0.ffn_down.weight": "Q6_K"}, "nothing else begins so"
+        await pilot.press("t", "l")
         assert app.screen.scope == "layer"  # type: ignore[attr-defined]
-        await pilot.press("escape", "m", "q", "8")
-        assert _at(app) == "Q8_0"
-        await pilot.press("enter")
+        await pilot.press("escape", "m", "q", "8", "enter")
         assert session.plan.file_type == "Q8_0"
 
 
-@pytest.mark.parametrize("names", [TypePicker.names, BasePicker.names])
-def test_no_name_has_a_letter_that_only_moves(names: tuple[str, ...]) -> None:
-    assert not set("jgh") & set("".join(names).lower())
-    assert not {name[0].lower() for name in names} & set("kl")
+async def test_a_type_that_cannot_be_chosen_is_not_exchanged_for_another(demo_model: Path) -> None:
+    session = session_of(demo_model)
+    async with opened(session, (100, 30)) as (app, pilot):
+        await pilot.press("t")
+        picker = app.screen
+        assert isinstance(picker, TypePicker)
+        await until(pilot, lambda: len(picker.found) == len(picker.names) - 1)
+        await pilot.press(*"iq2", "underscore", *"xs", "enter")
+        assert app.screen is picker
+        assert _at(app) == "IQ2_XS"
+        assert "IQ2_XS: needs an imatrix" in hint_of(app)
+        assert session.plan.types == ()
+
+
+async def test_names_are_typed_in_every_list(session: Session) -> None:
+    async with opened(session, (100, 30)) as (app, pilot):
+        await pilot.press("s", *"cossim", "enter")
+        assert app.main.view.sort == "cos"
+        await pilot.press("s", *"si", "enter")
+        assert app.main.view.sort == "size"
+        await pilot.press("V", *"entropy", "enter")
+        assert isinstance(app.screen, Picker), "no metric is called so"
+        await pilot.press("escape", "V", "z", "d", "enter")
+        assert app.main.metric.key == "zd"
+        await pilot.press("c", *"before", "space", "enter")
+        assert "before" in app.main.tree_.columns
 
 
 async def test_types_without_a_kernel_cannot_be_chosen(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,8 +319,11 @@ async def test_types_without_a_kernel_cannot_be_chosen(session: Session, monkeyp
         assert isinstance(picker, TypePicker)
         await until(pilot, lambda: len(picker.found) == len(picker.names) - 1)
         assert picker.found["Q4_K"].note == "no kernel yet"
-        assert not picker.enabled("Q4_K")
-        assert picker.enabled("F16")
+        await pilot.press(*"q4", "underscore", "k", "enter")
+        assert app.screen is picker
+        assert session.plan.types == ()
+        await pilot.press(*["backspace"] * 4, *"f32", "enter")
+        assert dict(session.plan.types) == {"blk.0.ffn_down.weight": "F32"}
 
 
 async def test_help_lists_every_key_and_what_figures_are_worth(session: Session) -> None:
@@ -407,10 +439,10 @@ async def test_unknown_types_and_wide_names(tmp_path: Path) -> None:
 
 def slow_write(resolution: Any, imatrix: Any, out: Path, options: Any, cancelled: threading.Event) -> Iterator[Any]:
     """A write that goes on until it is cancelled, or ends after a while."""
-    for step in range(1000):
+    for step in range(100_000):
         if cancelled.wait(0.01):
             raise Cancelled(f"{out}: cancelled, nothing was left behind")
-        yield Progress("blk.0.attn_q.weight", step, 1000, step, 1000, 1, 2, step / 100, 1e6)
+        yield Progress("blk.0.attn_q.weight", step, 100_000, step, 100_000, 1, 2, step / 100, 1e6)
     yield Summary((out,), 1, 1, 1.0, 0, 1, 0)
 
 
@@ -436,8 +468,14 @@ async def test_a_write_is_asked_shown_cancelled_and_done(
             assert isinstance(app.screen, Confirm), "quitting while writing asks"
             await pilot.press("n", "w")
             assert isinstance(app.screen, ProgressDialog)
-            pressed = time.monotonic()
             await pilot.press("escape")
+            assert app.screen is app.main, "Escape stops nothing"
+            await pilot.press("x", "n")
+            assert job.running
+            await pilot.press("w", "x")
+            assert isinstance(app.screen, Confirm)
+            pressed = time.monotonic()
+            await pilot.press("y")
             await until(pilot, lambda: not job.running)
             assert time.monotonic() - pressed < 5
             assert "cancelled" in job.failure
@@ -500,18 +538,31 @@ async def test_a_plan_with_errors_cannot_be_written(session: Session) -> None:
 
 
 async def test_the_plan_is_kept_and_comes_back(model_copy: Path, demo_imatrix: Path) -> None:
-    session, greeting = open_session(model_copy, demo_imatrix, None)
-    assert greeting == ""
-    app = SurgeonApp(session, Config())
+    opened_ = open_session(model_copy, demo_imatrix, None)
+    session = opened_.session
+    assert opened_.greeting == ""
+    app = SurgeonApp(session, Config(), plan_file=opened_.plan_file)
     async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("u")
+        assert session.imatrix is not None, "what a session starts with is no step"
         await pilot.press("J", "p")
         assert session.plan.pruned == {1}
-    again, greeting = open_session(model_copy, None, None)
-    assert again.plan.pruned == {1}
-    assert again.imatrix is not None
-    assert "the last session" in greeting
-    again.undo()
-    assert again.plan.pruned == frozenset()
+    assert opened_.plan_file is not None
+    second = open_session(model_copy, None, None)
+    assert second.plan_file is not None
+    assert second.plan_file.number == 2
+    assert "another surgeon" in second.greeting
+    assert second.session.plan.pruned == frozenset(), "a plan of its own"
+    opened_.plan_file.release()
+    again = open_session(model_copy, None, None)
+    assert again.session.plan.pruned == {1}
+    assert again.session.imatrix is not None
+    assert "the last session" in again.greeting
+    again.session.undo()
+    assert again.session.plan.pruned == frozenset()
+    for one in (second, again):
+        assert one.plan_file is not None
+        one.plan_file.release()
 
 
 async def test_palette_knows_every_action(session: Session) -> None:
@@ -523,7 +574,7 @@ async def test_palette_knows_every_action(session: Session) -> None:
 
 
 async def test_statistics_left_for_later_come_after_the_first_paint(model_copy: Path, demo_imatrix: Path) -> None:
-    session, _ = open_session(model_copy, demo_imatrix, None, measure_later=True)
+    session = open_session(model_copy, demo_imatrix, None, measure_later=True).session
     assert session.coverage is not None
     assert not session.measurements.tensors
     async with opened(session) as (app, pilot):

@@ -93,14 +93,18 @@ def test_a_failing_edit_changes_nothing(session: Session) -> None:
 def test_scopes(session: Session) -> None:
     row = "blk.2.ffn_up.weight"
     assert [tensor.name for tensor in session.scope("row", row)] == [row]
-    assert len(session.scope("layer", row)) == 9
-    assert len(session.scope("layer", layer_key(2))) == 9
-    assert len(session.scope("row", layer_key(2))) == 9
+    assert len(session.reached("layer", row)) == 9
+    for key in (row, layer_key(2)):
+        names = {tensor.short for tensor in session.scope("layer", key)}
+        assert names == {"ffn_down", "ffn_gate", "ffn_up", "attn_q", "attn_k", "attn_v", "attn_output"}, "no norms"
+    assert len(session.scope("row", layer_key(2))) == 7
     assert len(session.scope("kind", row)) == 12
-    assert len(session.scope("all", row)) == 111
+    assert len(session.scope("all", row)) == 86
+    assert [tensor.name for tensor in session.scope("shown", row, {row, "blk.3.attn_norm.weight"})] == [row]
+    assert session.scope("row", "blk.2.attn_norm.weight") == ()
     session.toggle_mark(row)
     session.toggle_mark(layer_key(5))
-    assert len(session.scope("marked", row)) == 10
+    assert len(session.scope("marked", row)) == 8
     session.toggle_prune([5])
     assert [tensor.name for tensor in session.scope("marked", row)] == [row]
     session.toggle_mark(row)

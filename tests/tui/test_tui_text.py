@@ -8,13 +8,17 @@ import pytest
 from rich.cells import cell_len
 from rich.color import Color, ColorSystem
 from rich.segment import Segment
+from rich.style import Style
+from textual import events
 from textual.color import Color as TextualColor
 
 from surgeon import figures
 from surgeon.tui.drawing.ascii_filter import TABLE, AsciiFilter, to_ascii
 from surgeon.tui.drawing.canvas import changed_region, merged
+from surgeon.tui.drawing.sixteen_colours import SixteenColours, table
 from surgeon.tui.drawing.spans import clean, cut, elide_start, fit, plain, spread, width_of, wrap
 from surgeon.tui.drawing.theme import DARK, LIGHT, Palette, xterm
+from surgeon.tui.terminal import BurstParser
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,39 @@ def test_every_colour_survives_256_colours(palette: Palette) -> None:
                 assert Color.parse(xterm(number)).downgrade(ColorSystem.EIGHT_BIT).number == number, field.name
 
 
+def contrast(one: int, other: int) -> float:
+    """WCAG's ratio of two colours of the xterm table."""
+
+    def luminance(number: int) -> float:
+        parts = [int(xterm(number)[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])
+def test_everything_can_be_read_on_every_ground(palette: Palette) -> None:
+    for name in ("muted", "faint", "text", "strong", "accent", "changed", "pruned", "warning"):
+        for ground in (palette.background, palette.panel, palette.raised, palette.cursor):
+            assert contrast(getattr(palette, name), ground) >= 3, (name, ground)
+    assert all(contrast(step, palette.background) >= 3 for step in palette.ramp)
+
+
+@pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])
+def test_sixteen_colours_hide_nothing(palette: Palette) -> None:
+    numbers = table(palette)
+    grounds = {numbers[xterm(getattr(palette, name))] for name in ("background", "panel", "raised")}
+    words = [xterm(getattr(palette, name)) for name in ("muted", "faint", "text", "strong", "accent", "pruned")]
+    assert not grounds & {numbers[colour] for colour in words}
+    assert 8 not in numbers.values(), "bright black is the background of some terminals"
+    style = Style(color=xterm(palette.faint), bgcolor=xterm(palette.background), bold=True)
+    (segment,) = SixteenColours(palette).apply([Segment("a", style)], TextualColor.parse("black"))
+    assert segment.style is not None
+    assert (segment.style.color, segment.style.bold) == (Color.from_ansi(numbers[xterm(palette.faint)]), True)
+
+
 @pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])
 def test_red_is_for_pruned_and_failed_only(palette: Palette) -> None:
     others = [palette.text, palette.muted, palette.accent, palette.changed, palette.warning, *palette.ramp]
@@ -109,6 +146,33 @@ def test_ascii_signs_are_ascii_and_of_the_same_width() -> None:
         assert len(chr(other) if isinstance(other, int) else other) == 1
         assert cell_len(chr(sign)) == 1
     assert to_ascii("▸ blk.7 → 6  ✗ Σ(Bias) ▁▅█ ━━╸ × – …").isascii()
+
+
+@pytest.mark.parametrize(
+    ("bursts", "keys"),
+    [
+        (["\x1b:a"], "escape colon a"),
+        (["\x1b\x1b:a"], "escape escape colon a"),
+        (["a\x1b", ":b"], "a escape colon b"),
+        (["a\x1b", "[Ab"], "a up b"),
+        (["\x1b[A\x1b[B"], "up down"),
+        (["\x1b\x1b[A"], "escape up"),
+        (["\x1bOP" + "x" * 3], "f1 x x x"),
+        (["\x1b" + "x" * 40], "escape" + " x" * 40),
+    ],
+)
+def test_escape_and_a_key_in_one_burst_are_two_keys(bursts: list[str], keys: str) -> None:
+    parser = BurstParser()
+    found = [message for burst in bursts for message in parser.feed(burst)]
+    assert " ".join(key.key for key in found if isinstance(key, events.Key)) == keys
+
+
+def test_what_is_pasted_is_no_key() -> None:
+    parser = BurstParser()
+    found = [*parser.feed("\x1b[200~one\x1b:two\nthree\x1b[201~"), *parser.feed("x")]
+    texts = [message.text for message in found if isinstance(message, events.Paste)]
+    assert [text.replace("\x1b", "") for text in texts] == ["one:two\nthree"]
+    assert [message.key for message in found if isinstance(message, events.Key)] == ["x"]
 
 
 def test_the_ascii_filter_leaves_names_alone() -> None:

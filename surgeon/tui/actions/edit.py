@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from surgeon import figures
 from surgeon.anatomy import expert_model
 from surgeon.errors import SurgeonError
+from surgeon.plan.recipe import Recipe
 from surgeon.session.rows import TensorRow
 from surgeon.session.session import Scope, layer_number
 from surgeon.session.typed_edits import parse_command
@@ -21,25 +24,39 @@ class EditActions(Workbench):
     # --- marks
 
     def action_mark(self) -> None:
+        if self.range_from is not None:
+            self.end_range()
+            return
         if self.row is not None:
             self.session.toggle_mark(self.row.key)
-            if isinstance(self.row, TensorRow):
-                self.tree_.redraw_row(self.tree_.cursor)
-            else:
-                self.tree_.redraw()
+            self.tree_.redraw()
             self.tree_.move(self.tree_.cursor + 1)
             self.show_rest()
 
+    def action_range(self) -> None:
+        """Mark rows from here to where the cursor goes."""
+        if self.range_from is not None:
+            self.end_range()
+        elif self.row is not None:
+            self.begin_range(self.row.key)
+
     def action_mark_kind(self) -> None:
-        """This tensor in every layer; again takes the marks away."""
+        """This tensor in every layer, of those that the filter leaves; again takes the marks away."""
         row = self.row
         if not isinstance(row, TensorRow):
             self.say("on a tensor: marks it in every layer")
             return
-        names = frozenset(tensor.name for tensor in self.session.scope("kind", row.key))
+        shown = self.shown
+        names = frozenset(
+            tensor.name
+            for tensor in self.session.reached("kind", row.key)
+            if self.view.filter is None or tensor.name in shown
+        )
         marks = self.session.marks
         self.session.marks = marks - names if names <= marks else marks | names
-        self.show_rows()
+        self.tree_.redraw()
+        self.show_rest()
+        self.say(f"{len(names)} {'unmarked' if names <= marks else 'marked'}")
 
     # --- prune and types
 
@@ -69,7 +86,7 @@ class EditActions(Workbench):
         row = self.row
         if row is None:
             return
-        picker = TypePicker(self.session, row, self.errors.setdefault(row.key, {}))
+        picker = TypePicker(self.session, row, self.errors.setdefault(row.key, {}), self.shown)
 
         def taken(name: str | None) -> None:
             self.query_one("#detail").refresh()
@@ -83,7 +100,7 @@ class EditActions(Workbench):
         row = self.row
         if row is not None:
             scope: Scope = "marked" if self.session.marks else "row"
-            names = [tensor.name for tensor in self.session.scope(scope, row.key)]
+            names = [tensor.name for tensor in self.session.reached(scope, row.key)]
             by_hand = dict(self.session.plan.types)
             names = [name for name in names if name in by_hand]
             if names:
@@ -107,13 +124,16 @@ class EditActions(Workbench):
 
     # --- rules
 
-    async def action_command(self) -> None:
-        hint = "attn_v=q6_k · prune 26,29 · restore 26 · base q4_k_m · --pure"
-        await self.ask(Prompt("rule or command", self._check_command, hint=hint), self.apply_command)
+    async def action_command(self, text: str = "") -> None:
+        hint = "attn_v=q6_k · prune 26,29 · base q4_k_m · 26 · --pure · a llama-quantize command"
+        prompt = Prompt("rule or command", self._check_command, value=text, hint=hint, history="rules")
+        await self.ask(prompt, self.apply_command)
 
     def _check_command(self, text: str) -> tuple[bool, Line]:
         if not text.strip():
             return False, [("llama-quantize's syntax; layer numbers as in the input", "muted")]
+        if text.strip().isdigit():
+            return self._check_layer(int(text))
         try:
             edit = parse_command(text, self.session)
             resolution = self.session.preview(edit.plan)
@@ -127,11 +147,21 @@ class EditActions(Workbench):
         sizes = f"{figures.size(resolution.total_bytes)}  {resolution.bpw:.2f} bpw"
         return True, [(f"{changed} tensors change", "accent" if changed else "warning"), (f"  → {sizes}", "text")]
 
+    def _check_layer(self, number: int) -> tuple[bool, Line]:
+        there = number in self.session.tensors_of
+        return there, [(f"go to layer {number}" if there else f"there is no layer {number}", "muted")]
+
     def apply_command(self, text: str | None) -> None:
         if text is None:
             return
+        if text.strip().isdigit():
+            self.go_to_layer(int(text))
+            return
         try:
             edit = parse_command(text, self.session)
+            if edit.recipe is not None:
+                self.change_plan(partial(self._use_command, edit.recipe, edit.label))
+                return
             changed = self.session.change(edit.plan, edit.label)
         except SurgeonError as error:
             self.fail(error)
@@ -140,6 +170,9 @@ class EditActions(Workbench):
         self.say(f"{edit.label}: {self._sizes()}" if changed else f"{edit.label}: nothing changes")
         if changed and self.session.plan.file_type == "COPY" and self.session.plan.rules:
             self.say("rules need a base type; press m", "warning")
+
+    def _use_command(self, recipe: Recipe, label: str) -> str:
+        return f"{self.session.use_recipe(recipe, label)}: {self._sizes()}"
 
     async def action_rules(self) -> None:
         await self.ask(Rules(self.session), lambda _: self.show_rows())

@@ -6,13 +6,17 @@ from pathlib import Path
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
-from surgeon.llama_quantize.translation import export, from_model
+from surgeon.llama_quantize.translation import export, from_command, from_model
+from surgeon.measure.difference import difference
 from surgeon.model.model import load_model
-from surgeon.plan.recipe import load_recipe, save_recipe
+from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
+from surgeon.session.typed_edits import command_in, is_quantize_command
+from surgeon.trials.records import recipe_text
 from surgeon.tui.dialogs.command import CommandReader
 from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.difference import DifferenceReader
 from surgeon.tui.dialogs.progress import ProgressDialog
-from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
+from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.write import Destination, WriteDialog
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.writing import WriteJob, default_output
@@ -36,8 +40,8 @@ class FileActions(Workbench):
             "importance matrix",
             existing_file,
             value=self.folder,
-            hint="GGUF or .dat · → completes",
-            suggester=PathSuggester((".gguf", ".dat", ".imatrix")),
+            hint="GGUF or .dat · Tab complete · ↑ earlier",
+            endings=(".gguf", ".dat", ".imatrix"),
         )
         await self.ask(prompt, self.apply_imatrix)
 
@@ -47,9 +51,8 @@ class FileActions(Workbench):
 
     async def action_save(self) -> None:
         default = self.session.model.file.path.absolute().with_suffix(".recipe.toml")
-        prompt = Prompt(
-            "save recipe", writable_file, value=str(default), hint="Enter saves", suggester=PathSuggester((".toml",))
-        )
+        hint = "Enter save · Tab complete · ↑ earlier"
+        prompt = Prompt("save recipe", writable_file, value=str(default), hint=hint, endings=(".toml",))
         await self.ask(prompt, self._save)
 
     def _save(self, text: str | None) -> None:
@@ -81,8 +84,8 @@ class FileActions(Workbench):
             "load recipe",
             existing_file,
             value=self.folder,
-            hint="TOML, or a GGUF whose types are taken · → completes",
-            suggester=PathSuggester((".toml", ".gguf")),
+            hint="TOML, a llama-quantize command, or a GGUF for its types · Tab complete · ↑ earlier",
+            endings=(".toml", ".gguf", ".sh", ".txt"),
         )
         await self.ask(prompt, self.apply_recipe)
 
@@ -92,10 +95,31 @@ class FileActions(Workbench):
         path = Path(text).expanduser()
 
         def change() -> str:
-            recipe = from_model(load_model(path)) if path.suffix == ".gguf" else load_recipe(path)
-            return self.session.use_recipe(recipe, f"recipe {path.name}")
+            return self.session.use_recipe(recipe_in(path), f"recipe {path.name}")
 
         self.change_plan(change)
+
+    async def action_compare(self) -> None:
+        prompt = Prompt(
+            "compare with",
+            existing_file,
+            value=self.folder,
+            hint="another GGUF · Tab complete · ↑ earlier",
+            endings=(".gguf",),
+        )
+        await self.ask(prompt, self.compare_with)
+
+    def compare_with(self, text: str | None) -> None:
+        """Show what another GGUF differs in; its types can then be compared with on the map."""
+        if text is None:
+            return
+        try:
+            other = load_model(Path(text).expanduser())
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        self.compared[other.file.path.name] = {tensor.name: tensor.type_name for tensor in other.tensors}
+        self.app.push_screen(DifferenceReader(difference(self.session.model, other)))
 
     async def action_copy_command(self) -> None:
         source = self.session.model.file.path
@@ -112,15 +136,23 @@ class FileActions(Workbench):
             await self.ask(ProgressDialog(job))
             return
         out = self.last_out or default_output(self.session.resolution).absolute()
-        await self.ask(WriteDialog(self.session.resolution, out), self.start_write)
+        await self.ask(WriteDialog(self.session.resolution, out, self.resumable()), self.start_write)
 
     def start_write(self, destination: Destination | None) -> None:
         """Begin the write the dialog agreed to; consent to replace was given there, or not."""
         if destination is None:
             return
         out, replace = destination
-        options = WriteOptions(overwrite=replace)
+        resume = self.resumable() == out.absolute()
+        options = WriteOptions(overwrite=replace, resume=resume)
         self._start(WriteJob(self.session.resolution, self.session.imatrix, out, options))
+
+    def resumable(self) -> Path | None:
+        """Where a write of this very plan was stopped, so that it can be resumed."""
+        session = self.session
+        kept = unfinished(session.model.file.path)
+        same = kept is not None and kept.recipe == recipe_text(session.plan, session.imatrix)
+        return Path(kept.out) if kept is not None and same else None
 
     def offer_resume(self) -> None:
         """Ask whether to go on with a write that an earlier session left unfinished."""
@@ -150,18 +182,43 @@ class FileActions(Workbench):
             return
         self.app.push_screen(ProgressDialog(job))
 
+    def action_stop(self) -> None:
+        self.app.ask_to_stop()
+
+    def action_suspend(self) -> None:
+        self.app.action_suspend_process()
+
+    def action_interrupt(self) -> None:
+        running = " · ".join(job.doing for job in self.app.running_jobs)
+        self.say(f"{running}: x stops it, q quits" if running else "nothing is running · q quits, the plan is kept")
+
     async def action_leave(self) -> None:
         jobs = self.app.running_jobs
         if not jobs:
             self.app.exit(0)
             return
-        question = " ".join(f"{job.doing}." for job in jobs) + " Stop and quit? No half-written file is left behind."
+        question = " ".join(f"{job.doing}. {job.keeps}" for job in jobs) + " Stop and quit?"
 
         def answered(yes: bool | None) -> None:
             if yes:
                 self.app.stop_and_exit()
 
         await self.ask(Confirm("quit", question, "stop and quit"), answered)
+
+
+def recipe_in(path: Path) -> Recipe:
+    """A recipe, the types of a model, or the plan of a llama-quantize command in a text file. Raises SurgeonError."""
+    if path.suffix == ".gguf":
+        return from_model(load_model(path))
+    if path.suffix == ".toml":
+        return load_recipe(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SurgeonError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not any(map(is_quantize_command, text.splitlines())):
+        return load_recipe(path)
+    return from_command(command_in(text))
 
 
 def existing_file(text: str) -> tuple[bool, Line]:

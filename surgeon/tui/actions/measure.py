@@ -97,6 +97,7 @@ class MeasureActions(Workbench):
     def ended(self, event: Ended) -> None:
         job = event.job
         self._show_status("")
+        self.app.tell_of_end(job.began, job.news())
         if isinstance(job, CollectJob):
             self._collected(job)
         for screen in self.app.screen_stack:
@@ -121,8 +122,7 @@ class MeasureActions(Workbench):
     def _show_status(self, text: str) -> None:
         """In the header, unless a write says there what it is at."""
         if self.app.job is None or not self.app.job.running:
-            self.status = text
-            self.redraw_part("header")
+            self.show_status(text)
 
     def redraw_part(self, name: str) -> None:
         self.query_one(f"#{name}").redraw()  # type: ignore[attr-defined]
@@ -223,7 +223,7 @@ class MeasureActions(Workbench):
         if what == "restore":
             self.restore(trial)
         else:
-            self.call_later(self._measure_trial, trial)
+            self.app.before_next_key(self._measure_trial(trial))
 
     def restore(self, trial: Trial) -> None:
         """The trial's plan, as one step that undo takes back."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from surgeon.plan.patterns import SlowPatternError
 from surgeon.session.filters import parse_filter
 from surgeon.session.metrics import METRICS
@@ -9,6 +11,7 @@ from surgeon.session.rows import SORTS, LayerRow, TensorRow, View, unfold_matche
 from surgeon.session.session import layer_key
 from surgeon.tui.dialogs.columns import ColumnChooser
 from surgeon.tui.dialogs.help import Help
+from surgeon.tui.dialogs.map import MapDialog
 from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.preflight import Preflight
 from surgeon.tui.dialogs.prompt import Prompt
@@ -29,6 +32,9 @@ class ViewActions(Workbench):
         self.tree_.move(self.tree_.cursor + by * self.tree_.page)
 
     def action_move_to(self, place: int) -> None:
+        if place < 0 and self.count:
+            self.go_to_layer(int(self.count))
+            return
         self.tree_.move(place if place >= 0 else len(self.tree_.rows) + place)
 
     def action_move_layer(self, step: int) -> None:
@@ -92,7 +98,8 @@ class ViewActions(Workbench):
     async def action_filter(self) -> None:
         current = self.view.filter.text if self.view.filter else ""
         hint = "ffn_down · size>100MB · cos>0.99 · type=Q6_K · is:pruned · !norm"
-        await self.ask(Prompt("filter", self._check_filter, value=current, hint=hint), self.apply_filter)
+        prompt = Prompt("filter", self._check_filter, value=current, hint=hint, history="filters")
+        await self.ask(prompt, self.apply_filter)
 
     def _check_filter(self, text: str) -> tuple[bool, Line]:
         try:
@@ -120,7 +127,9 @@ class ViewActions(Workbench):
             self.look(filter=None, unfolded=self.unfolded_before)
 
     def action_clear(self) -> None:
-        if self.message:
+        if self.range_from is not None:
+            self.end_range(keep=False)
+        elif self.message:
             self.unsay()
         elif self.view.filter is not None:
             self.clear_filter()
@@ -131,13 +140,13 @@ class ViewActions(Workbench):
             self.show_rows()
 
     async def action_sort(self) -> None:
-        entries = [Entry("", [(fit("file", 10), "text"), ("as stored, layers by number", "muted")])]
+        entries = [Entry("", [(fit("file", 10), "text"), ("as stored, layers by number", "muted")], ("file",))]
         for key in SORTS:
             metric = METRICS.get(key)
             title = metric.title if metric else key
             help_ = metric.help if metric else COLUMNS[key].help if key in COLUMNS else "by name"
-            entries.append(Entry(key, [(fit(title, 10), "text"), (help_, "muted")]))
-        hint = "Enter select · choose again to reverse"
+            entries.append(Entry(key, [(fit(title, 10), "text"), (help_, "muted")], (title,)))
+        hint = "type a name, or ↑ ↓ · Enter apply, again to reverse · Esc cancel"
         await self.ask(Picker("order by", entries, self.view.sort or "", hint), self.apply_sort)
 
     def apply_sort(self, key: str | None) -> None:
@@ -163,7 +172,8 @@ class ViewActions(Workbench):
 
     async def action_metric(self) -> None:
         entries = [
-            Entry(key, [(fit(metric.title, 10), "text"), (metric.help, "muted")]) for key, metric in METRICS.items()
+            Entry(key, [(fit(metric.title, 10), "text"), (metric.help, "muted")], (metric.title,))
+            for key, metric in METRICS.items()
         ]
         await self.ask(Picker("metric of strip and curve", entries, self.metric.key), self.apply_metric)
 
@@ -174,6 +184,26 @@ class ViewActions(Workbench):
 
     def action_detail(self) -> None:
         self.toggle_class("-no-detail")
+
+    async def action_map(self) -> None:
+        """The whole model at once; Enter there goes to the tensor here."""
+        await self.ask(
+            MapDialog(self.session, self.errors, self.bases(), self.row.key if self.row else ""), self._from_map
+        )
+
+    def bases(self) -> dict[str, dict[str, str]]:
+        """What the plan can be compared with on the map: name -> tensor -> type."""
+        session = self.session
+        bare = session.preview(replace(session.plan, rules=(), types=(), pruned=frozenset()))
+        stored = {tensor.name: tensor.type_name for tensor in session.model.tensors}
+        alone = {op.source: op.to_type for op in bare.ops}
+        return {**dict(reversed(self.compared.items())), f"{session.plan.file_type} alone": alone, "the input": stored}
+
+    def _from_map(self, name: str | None) -> None:
+        layer = self.session.layer_of(name) if name is not None else None
+        if layer is not None:
+            self.view = replace(self.view, unfolded=self.view.unfolded | {layer})
+        self.show_rows((name,) if name is not None else ())
 
     async def action_preflight(self) -> None:
         await self.ask(Preflight(self.session.resolution.problems))

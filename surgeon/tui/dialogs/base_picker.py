@@ -28,6 +28,8 @@ def _bits(name: str) -> float:
 
 
 class BasePicker(CandidateDialog):
+    title_ = "base file type"
+    hint = "type a name, or ↑ ↓ · Enter apply · Esc cancel"
     # Most bits first; the short names of the _M mixes are left out.
     names = tuple(sorted(FILE_TYPES.keys() - {"Q3_K", "Q4_K", "Q5_K"}, key=lambda name: (-_bits(name), name)))
 
@@ -36,9 +38,8 @@ class BasePicker(CandidateDialog):
         self.session = session
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog medium") as frame:
-            frame.border_title = "base file type"
-            frame.border_subtitle = "type a name to jump · Enter select · Esc cancel"
+        with Vertical(classes="dialog medium list") as frame:
+            frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Static(self.text([_HEAD]), id="heads")
             yield Choices()
 

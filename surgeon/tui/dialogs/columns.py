@@ -8,30 +8,29 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
-from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import Choices, NamedList, text_of
+from surgeon.tui.dialogs.type_ahead import TypeAhead
 from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
 from surgeon.tui.drawing.spans import Line, fit
 
 
-class ColumnChooser(Dialog[tuple[str, ...]]):
+class ColumnChooser(NamedList[tuple[str, ...]]):
     BINDINGS: ClassVar[list[BindingType]] = [
-        *LIST_KEYS,
         Binding("space", "choose", "show or hide", show=False, priority=True),
-        Binding("J", "shift(1)", "later", show=False),
-        Binding("K", "shift(-1)", "earlier", show=False),
-        Binding("D", "defaults", "defaults", show=False),
-        Binding("enter", "take", show=False, priority=True),
     ]
+    letter_keys: ClassVar[dict[str, str]] = {"J": "shift(1)", "K": "shift(-1)", "D": "defaults"}
+    title_ = "columns"
+    hint = "Space show/hide · J K move · D defaults · Enter apply · Esc cancel"
 
     def __init__(self, chosen: tuple[str, ...]) -> None:
         super().__init__()
         self.chosen = list(chosen)
         self.order = [*chosen, *(key for key in COLUMNS if key not in chosen)]
+        self.type_ahead = TypeAhead([(key, (column.title, key)) for key, column in COLUMNS.items()], within=True)
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as frame:
-            frame.border_title = "columns"
-            frame.border_subtitle = "Space show/hide · J K move · D defaults · Enter apply"
+            frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Choices()
 
     def on_mount(self) -> None:
@@ -41,7 +40,7 @@ class ColumnChooser(Dialog[tuple[str, ...]]):
     def show_columns(self, at: str | None = None) -> None:
         dark = self.app.current_theme.dark
         choices = self.query_one(Choices)
-        choices.fill([(key, text_of([self._line(key)], dark), True) for key in self.order], at)
+        choices.fill([(key, text_of([self._line(key)], dark)) for key in self.order], at)
         if at is not None:
             choices.highlighted = self.order.index(at)
 
@@ -54,9 +53,10 @@ class ColumnChooser(Dialog[tuple[str, ...]]):
         ]
 
     def action_choose(self) -> None:
-        key = self.query_one(Choices).highlighted_id
+        key = self.named()
         if key is None:
             return
+        self.forget_typed()
         chosen = set(self.chosen) ^ {key}
         self.chosen = [other for other in self.order if other in chosen]
         self.show_columns(key)
@@ -77,4 +77,5 @@ class ColumnChooser(Dialog[tuple[str, ...]]):
         self.show_columns()
 
     def action_take(self) -> None:
-        self.dismiss(tuple(self.chosen) or DEFAULT_COLUMNS)
+        if self.named() is not None:
+            self.dismiss(tuple(self.chosen) or DEFAULT_COLUMNS)

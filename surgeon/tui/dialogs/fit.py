@@ -15,7 +15,7 @@ from surgeon.errors import SurgeonError
 from surgeon.fit.allocation import Allocator, Fit
 from surgeon.fit.target import read_size
 from surgeon.trials.journal import Trial
-from surgeon.tui.dialogs.base import Dialog, drained
+from surgeon.tui.dialogs.base import Dialog
 from surgeon.tui.drawing.fit_lines import bytes_lines, curve_lines, improvement_lines, outcome_lines
 from surgeon.tui.drawing.spans import Line
 
@@ -91,7 +91,7 @@ class FitDialog(Dialog[Fit]):
         self.query_one(Input).value = self._text()
         self.query_one(Input).cursor_position = len(self._text())
 
-    async def action_take(self) -> None:
-        await drained(self.query_one(Input))
+    def action_take(self) -> None:
+        self._show(self.query_one(Input).value)
         if self.fit is not None:
             self.dismiss(self.fit)

@@ -15,8 +15,8 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from surgeon.tui.answers import Answers
-from surgeon.tui.dialogs.base import Dialog, drained, text_of
-from surgeon.tui.dialogs.prompt import PathSuggester
+from surgeon.tui.dialogs.base import Dialog, text_of
+from surgeon.tui.dialogs.entry import Entry, LastPathEntry
 from surgeon.tui.drawing.spans import Line, cut, plain
 
 FormCheck = Callable[[Answers], tuple[bool, list[Line]]]
@@ -33,15 +33,6 @@ class Field:
     help: str = ""
     endings: tuple[str, ...] | None = None
     options: tuple[tuple[str, str], ...] = ()
-
-
-class ListSuggester(PathSuggester):
-    """Completes the last of several paths with commas between them."""
-
-    async def get_suggestion(self, value: str) -> str | None:
-        before, comma, last = value.rpartition(",")
-        found = await super().get_suggestion(last)
-        return None if found is None else before + comma + found
 
 
 class Switches(Static, can_focus=True):
@@ -104,7 +95,7 @@ class Form(Dialog[Answers]):
         dark = self.app.current_theme.dark
         with Vertical(classes="dialog form") as frame:
             frame.border_title = self.title_
-            frame.border_subtitle = f"Enter {self.do} · ↑ ↓ fields · Esc cancel"
+            frame.border_subtitle = f"Enter {self.do} · ↑ ↓ fields · Tab complete · ^P earlier · Esc cancel"
             for field in self.fields:
                 with Horizontal(classes="field"):
                     yield Static(self.text([[(field.label, "muted")]]), classes="label")
@@ -114,9 +105,8 @@ class Form(Dialog[Answers]):
     def _input(self, field: Field, dark: bool) -> Input | Switches:
         if field.options:
             return Switches(field, dark)
-        suggest = PathSuggester if field.endings else ListSuggester
-        suggester = None if field.endings is None else suggest(field.endings)
-        return Input(field.value, placeholder=field.help, suggester=suggester, id=field.key, select_on_focus=False)
+        kind = LastPathEntry if field.endings == () else Entry
+        return kind(field.value, placeholder=field.help, endings=field.endings, id=field.key)
 
     def on_mount(self) -> None:
         first = self.fields[0].key
@@ -142,10 +132,10 @@ class Form(Dialog[Answers]):
         self.query_one("#answer", Static).update(self.text([[], *(cut(line, room) for line in lines)]))
         return good
 
-    async def action_take(self) -> None:
-        if isinstance(self.focused, Input):
-            await drained(self.focused)
+    def action_take(self) -> None:
         if self.say():
+            for entry in self.query(Entry):
+                entry.keep()
             self.dismiss(self.answers)
         else:
             self.app.bell()

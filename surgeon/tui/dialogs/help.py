@@ -15,7 +15,7 @@ from surgeon.tui.drawing.cells import COLUMNS
 from surgeon.tui.drawing.spans import Line, fit, wrap
 from surgeon.tui.keys import BY_ID, GROUPS, keys_of
 
-PAGES = ("statistics", "measure", "types", "experts", "filters", "terminal")
+PAGES = ("statistics", "map", "measure", "types", "experts", "filters", "terminal")
 
 
 def key_lines(keymap: dict[str, str], width: int) -> list[Line]:

@@ -19,15 +19,13 @@ class RunningJob(Protocol):
     @property
     def running(self) -> bool: ...
 
-    def stop(self) -> None: ...
-
 
 class JobDialog(Dialog[None]):
-    """Shows `job`. Escape stops it, b lets it run on while the tree can be looked at; Enter closes what has ended."""
+    """Shows `job`. Escape lets it run in the background, x asks whether to stop it; Enter closes what has ended."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", show=False, priority=True),
         Binding("b", "leave", show=False, priority=True),
+        Binding("x", "stop", show=False, priority=True),
         Binding("enter,space,q", "close", show=False, priority=True),
     ]
     place: ClassVar[str] = ""
@@ -72,10 +70,7 @@ class JobDialog(Dialog[None]):
 
     def action_stop(self) -> None:
         if self._job.running:
-            self._job.stop()
-            self.redraw()
-        else:
-            self.dismiss(None)
+            self.app.ask_to_stop()
 
     def action_close(self) -> None:
         if not self._job.running:

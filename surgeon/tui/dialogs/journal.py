@@ -21,7 +21,7 @@ from surgeon.trials.tables import markdown, signs
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.picker import Entry, Picker
-from surgeon.tui.dialogs.prompt import PathSuggester, Prompt
+from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.dialogs.trial_plot import TrialPlot
 from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, wrap
@@ -99,10 +99,10 @@ class JournalDialog(Dialog[Wish]):
         rows = []
         for trial in ordered(self.trials, self.sort, self.descending):
             line = trial_line(trial, width, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""))
-            rows.append((trial.id, text_of([line], dark), True))
+            rows.append((trial.id, text_of([line], dark)))
         empty: Line = [("no trials yet: w writes one, e measures the plan", "muted")]
         choices = self.query_one(Choices)
-        choices.fill(rows or [("", text_of([empty], dark), True)], at)
+        choices.fill(rows or [("", text_of([empty], dark))], at)
         if at is not None:
             choices.highlighted = next((index for index, row in enumerate(rows) if row[0] == at), choices.highlighted)
         self.query_one("#heads", Static).update(self.text([[(" ", ""), *head_line(width, self.sort, self.descending)]]))
@@ -248,7 +248,7 @@ class JournalDialog(Dialog[Wish]):
 
         prompt = Prompt(
             "Markdown tables", check, value=str(path), hint="Enter saves and copies (OSC 52)",
-            suggester=PathSuggester((".md",)),
+            endings=(".md",),
         )  # fmt: skip
         self.ask(prompt, self._export)
 

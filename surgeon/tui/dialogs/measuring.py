@@ -23,7 +23,7 @@ class MeasureDialog(JobDialog):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("l", "log", show=False)]
     place = "prompt measure"
-    keys_running = "Esc stop · b run in background · l log"
+    keys_running = "Esc run in background · x stop · l log"
     keys_ended = "Enter close · l log"
 
     def __init__(self, job: MeasureJob) -> None:

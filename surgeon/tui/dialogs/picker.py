@@ -9,31 +9,37 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from surgeon.tui.dialogs.base import ChoiceDialog, Choices, text_of
+from surgeon.tui.dialogs.type_ahead import TypeAhead
 from surgeon.tui.drawing.spans import Line
 
 
 @dataclass(frozen=True)
 class Entry:
+    """called: names to type beside the key itself."""
+
     key: str
     line: Line
-    enabled: bool = True
+    called: tuple[str, ...] = ()
 
 
 class Picker(ChoiceDialog):
     def __init__(
-        self, title: str, entries: Sequence[Entry], at: str | None = None, hint: str = "Enter takes it"
+        self,
+        title: str,
+        entries: Sequence[Entry],
+        at: str | None = None,
+        hint: str = "type a name, or ↑ ↓ · Enter apply · Esc cancel",
     ) -> None:
         super().__init__()
         self.title_, self.entries, self.at, self.hint = title, entries, at, hint
+        self.type_ahead = TypeAhead([(entry.key, (*entry.called, entry.key)) for entry in entries], within=True)
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as frame:
-            frame.border_title = self.title_
-            frame.border_subtitle = self.hint
+            frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Choices()
 
     def on_mount(self) -> None:
         self.set_focus(self.query_one(Choices))
         dark = self.app.current_theme.dark
-        rows = [(entry.key, text_of([entry.line], dark), entry.enabled) for entry in self.entries]
-        self.query_one(Choices).fill(rows, self.at)
+        self.query_one(Choices).fill([(entry.key, text_of([entry.line], dark)) for entry in self.entries], self.at)

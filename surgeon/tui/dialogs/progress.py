@@ -11,7 +11,7 @@ from surgeon.write.operation import Progress, Summary
 
 class ProgressDialog(JobDialog):
     place = "narrow write"
-    keys_running = "Esc stop · b run in background"
+    keys_running = "Esc run in background · x stop"
     keys_ended = "Enter closes"
 
     def __init__(self, job: WriteJob) -> None:

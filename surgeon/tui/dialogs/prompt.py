@@ -3,67 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.suggester import Suggester
 from textual.widgets import Input, Static
 
-from surgeon.tui.dialogs.base import Dialog, drained
+from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.entry import Entry
 from surgeon.tui.drawing.spans import Line, cut
 
 # What a text means: whether it can be accepted, and the line that says so.
 Check = Callable[[str], tuple[bool, Line]]
 
 
-class PathSuggester(Suggester):
-    """Completes the last part of a path; → takes the completion."""
-
-    def __init__(self, endings: tuple[str, ...] = ()) -> None:
-        super().__init__(use_cache=False, case_sensitive=True)
-        self.endings = endings
-
-    async def get_suggestion(self, value: str) -> str | None:
-        folder, slash, start = value.rpartition("/")
-        base = Path((folder + slash) or ".").expanduser()
-        try:
-            entries = sorted(base.iterdir())
-        except OSError:
-            return None
-        for entry in entries:
-            if not entry.name.startswith(start) or entry.name == start or (not start and entry.name.startswith(".")):
-                continue
-            if entry.is_dir():
-                return f"{folder}{slash}{entry.name}/"
-            if not self.endings or entry.name.endswith(self.endings):
-                return f"{folder}{slash}{entry.name}"
-        return None
-
-
 class Prompt(Dialog[str]):
     """Answers with the text, which `check` has accepted."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "take", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "take", show=False, priority=True),
+        Binding("up", "recall(1)", show=False),
+        Binding("down", "recall(-1)", show=False),
+    ]
 
     def __init__(
-        self, title: str, check: Check, *, value: str = "", hint: str = "", suggester: Suggester | None = None
+        self,
+        title: str,
+        check: Check,
+        *,
+        value: str = "",
+        hint: str = "",
+        endings: tuple[str, ...] | None = None,
+        history: str = "",
     ) -> None:
+        """endings, history: as those of Entry."""
         super().__init__()
-        self.title_, self.check, self.value, self.hint, self.suggester = title, check, value, hint, suggester
+        self.title_, self.check, self.value, self.hint = title, check, value, hint
+        self.entry = Entry(value, endings=endings, history=history)
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog prompt") as frame:
             frame.border_title = self.title_
             frame.border_subtitle = self.hint
-            yield Input(self.value, suggester=self.suggester, select_on_focus=False)
+            yield self.entry
             yield Static(id="answer")
 
     def on_mount(self) -> None:
-        self.set_focus(self.query_one(Input))
+        self.set_focus(self.entry)
         self.say(self.value)
 
     def say(self, value: str) -> bool:
@@ -76,8 +64,11 @@ class Prompt(Dialog[str]):
     def changed(self, event: Input.Changed) -> None:
         self.say(event.value)
 
-    async def action_take(self) -> None:
-        await drained(self.query_one(Input))
-        value = self.query_one(Input).value
+    def action_recall(self, step: int) -> None:
+        self.entry.action_recall(step)
+
+    def action_take(self) -> None:
+        value = self.entry.value
         if self.say(value):
+            self.entry.keep()
             self.dismiss(value)

@@ -59,9 +59,9 @@ class Rules(Dialog[None]):
         dark = self.app.current_theme.dark
         keys = self.keys()
         empty: Line = [("no rules yet: a adds one, for instance attn_v=q6_k", "muted")]
-        entries = [(key, text_of([self._line(key)], dark), True) for key in keys]
+        entries = [(key, text_of([self._line(key)], dark)) for key in keys]
         choices = self.query_one(Choices)
-        choices.fill(entries or [("", text_of([empty], dark), True)], at)
+        choices.fill(entries or [("", text_of([empty], dark))], at)
         if at in keys:
             choices.highlighted = keys.index(at)
 

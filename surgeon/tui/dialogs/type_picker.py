@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -23,30 +23,30 @@ from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
 from surgeon.tui.drawing.spans import Line, clean, fit
 from surgeon_kernels.formats import FORMATS
 
-BY_MIX = "by mix"
+BY_MIX = "auto"
 
 
 class TypePicker(CandidateDialog):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("tab", "scope(1)", "scope", show=False, priority=True),
-        Binding("shift+tab", "scope(-1)", "scope", show=False, priority=True),
-        Binding("right", "scope(1)", "scope", show=False),
-        Binding("left,h", "scope(-1)", "scope", show=False),
+        Binding("tab,right", "scope(1)", "scope", show=False, priority=True),
+        Binding("shift+tab,left", "scope(-1)", "scope", show=False, priority=True),
     ]
     names = (BY_MIX, *TYPES)
-    letter_keys: ClassVar[dict[str, str]] = {**CandidateDialog.letter_keys, "l": "scope(1)"}
+    letter_keys: ClassVar[dict[str, str]] = {"l": "scope(1)", "h": "scope(-1)"}
+    title_ = "type"
+    hint = "type a name, or ↑ ↓ · Tab scope · Enter apply · Esc cancel"
 
-    def __init__(self, session: Session, row: Row, errors: dict[str, float]) -> None:
+    def __init__(self, session: Session, row: Row, errors: dict[str, float], shown: Collection[str] = ()) -> None:
+        """shown: names of the tensors that the filter leaves, where there is one."""
         super().__init__()
-        self.session, self.row, self.errors = session, row, errors
-        self.scopes = available_scopes(session, row)
+        self.session, self.row, self.errors, self.shown = session, row, errors, shown
+        self.scopes = available_scopes(session, row, shown)
         self.scope: Scope = "marked" if "marked" in self.scopes else self.scopes[0]
         self.measuring = ""
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog medium") as frame:
-            frame.border_title = "type"
-            frame.border_subtitle = "type a name to jump · Tab scope · Enter apply · Esc cancel"
+        with Vertical(classes="dialog medium list") as frame:
+            frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Static(id="scope")
             yield Static(self.text([_HEAD]), id="heads")
             yield Choices()
@@ -59,7 +59,7 @@ class TypePicker(CandidateDialog):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.session.scope(self.scope, self.row.key)
+        return self.session.scope(self.scope, self.row.key, self.shown)
 
     def _present(self) -> str:
         types = {self.session.ops[tensor.name].to_type for tensor in self.tensors}
@@ -86,7 +86,8 @@ class TypePicker(CandidateDialog):
         if isinstance(self.row, TensorRow) and len(self.row.tensor.ne) > 1:
             wanted = [name for name in TYPES if name not in self.errors]
             yield "errors are being measured …" if wanted else ""
-            yield from measured_errors(self.session, self.row.tensor, wanted, stop)
+            for _, name, error in measured_errors(self.session, [(self.row.key, wanted)] if wanted else [], stop):
+                yield name, error
             yield ""
 
     @on(Came)
@@ -107,7 +108,7 @@ class TypePicker(CandidateDialog):
 
     def line(self, name: str) -> Line:
         if name == BY_MIX:
-            return [("by mix", "text"), ("    auto (mix + rules)", "muted")]
+            return [("auto", "text"), ("      mix + rules", "muted")]
         candidate = self.found.get(name)
         role = "faint" if missing_kernel(name) else "text"
         line: Line = [(fit(name, 9), role), (f"{FORMATS[name].bpw:6.3f}", "muted")]
@@ -129,19 +130,17 @@ _HEAD: Line = [("  type       bpw        size       model    bpw  error", "head"
 _SCOPES: dict[Scope, str] = {
     "row": "this tensor",
     "marked": "marked",
+    "shown": "shown",
     "layer": "layer",
     "kind": "all of this kind",
     "all": "all tensors",
 }
 
 
-def available_scopes(session: Session, row: Row) -> tuple[Scope, ...]:
+def available_scopes(session: Session, row: Row, shown: Collection[str] = ()) -> tuple[Scope, ...]:
     """Whom a type can be given to from this row, the nearest first."""
-    scopes: list[Scope] = ["row"] if isinstance(row, TensorRow) else []
-    if session.marks:
-        scopes.append("marked")
-    if row.layer is not None:
-        scopes.append("layer")
-        if isinstance(row, TensorRow):
-            scopes.append("kind")
-    return (*scopes, "all")
+    wanted: list[Scope] = ["row"] if isinstance(row, TensorRow) else []
+    wanted += ["marked", "shown", "layer"]
+    wanted += ["kind"] if isinstance(row, TensorRow) and row.layer is not None else []
+    found = [scope for scope in wanted if session.scope(scope, row.key, shown)]
+    return (*found, "all")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,10 +16,10 @@ from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.machine import available_cores
 from surgeon.resolve.resolve import Resolution
-from surgeon.tui.dialogs.base import Dialog, drained
+from surgeon.tui.dialogs.base import Dialog
 from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.entry import Entry
 from surgeon.tui.dialogs.preflight import problem_lines
-from surgeon.tui.dialogs.prompt import PathSuggester
 from surgeon.tui.drawing.spans import Line, clean, elide_start, plain
 from surgeon.write.feedback import feedback_seconds
 from surgeon.write_guard import Kind, Permit, may_write
@@ -36,18 +37,19 @@ class WriteDialog(Dialog[Destination]):
         Binding("enter", "take", show=False, priority=True),
     ]
 
-    def __init__(self, resolution: Resolution, out: Path) -> None:
+    def __init__(self, resolution: Resolution, out: Path, resumable: Path | None = None) -> None:
+        """resumable: where a write of this plan was stopped."""
         super().__init__()
-        self.resolution, self.out = resolution, out
+        self.resolution, self.out, self.resumable = resolution, out, resumable
         self.answer = ""
 
     def compose(self) -> ComposeResult:
         width = min(92, self.app.size.width - 10)
         with Vertical(classes="dialog") as frame:
             frame.border_title = "write"
-            frame.border_subtitle = "Enter write · Esc cancel"
+            frame.border_subtitle = "Enter write · Tab complete · Esc cancel"
             yield Static(self.text([self._sizes(), *encoder_lines(self.resolution), []]))
-            yield Input(str(self.out), suggester=PathSuggester((".gguf",)), select_on_focus=False)
+            yield Entry(str(self.out), endings=(".gguf",))
             yield Static(id="answer")
             with VerticalScroll(can_focus=False):
                 yield Static(self.text(problem_lines(self.resolution.problems, width)))
@@ -88,9 +90,12 @@ class WriteDialog(Dialog[Destination]):
             return [(clean(f"no such folder: {path.parent}"), "warning")]
         if refusal := self._refusal(path):
             return [(clean(refusal), "warning")]
+        line: Line = [("a new file", "muted")]
         if path.exists():
-            return [(f"already exists, {figures.size(path.stat().st_size)}: you will be asked", "warning")]
-        return [("a new file", "muted")]
+            line = [(f"already exists, {figures.size(path.stat().st_size)}: you will be asked", "warning")]
+        if path.absolute() == self.resumable:
+            line.append(("   was stopped: Enter resumes it", "accent"))
+        return line + free_line(self.resolution.total_bytes, path.parent)
 
     def _refusal(self, path: Path) -> str:
         """Why nothing may be written there, also after a yes; '' where it may."""
@@ -104,7 +109,6 @@ class WriteDialog(Dialog[Destination]):
         return ""
 
     async def action_take(self) -> None:
-        await drained(self.query_one(Input))
         value = self.query_one(Input).value
         path = Path(value).expanduser()
         if self.resolution.errors or not value or path.is_dir() or not path.parent.is_dir() or self._refusal(path):
@@ -116,11 +120,25 @@ class WriteDialog(Dialog[Destination]):
             confirm.answered = lambda yes: self._replace(path, yes)
             await self.app.push_screen(confirm)
             return
-        self.dismiss((path, False))
+        self._accept(path, False)
+
+    def _accept(self, path: Path, replace: bool) -> None:
+        self.query_one(Entry).keep()
+        self.dismiss((path, replace))
 
     def _replace(self, path: Path, yes: bool | None) -> None:
         if yes:
-            self.dismiss((path, True))
+            self._accept(path, True)
+
+
+def free_line(needed: int, folder: Path) -> Line:
+    """The space on the disk of `folder`, as a warning where it is less than what is needed."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return []
+    role = "muted" if free > needed else "pruned"
+    return [(f"   needs {figures.size(needed)}, {figures.size(free)} free", role)]
 
 
 def encoder_lines(resolution: Resolution) -> list[Line]:

@@ -111,9 +111,7 @@ def strip(session: Session, metric: Metric, layer: int | None, width: int) -> Li
     if all(value is None for value in values):
         values = [float(session.layers[number].nbytes) for number in layers]
         label = f" {'size':<8}"
-    room = max(1, width - len(label) - 12)
-    each = -(-len(layers) // room)
-    wide, gap = column_width(room, len(layers))
+    _, each, wide, gap = _strip_shape(len(layers), width)
     line: Line = [(label, "head")]
     parts = curve_fractions(metric, values)
     for start in range(0, len(layers), each):
@@ -121,6 +119,23 @@ def strip(session: Session, metric: Metric, layer: int | None, width: int) -> Li
         line.append((gap, "faint"))
     where = f" layer {layer}" if layer is not None else ""
     return [*line, (where, "muted")]
+
+
+_STRIP_LABEL, _STRIP_END = 9, 12  # cells before and after the layers
+
+
+def _strip_shape(count: int, width: int) -> tuple[int, int, int, str]:
+    """Cells for the layers, layers a cell, cells a layer, the gap after each."""
+    room = max(1, width - _STRIP_LABEL - _STRIP_END)
+    return room, -(-count // room), *column_width(room, count)
+
+
+def strip_layer_at(session: Session, x: int, width: int) -> int | None:
+    """The layer that a click on the strip at cell `x` means."""
+    layers = [entry.index for entry in session.model.layers]
+    _, each, wide, gap = _strip_shape(len(layers), width)
+    place = (x - _STRIP_LABEL) // (wide + len(gap)) * each
+    return layers[place] if x >= _STRIP_LABEL and place < len(layers) else None
 
 
 def _strip_cell(

@@ -40,6 +40,9 @@ class Painter:
         return Strip(segments).adjust_cell_length(width, base)
 
 
+_OWN_GROUND = ("strip", "map-")  # roles with a background of their own: blanks after them are not theirs
+
+
 def merged(line: Line) -> Line:
     """The line with blanks drawn in the role before them: every change of style costs 25 bytes on the wire.
 
@@ -50,7 +53,7 @@ def merged(line: Line) -> Line:
         if not text:
             continue
         text = clean(text)
-        if out and (role == out[-1][1] or text.isspace()) and not out[-1][1].startswith("strip"):
+        if out and (role == out[-1][1] or text.isspace()) and not out[-1][1].startswith(_OWN_GROUND):
             out[-1] = (out[-1][0] + text, out[-1][1])
         else:
             out.append((text, role))

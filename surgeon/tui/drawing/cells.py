@@ -63,20 +63,27 @@ class Layout:
     columns: tuple[Column, ...]
 
 
-def layout(width: int, chosen: Iterable[str] = DEFAULT_COLUMNS) -> Layout:
-    """The columns that fit into `width` cells: by rank, then shown in the order chosen; the rest goes to the names."""
-    wanted = [COLUMNS[key] for key in chosen]
-    room = width - 4 - NAME_LEAST
+def layout(
+    width: int, chosen: Iterable[str] = DEFAULT_COLUMNS, *, sort: str | None = None, least: int = NAME_LEAST
+) -> Layout:
+    """The columns that fit into `width` cells: by rank, then shown in the order chosen; the rest goes to the names.
+
+    sort: the column that orders the rows, shown in any case; least: cells that the names need.
+    """
+    keys = list(chosen)
+    keys += [sort] if sort in COLUMNS and sort not in keys else []
+    wanted = [COLUMNS[key] for key in keys]
+    room = width - 4 - least
     kept: set[str] = set()
-    for column in sorted(wanted, key=lambda column: column.rank):
+    for column in sorted(wanted, key=lambda column: -1 if column.key == sort else column.rank):
         need = column.total + len(GAP)
         if need > room:
             break
         kept.add(column.key)
         room -= need
     columns = [column for column in wanted if column.key in kept]
-    name = min(NAME_MOST if not any(c.grows for c in columns) else 24, NAME_LEAST + room)
-    room -= name - NAME_LEAST
+    name = min(NAME_MOST if not any(c.grows for c in columns) else 24, least + room)
+    room -= name - least
     return Layout(width, name, tuple(_grown(columns, room)))
 
 
@@ -103,6 +110,18 @@ def heads(shape: Layout, sort: str | None, descending: bool) -> Line:
             title = title[1:] if title.startswith(" ") else title
         line.append((GAP + fit(title + arrow, room), "accent" if arrow else "head"))
     return line
+
+
+def column_at(shape: Layout, x: int) -> str:
+    """The key of the column whose heading is at cell `x`; "name" at the left."""
+    end = shape.name + 4
+    for column in shape.columns:
+        if x < end + len(GAP):
+            break
+        end += len(GAP) + (column.total if column.bar else column.width)
+        if x < end:
+            return column.key
+    return "name"
 
 
 def row_line(row: Row, shape: Layout, *, marked: bool, cursor: bool) -> Line:

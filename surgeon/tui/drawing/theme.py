@@ -47,11 +47,12 @@ class Palette:
     ramp: tuple[int, int, int, int, int]
 
 
+# Every foreground has a contrast of 3:1 or more on every background, the cursor's too (WCAG's for large text).
 DARK = Palette(
-    "surgeon-dark", True, 234, 235, 236, 245, 240, 252, 255, 79, 215, 203, 221, 24, 255, (60, 67, 73, 79, 150)
+    "surgeon-dark", True, 234, 235, 236, 248, 244, 253, 255, 79, 215, 203, 221, 18, 255, (67, 73, 79, 114, 150)
 )
 LIGHT = Palette(
-    "surgeon-light", False, 255, 254, 252, 242, 248, 236, 232, 29, 130, 160, 94, 153, 232, (146, 110, 73, 30, 22)
+    "surgeon-light", False, 255, 254, 252, 239, 242, 236, 232, 28, 130, 160, 94, 189, 232, (67, 31, 30, 23, 22)
 )
 
 
@@ -79,6 +80,9 @@ def styles(palette: Palette) -> dict[str, Style]:
     found["strip-here"] = Style(color=xterm(palette.changed), bgcolor=xterm(palette.cursor), bold=True)
     found["strip-pruned-here"] = Style(color=xterm(palette.pruned), bgcolor=xterm(palette.cursor), bold=True)
     found["strip-scope"] = Style(color=xterm(palette.cursor_text), bgcolor=xterm(palette.cursor), bold=True)
+    # Reversed and underlined, so that they are seen without colours too.
+    found["map-here"] = Style(color=xterm(palette.changed), bgcolor=xterm(palette.background), bold=True, reverse=True)
+    found["map-range"] = Style(color=xterm(palette.cursor_text), bgcolor=xterm(palette.cursor), underline=True)
     return found
 
 

@@ -12,11 +12,11 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from surgeon.session.metrics import METRICS
+from surgeon.session.metrics import METRICS, Metric
 from surgeon.session.rows import LayerRow, Row, TensorRow
 from surgeon.session.session import Session, layer_key
 from surgeon.tui.drawing.canvas import Painter, changed_region
-from surgeon.tui.drawing.cells import DEFAULT_COLUMNS, Layout, heads, layout, row_line
+from surgeon.tui.drawing.cells import DEFAULT_COLUMNS, NAME_LEAST, Layout, column_at, heads, layout, row_line
 from surgeon.tui.drawing.spans import Line
 
 
@@ -38,8 +38,10 @@ class TreeView(ScrollView, can_focus=True):
         self.columns: tuple[str, ...] = DEFAULT_COLUMNS
         self.cursor = 0
         self._layout: Layout | None = None
-        self._shown: tuple[str, ...] = ()
+        self._laid_out_for: object = None
+        self.sort: str | None = None  # the column that orders the rows
         self._cached_painters: tuple[Painter, Painter] | None = None
+        self._marked_layers: tuple[frozenset[str], frozenset[int]] = frozenset(), frozenset()
         self._drawn: dict[int, Line] = {}  # what each row said when it was last drawn
 
     # --- rows and cursor
@@ -131,11 +133,18 @@ class TreeView(ScrollView, can_focus=True):
     @property
     def layout_(self) -> Layout:
         width = self.scrollable_content_region.width
-        known = self.session.measurements.known
-        shown = tuple(key for key in self.columns if key not in METRICS or known(METRICS[key]))
-        if self._layout is None or self._layout.width != width or self._shown != shown:
-            self._layout, self._shown = layout(width, shown), shown
+        shown = tuple(key for key in self.columns if key not in METRICS or self._has_place(METRICS[key]))
+        session = self.session
+        least = NAME_LEAST + 3 if session.roles and session.plan.pruned else NAME_LEAST  # `blk.34 → 33  global`
+        wanted = (width, shown, self.sort, least)
+        if self._layout is None or self._laid_out_for != wanted:
+            self._layout, self._laid_out_for = layout(width, shown, sort=self.sort, least=least), wanted
         return self._layout
+
+    def _has_place(self, metric: Metric) -> bool:
+        """Whether there are, or will be in a moment, values to show."""
+        awaited = bool(metric.attribute) and self.session.imatrix is not None
+        return awaited or self.session.measurements.known(metric)
 
     def set_columns(self, columns: tuple[str, ...]) -> None:
         self.columns = columns
@@ -144,6 +153,10 @@ class TreeView(ScrollView, can_focus=True):
 
     def heads(self, sort: str | None, descending: bool) -> Line:
         return heads(self.layout_, sort, descending)
+
+    def column_at(self, x: int) -> str:
+        """What a click on the line of titles at cell `x` means, for sorting."""
+        return column_at(self.layout_, x)
 
     def render_line(self, y: int) -> Strip:
         index = y + self.scroll_offset.y
@@ -159,8 +172,18 @@ class TreeView(ScrollView, can_focus=True):
         cursor = index == self.cursor
         marked = row.key in self.session.marks if isinstance(row, LayerRow) else self.session.is_marked(row.tensor)
         line = row_line(row, self.layout_, marked=marked, cursor=cursor)
+        if isinstance(row, LayerRow) and not marked and row.layer in self._layers_with_marks():
+            line[1] = ("○", "marked")  # on some of its tensors
         # Greys chosen for the dark background would sink into the cursor's.
         return [(text, "text" if role in ("muted", "faint") else role) for text, role in line] if cursor else line
+
+    def _layers_with_marks(self) -> frozenset[int]:
+        marks = self.session.marks
+        if self._marked_layers[0] is not marks:
+            tensors = (self.session.tensors.get(key) for key in marks)
+            layers = frozenset(tensor.layer for tensor in tensors if tensor is not None and tensor.layer is not None)
+            self._marked_layers = marks, layers
+        return self._marked_layers[1]
 
     def _painters(self) -> tuple[Painter, Painter]:
         if self._cached_painters is None:

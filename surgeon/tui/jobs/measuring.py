@@ -96,6 +96,16 @@ class MeasureJob:
         """A sentence's beginning, for the question before quitting."""
         return f"{self.title[0].upper()}{self.title[1:]} is running"
 
+    def news(self) -> str:
+        """What came of it, in a few words, for a notification."""
+        return f"{self.title}: {self.failure or 'done'}"
+
+    @property
+    def keeps(self) -> str:
+        """What stopping it leaves, for the question before."""
+        kept = self.kept()
+        return f"{kept[0].upper()}{kept[1:]}." if kept else ""
+
     def log(self) -> str:
         run = self.engine_run()
         return run.log_text() if run is not None else ""
@@ -156,6 +166,14 @@ class EvaluateJob(MeasureJob):
     def kept(self) -> str:
         return "what was measured is in the journal" if self.evaluation.trial else "no temporary file is left"
 
+    def news(self) -> str:
+        trial = self.evaluation.trial
+        if trial is None or self.failure:
+            return super().news()
+        kld, ppl = trial.figure("mean_kld"), trial.figure("ppl")
+        figure = f"KLD {kld:.4f}" if kld is not None else f"PPL {ppl:.4f}" if ppl is not None else "measured"
+        return f"{figure} · {trial.label}"
+
     def result(self) -> list[Line]:
         from surgeon.tui.drawing.trial_lines import figure_lines
 
@@ -194,7 +212,7 @@ class CollectJob(MeasureJob):
 
     def kept(self) -> str:
         partial = self.collection.partial
-        return f"what was collected is in {partial.name}; I resumes" if partial.exists() else ""
+        return f"what was collected is in {partial.name}; I resumes it" if partial.exists() else ""
 
     def result(self) -> list[Line]:
         assert self.collecting.current is not None  # it ended well

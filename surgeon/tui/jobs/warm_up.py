@@ -8,7 +8,16 @@ from collections.abc import Callable
 from textual.message import Message
 
 from surgeon.resolve.resolve import Resolution
+from surgeon.session.child_process import lines_of
 from surgeon.tui.jobs.messages import Warmed, WarmFailed
+
+# In a process of its own: what compiling leaves in memory goes with it. The cache keeps the kernels.
+_COMPILE = """
+import sys
+import surgeon_kernels
+for progress in surgeon_kernels.warm(sys.stdin.read().split()):
+    print(f"{progress.index}/{progress.total}", flush=True)
+"""
 
 
 class WarmUp:
@@ -36,12 +45,10 @@ class WarmUp:
         threading.Thread(target=self._run, name="warm-up", daemon=True).start()
 
     def _run(self) -> None:
-        import surgeon_kernels
-
         while names := self._next():
             try:
-                for progress in surgeon_kernels.warm(sorted(names)):
-                    self.tell(Warmed(f"kernels {progress.index}/{progress.total}"))
+                for line in lines_of(("-c", _COMPILE), " ".join(sorted(names)), threading.Event()):
+                    self.tell(Warmed(f"kernels {line.strip()}"))
             except Exception as error:  # a defect here costs a wait at the write, not the session
                 self.tell(WarmFailed(f"kernel compilation failed: {error}"))
             self.done |= names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,17 @@ class WriteJob:
     progress: Progress | None = None
     summary: Summary | None = None
     failure: str = ""
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def doing(self) -> str:
         """A sentence's beginning, for the question before quitting."""
         return f"{self.out.name} is being written"
+
+    @property
+    def keeps(self) -> str:
+        """What stopping it leaves, for the question before."""
+        return "Finished tensors are kept: the same write resumes them."
 
     @property
     def running(self) -> bool:
@@ -55,11 +62,16 @@ class WriteJob:
                 else:
                     tell(Reported(item))
         except Cancelled as error:
-            tell(WriteFailed(str(error), True))
+            tell(WriteFailed(_on_screen(error), True))
         except SurgeonError as error:
-            tell(WriteFailed(str(error), False))
+            tell(WriteFailed(_on_screen(error), False))
         except Exception as error:  # a defect must not take the session down: the plan is still on the table
             tell(WriteFailed(f"{self.out}: {type(error).__name__}: {error}", False))
+
+
+def _on_screen(error: SurgeonError) -> str:
+    """The error with what to press instead of the option to give."""
+    return str(error).replace("continue with --resume", "w resumes it")
 
 
 def default_output(resolution: Resolution) -> Path:
