@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _NAMED = 6  # of the least salient experts
 
-NO_EXPERTS = "counts no calls of experts: it is of a model without any, or in the old format"
+NO_EXPERTS = "has no calls of experts: it is of a model without any, or in the old format"
 
 
 def known_experts(imatrix: Imatrix, sums: ExpertSums | None) -> ExpertSums | None:

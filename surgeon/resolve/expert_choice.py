@@ -57,7 +57,7 @@ def choose_experts(
     if any(layer < experts.trunk for layer in missing):
         where = imatrix.path if imatrix is not None else "the imatrix"
         raise SurgeonError(
-            f"{where}: knows nothing of the experts of layer {spans(missing, 6)}; collect it with surgeon imatrix"
+            f"{where}: has no figures for the experts of layer {spans(missing, 6)}; collect it with surgeon imatrix"
         )
     sets = {layer: _lowest(experts, [float(score) for score in scores[layer]], number) for layer in measured}
     sets |= {layer: _lowest(experts, [0.0] * experts.count, number) for layer in missing}
@@ -93,7 +93,7 @@ def _figures(
         raise SurgeonError("--prune-experts chooses by an imatrix; give --imatrix, collected with surgeon imatrix")
     if measure == "saliency" and sums is None:
         raise SurgeonError(
-            f"{imatrix.path}: knows no saliency of experts; collect it with surgeon imatrix, or use --experts-by calls"
+            f"{imatrix.path}: has no saliency of experts; collect it with surgeon imatrix, or use --experts-by calls"
         )
     calls = calls_of(imatrix, max(experts.layers) + 1) if sums is None else sums.calls
     if calls is None:

@@ -408,7 +408,7 @@ def test_plan_recipe_and_hash() -> None:
         ("1%", "calls", "that is 0 of 16 experts"),
         ("many", "calls", "write a number of experts, or a share such as 25%"),
         ("25%", "weight", "must be saliency or calls"),
-        ("25%", "saliency", "knows no saliency of experts; collect it with surgeon imatrix, or use --experts-by calls"),
+        ("25%", "saliency", "has no saliency of experts; collect it with surgeon imatrix, or use --experts-by calls"),
     ],
 )
 def test_amounts_that_do_not_fit(tmp_path: Path, amount: str, measure: str, expected: str) -> None:

@@ -92,5 +92,5 @@ def test_what_cannot_be_scanned(moe: Path, demo_model: Path, demo_imatrix: Path)
     words = ["expert-scan", "-m", str(demo_model), "-f", str(TEXT), "--imatrix", str(demo_imatrix)]
     with pytest.raises(SurgeonError, match="has no layer with experts"):
         cli.run(words)
-    with pytest.raises(SurgeonError, match="counts no calls of experts"):
+    with pytest.raises(SurgeonError, match="has no calls of experts"):
         cli.run(["stats", "--experts", str(demo_imatrix)])
