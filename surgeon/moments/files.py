@@ -59,10 +59,13 @@ class Source(Protocol):
 
 
 def is_moments(path: str | os.PathLike[str]) -> bool:
-    """Whether the file is a GGUF of second moments. Raises GGUFError for a damaged GGUF."""
-    with Path(path).open("rb") as file:
-        if file.read(4) != b"GGUF":
-            return False
+    """Whether the file is a GGUF of second moments; one that cannot be read is not. Raises GGUFError for damage."""
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(4) != b"GGUF":
+                return False
+    except (OSError, ValueError):  # whoever reads it says what is wrong with it
+        return False
     with open_gguf(path) as gguf:
         kind = gguf.kv.get("general.type")
         return kind is not None and kind.type is ValueType.STRING and kind.decode() == KIND

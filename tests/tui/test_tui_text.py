@@ -39,7 +39,7 @@ def test_fit_fills_exactly(text: str, width: int, align: str, shown: str) -> Non
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
-    assert clean("blk\x1b[31m\x07\x9b.weight\n") == "blk [31m  .weight "
+    assert clean("blk\x1b[31m\x07\x9b.weight\n") == r"blk\x1b[31m\x07\x9b.weight\n"
 
 
 def test_cut_and_spread_keep_the_width() -> None:
