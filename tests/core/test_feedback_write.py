@@ -115,7 +115,12 @@ def test_same_types_and_sizes_and_less_error(model: Path, moments: Moments, tmp_
     assert {name: (kind, len(data)) for name, (kind, data) in feedback.items()} == {
         name: (kind, len(data)) for name, (kind, data) in stock.items()
     }
-    assert feedback["token_embd.weight"] == stock["token_embd.weight"]
+    with open_gguf(model) as file:
+        info = next(info for info in file.tensors if info.name == "token_embd.weight")
+        rows = file.data(info).view(np.float16).astype(np.float32).reshape(-1, 256)
+    weights = imatrix.weights("blk.0.attn_q.weight")
+    assert feedback["token_embd.weight"][1] == surgeon_kernels.quantize(rows, "Q4_0", weights).tobytes()
+    assert stock["token_embd.weight"][1] == surgeon_kernels.quantize(rows, "Q4_0").tobytes()
     before, after = losses(model, stock, moments), losses(model, feedback, moments)
     assert len(before) == 15
     assert all(after[name] < 0.9 * before[name] for name in before), (before, after)
@@ -149,6 +154,7 @@ def test_reasons_say_who_encodes(model: Path, tmp_path: Path, monkeypatch: pytes
     resolution = resolve(load_model(model), plan, None, few)
     reasons = {op.source: op.reason.partition("; ")[2] for op in resolution.kept}
     assert reasons["blk.1.attn_output.weight"] == "feedback encoder"
+    assert reasons["token_embd.weight"] == "stock encoder"  # layer 0, whose input would weigh it, has no moments
     assert reasons["blk.0.attn_q.weight"].endswith("stock encoder: no second moments of its input")
     assert reasons["blk.1.ffn_down.weight"] == "stock encoder: 2.9 tokens a column were seen, 4 are needed"
     assert reasons["blk.1.attn_q.weight"] == ""
