@@ -284,7 +284,10 @@ def _metadata(
     if imatrix is not None and weights.sizes:
         add_imatrix(kv, plan, str(imatrix.path), imatrix.datasets, len(weights.sizes), imatrix.chunk_count)
     if plan.pruned:
-        set_block_count(kv, model, numbering.count)
+        if numbering.count < 2**32:
+            set_block_count(kv, model, numbering.count)
+        else:
+            findings.error(f"{model.file.path}: {numbering.count} layers are more than a GGUF can count")
     by_user = frozenset(override.key for override in plan.override_kv)
     if anatomy is not None:
         apply_edits(kv, [(key, value) for key, value in anatomy.kv if key not in by_user])

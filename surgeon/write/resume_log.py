@@ -110,7 +110,7 @@ def read(path: Path) -> Recorded | None:
         length += len(line)
     try:
         return _recorded(records, length) if records else None
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         return None  # another version's
 
 
