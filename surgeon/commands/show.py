@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from surgeon.json_text import json_text
 from surgeon.terminal import tell
 
 if TYPE_CHECKING:
+    from surgeon.gguf.values import Value
     from surgeon.imatrix.coverage import Coverage
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics
@@ -46,18 +48,59 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="a GGUF file, or any shard of one")
     parser.add_argument("--imatrix", metavar="F", type=Path, help="importance matrix (GGUF or .dat)")
+    parser.add_argument("--metadata", action="store_true", help="the keys; long values in short, with --json whole")
+    parser.add_argument(
+        "--key", metavar="KEY", help="the value of one key, whole: tokenizer.chat_template, for instance"
+    )
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     options = parser.parse_args(arguments)
 
     from surgeon.model.model import load_model
 
     model = load_model(options.model)
+    if options.key is not None:
+        return _print_key(model, options.key, as_json=options.json)
+    if options.metadata:
+        if options.json:
+            print(json_text({key: _value_json(value) for key, value in model.file.kv.items()}, indent=1))
+        else:
+            tell(metadata_lines(model))
+        return 0
     matrix = _matrix(model, options.imatrix) if options.imatrix else None
     if options.json:
         print(json_text(as_json(model, matrix), indent=1))
     else:
         tell(tree(model, matrix))
     return 0
+
+
+def metadata_lines(model: Model) -> list[str]:
+    """A line for each key: name, type, value."""
+    from surgeon.measure.difference import shown
+
+    width = max(map(len, model.file.kv), default=0)
+    return [f"{key:<{width}}  {value.type.name.lower():<8} {shown(value)}" for key, value in model.file.kv.items()]
+
+
+def _print_key(model: Model, key: str, *, as_json: bool) -> int:
+    """Raises SurgeonError for a key that the model has not."""
+    from surgeon.errors import SurgeonError
+
+    value = model.file.kv.get(key)
+    if value is None:
+        near = difflib.get_close_matches(key, model.file.kv, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; --metadata lists them"
+        raise SurgeonError(f"{model.file.path}: no key {key}{hint}")
+    if as_json:
+        print(json_text(_value_json(value), indent=1))
+    else:
+        found = value.decode()
+        tell(str(found).splitlines() if value.element_type is None else map(str, found))
+    return 0
+
+
+def _value_json(value: Value) -> dict[str, object]:
+    return {"type": value.type.name.lower(), "value": value.decode()}
 
 
 def _matrix(model: Model, path: Path) -> Matrix:

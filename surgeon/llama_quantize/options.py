@@ -16,7 +16,7 @@ from pathlib import Path
 
 from surgeon.errors import SurgeonError
 from surgeon.plan.file_types import FILE_TYPES, FileType, find_file_type
-from surgeon.plan.plan import KVOverride, Plan, TypeRule, parse_rule, tensor_type
+from surgeon.plan.plan import KVOverride, Plan, TypeRule, parse_rule, tensor_type, with_key, without_key
 from surgeon.plan.recipe import Recipe, load_recipe
 
 USAGE = """\
@@ -40,6 +40,9 @@ Options of llama-quantize (all before INPUT):
   --max-buffer-size MiB        memory for rows in work (default 256)
 
 Options of our own:
+  --set KEY=VALUE              set metadata, of the type that the key has (repeatable)
+  --delete-key KEY             leave a metadata key out (repeatable)
+  --chat-template-file F       set tokenizer.chat_template to the text in F
   --json                       one JSON object on stdout: tensors, total_bytes, bpw
   --recipe F                   begin with the plan in F; TYPE may then be left out
   --compat                     llama-quantize's bytes to the last one, its defects included
@@ -107,6 +110,8 @@ class _Words:
     rules: list[TypeRule] = field(default_factory=list)
     pruned: set[int] = field(default_factory=set)
     overrides: list[str] = field(default_factory=list)
+    keys: list[KVOverride] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
@@ -177,6 +182,9 @@ def read_words(arguments: list[str]) -> _Words:
         "--tensor-type-file": lambda text: words.rules.extend(read_type_file(text)),
         "--prune-layers": lambda text: words.pruned.update(parse_layers(text)),
         "--override-kv": words.overrides.append,
+        "--set": lambda text: words.keys.append(parse_setting(text)),
+        "--delete-key": words.deleted.append,
+        "--chat-template-file": lambda text: words.keys.append(KVOverride(CHAT_TEMPLATE, "str", _text_in(text))),
         "--include-weights": words.include.append,
         "--exclude-weights": words.exclude.append,
     }
@@ -216,6 +224,10 @@ def plan_of(words: _Words, base: Plan) -> Plan:
     """`base` with the options applied: rules of the command line come before its own, lists are joined."""
     flags, values = words.flags, words.values
     compat = base.compat or "--compat" in flags
+    for key in words.keys:
+        base = with_key(base, key)
+    for name in words.deleted:
+        base = without_key(base, name)
     return replace(
         base,
         rules=(*words.rules, *base.rules),
@@ -295,6 +307,24 @@ def parse_layers(text: str) -> list[int]:
             raise OptionError(f"--prune-layers: {item!r} is not a layer number; use for instance --prune-layers 26,29")
         layers.append(int(match[1]))
     return layers
+
+
+CHAT_TEMPLATE = "tokenizer.chat_template"
+
+
+def parse_setting(text: str) -> KVOverride:
+    """`KEY=VALUE`; what VALUE means is decided by the type the key has. Raises OptionError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise OptionError(f"--set {text[:60]!r}: write KEY=VALUE, for instance general.name=mine")
+    return KVOverride(key, "auto", value)
+
+
+def _text_in(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def parse_override(text: str, *, compat: bool = False) -> KVOverride:

@@ -19,6 +19,7 @@ from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES, find_file_type
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.plan.recipe import Recipe
+from surgeon.resolve.metadata import concrete
 from surgeon.resolve.resolve import Resolution, resolve
 from surgeon.resolve.tensor_facts import facts_of
 from surgeon.terminal import escaped
@@ -74,10 +75,10 @@ def export(
         remarks += told
     else:
         remarks += _unchecked(plan)
-    return Exported(tuple(_words(recipe, source, output)), tuple(rules), tuple(wrong), tuple(remarks))
+    return Exported(tuple(_words(recipe, source, output, model)), tuple(rules), tuple(wrong), tuple(remarks))
 
 
-def _words(recipe: Recipe, source: str, output: str) -> list[str]:
+def _words(recipe: Recipe, source: str, output: str, model: Model | None) -> list[str]:
     plan = recipe.plan
     words = ["llama-quantize"]
     for option in ("allow_requantize", "leave_output_tensor", "pure", "keep_split"):
@@ -92,7 +93,8 @@ def _words(recipe: Recipe, source: str, output: str) -> list[str]:
     words += ["--token-embedding-type", plan.token_embedding_type.lower()] if plan.token_embedding_type else []
     words += ["--prune-layers", ",".join(map(str, sorted(plan.pruned)))] if plan.pruned else []
     for override in plan.override_kv:
-        words += ["--override-kv", str(override)]
+        stored = model.file.kv.get(override.key) if model is not None else None
+        words += ["--override-kv", str(concrete(override, stored))]
     words += ["--max-buffer-size", str(max(1, recipe.max_buffer_bytes >> 20))] if recipe.max_buffer_bytes else []
     words += [source, output, plan.file_type]
     return words + ([str(recipe.threads)] if recipe.threads else [])
@@ -180,6 +182,8 @@ def _remarks(recipe: Recipe) -> list[str]:
         told.append("llama-quantize cannot heal: the pruned layers are only left out")
     if recipe.moments:
         told.append("llama-quantize has no feedback encoder: the same types and sizes, another file")
+    if recipe.plan.deleted_keys:
+        told.append(f"llama-quantize leaves no key out: {', '.join(recipe.plan.deleted_keys)}")
     if recipe.split_max_bytes:
         told.append("llama-quantize splits only with --keep-split: use llama-gguf-split --split-max-size afterwards")
     return told

@@ -21,7 +21,7 @@ class TypeRule:
 
 @dataclass(frozen=True, slots=True)
 class KVOverride:
-    """`--override-kv KEY=TYPE:VALUE`; kind is int, float, bool or str."""
+    """`--override-kv KEY=TYPE:VALUE`; kind is int, float, bool or str; auto: `--set KEY=VALUE`, of the key's type."""
 
     key: str
     kind: str
@@ -48,6 +48,7 @@ class Plan:
     tensor type, set by hand on the screen, before any rule; pruned: layer numbers of the input.
     reasons: tensor name -> why it has its type, for those of `types` that were not set by hand but worked out.
     pruned_experts: (layer, its pruned experts), both in the input's numbers, ascending, no layer without any.
+    deleted_keys: metadata keys left out of the output.
     imatrix_file: the importance matrix as the user named it, stored as `quantize.imatrix.file` (None: its own path).
     know_risks: `--i-know`, prune an architecture although not everything about it could be checked.
     compat: reproduce llama-quantize's defects too. healing: refitted matrices that make up for the pruned layers.
@@ -79,6 +80,7 @@ class Plan:
     moments_file: str | None = field(default=None, repr=False)
     shrink: float | None = field(default=None, repr=False)
     feedback_rounds: int = field(default=1, repr=False)
+    deleted_keys: tuple[str, ...] = field(default=(), repr=False)
 
 
 def tensor_type(text: str) -> str:
@@ -199,6 +201,27 @@ def with_experts_toggled(plan: Plan, sets: Mapping[int, Iterable[int]]) -> Plan:
 
 def _expert_sets(sets: Mapping[int, frozenset[int]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
     return tuple((layer, tuple(sorted(sets[layer]))) for layer in sorted(sets) if sets[layer])
+
+
+def with_key(plan: Plan, override: KVOverride) -> Plan:
+    """A metadata key set, in the place of what was decided about it before."""
+    rest = tuple(known for known in plan.override_kv if known.key != override.key)
+    deleted = tuple(key for key in plan.deleted_keys if key != override.key)
+    return replace(plan, override_kv=(*rest, override), deleted_keys=deleted)
+
+
+def without_key(plan: Plan, key: str) -> Plan:
+    """A metadata key left out of the output. Raises SurgeonError for the one that no model can do without."""
+    if key == "general.architecture":
+        raise SurgeonError("general.architecture cannot be deleted: no program could load the model")
+    rest = tuple(known for known in plan.override_kv if known.key != key)
+    return replace(plan, override_kv=rest, deleted_keys=tuple(sorted({*plan.deleted_keys, key})))
+
+
+def with_key_as_stored(plan: Plan, key: str) -> Plan:
+    """A metadata key as the model has it."""
+    rest = tuple(known for known in plan.override_kv if known.key != key)
+    return replace(plan, override_kv=rest, deleted_keys=tuple(one for one in plan.deleted_keys if one != key))
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,9 @@ _FLAGS = {
 _TYPES = {"output-tensor-type": "output_tensor_type", "token-embedding-type": "token_embedding_type"}
 _NUMBERS = {"threads": "threads", "max-buffer-bytes": "max_buffer_bytes", "split-max-bytes": "split_max_bytes"}
 _MOST = {"threads": MOST_THREADS, "prune": 2**32 - 1}
-_KNOWN = set("format type rules prune prune-experts heal imatrix moments types reasons override_kv made-from".split())
+_KNOWN = set(
+    "format type rules prune prune-experts heal imatrix moments types reasons override_kv delete-keys made-from".split()
+)
 
 
 class RecipeError(SurgeonError):
@@ -153,6 +155,8 @@ def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
         lines += ["rules = [", *(f"    {_text(str(rule))}," for rule in plan.rules), "]"]
     if plan.pruned:
         lines.append(f"prune = {sorted(plan.pruned)}")
+    if plan.deleted_keys:
+        lines.append(f"delete-keys = [{', '.join(map(_text, plan.deleted_keys))}]")
     lines += _imatrix_lines(recipe, folder) + _moments_lines(recipe, folder)
     if plan.pruned_experts:
         lines += ["", "[prune-experts]", *(f"{layer} = {list(gone)}" for layer, gone in plan.pruned_experts)]
@@ -246,6 +250,7 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
         moments_file=str(folder / moments_file) if moments_file else None,
         shrink=_shrink(moments),
         feedback_rounds=_get(moments, "rounds", int, Plan().feedback_rounds),
+        deleted_keys=tuple(_list(table, "delete-keys", str)),
     )
     return Recipe(
         plan=replace(plan, **flags, **types),
@@ -317,7 +322,7 @@ def _tensor_type(table: Mapping[str, Any], key: str) -> str | None:
 
 
 def _override(entry: Mapping[str, Any]) -> KVOverride:
-    kinds = {"int": int, "float": float, "bool": bool, "str": str}
+    kinds = {"int": int, "float": float, "bool": bool, "str": str, "auto": str}
     key, kind, value = entry.get("key"), entry.get("kind"), entry.get("value")
     if (
         not isinstance(key, str)
@@ -326,7 +331,9 @@ def _override(entry: Mapping[str, Any]) -> KVOverride:
         or kind not in kinds
         or set(entry) != {"key", "kind", "value"}
     ):
-        raise RecipeError(f"override_kv {dict(entry)!r:.100}: key, kind (int, float, bool or str) and value are needed")
+        raise RecipeError(
+            f"override_kv {dict(entry)!r:.100}: key, kind (int, float, bool, str or auto) and value are needed"
+        )
     if not isinstance(value, (int, float, str)) or type(value) is not kinds[kind]:
         raise RecipeError(f"override_kv {key}: {value!r:.100} is not a valid {kind}")
     return KVOverride(key, kind, value)

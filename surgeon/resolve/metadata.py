@@ -7,6 +7,7 @@ source keys | general.quantization_version | general.file_type | split keys remo
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -60,7 +61,10 @@ def base_metadata(model: Model, plan: Plan, types: tuple[str, ...], *, any_quant
     for key in SPLIT_KEYS:
         kv.pop(key, None)
     for override in plan.override_kv:
-        _set(kv, override.key, override_value(override, model.file.kv.get(override.key), compat=plan.compat))
+        stored = model.file.kv.get(override.key)
+        _set(kv, override.key, override_value(concrete(override, stored), stored, compat=plan.compat))
+    for key in plan.deleted_keys:
+        kv.pop(key, None)
     return kv
 
 
@@ -160,6 +164,8 @@ def plan_hash(plan: Plan) -> str:
         told += f" healed {plan.healing.id}"
     if (plan.shrink, plan.feedback_rounds) != (None, 1):
         told += f" {plan.shrink} {plan.feedback_rounds}"
+    if plan.deleted_keys:
+        told += f" without {plan.deleted_keys}"
     return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -197,6 +203,48 @@ def _guess(types: tuple[str, ...]) -> int:
         if counts[name] > most:
             best, most = name, counts[name]
     return _GUESSES.get(best, 0)
+
+
+_NUMBER = re.compile(r"[-+]?[0-9]{1,20}")
+_FLOATS = (ValueType.FLOAT32, ValueType.FLOAT64)
+
+
+def concrete(override: KVOverride, stored: Value | None) -> KVOverride:
+    """An override of the kind `auto` as one of the type that the key has, or of what the text looks like where the
+    model has no such key. Raises SurgeonError where the text is none of that type."""
+    if override.kind != "auto":
+        return override
+    text, key = str(override.value), override.key
+    if stored is not None and stored.type is ValueType.ARRAY:
+        raise SurgeonError(f"{key} is an array; only keys of one value can be set")
+    kind = _kind_of(text) if stored is None else _KINDS.get(stored.type, "int")
+    try:
+        if kind == "bool":
+            return KVOverride(key, kind, {"true": True, "false": False}[text.lower()])
+        if kind == "int":
+            return KVOverride(key, kind, int(text) if _NUMBER.fullmatch(text) else _refused(text))
+        return KVOverride(key, kind, float(text) if kind == "float" else text)
+    except (KeyError, ValueError):
+        of = stored.type.name.lower() if stored is not None else kind
+        raise SurgeonError(f"{key} is of type {of}, which {text[:60]!r} is not") from None
+
+
+_KINDS = {ValueType.STRING: "str", ValueType.BOOL: "bool", **dict.fromkeys(_FLOATS, "float")}
+
+
+def _refused(text: str) -> int:
+    raise ValueError(text)
+
+
+def _kind_of(text: str) -> str:
+    if text in ("true", "false"):
+        return "bool"
+    if _NUMBER.fullmatch(text):
+        return "int"
+    with suppress(ValueError):
+        float(text)
+        return "float"
+    return "str"
 
 
 def override_value(override: KVOverride, stored: Value | None, *, compat: bool) -> Value:

@@ -74,6 +74,7 @@ def report(
 ) -> tuple[Problem, ...]:
     """All problems, worst first, each with the tensors it concerns and what to do."""
     _structure(model, plan, findings)
+    _keys(model, plan, findings)
     _layers(plan, facts, numbering, ops, findings)
     _conversions(plan, ops, findings)
     _imatrix(model, findings, has_imatrix)
@@ -104,6 +105,13 @@ def _structure(model: Model, plan: Plan, findings: Findings) -> None:
     mismatch = wrong_length(model, model.block_count)
     if mismatch:
         findings.warning(f"{model.file.path}: {mismatch}: llama.cpp will not load this model, nor what is made of it")
+
+
+def _keys(model: Model, plan: Plan, findings: Findings) -> None:
+    vital = (f"{model.architecture}.", "tokenizer.ggml.")
+    gone = [key for key in plan.deleted_keys if key in model.file.kv and key.startswith(vital)]
+    if gone:
+        findings.warning(f"without {named(gone)} llama.cpp may not load the model, or run it otherwise")
 
 
 def _layers(plan: Plan, facts: ModelFacts, numbering: Numbering, ops: Sequence[TensorOp], findings: Findings) -> None:

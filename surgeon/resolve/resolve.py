@@ -288,7 +288,7 @@ def _metadata(
             set_block_count(kv, model, numbering.count)
         else:
             findings.error(f"{model.file.path}: {numbering.count} layers are more than a GGUF can count")
-    by_user = frozenset(override.key for override in plan.override_kv)
+    by_user = frozenset(override.key for override in plan.override_kv).union(plan.deleted_keys)
     if anatomy is not None:
         apply_edits(kv, [(key, value) for key, value in anatomy.kv if key not in by_user])
     if experts is not None and experts.slices:

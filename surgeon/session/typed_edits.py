@@ -181,7 +181,8 @@ def option_words(plan: Plan) -> list[str]:
         words.append(f"--token-embedding-type {plan.token_embedding_type.lower()}")
     words += [f"--include-weights {part}" for part in plan.include_weights]
     words += [f"--exclude-weights {part}" for part in plan.exclude_weights]
-    return words + [f"--override-kv {override}" for override in plan.override_kv]
+    words += [f"--override-kv {override}" for override in plan.override_kv]
+    return words + [f"--delete-key {key}" for key in plan.deleted_keys]
 
 
 _FLAG_NAMES = "pure leave_output_tensor allow_requantize keep_split hide_imatrix compat".split()
@@ -191,6 +192,8 @@ def without_option(plan: Plan, option: str) -> Plan:
     """The plan without one of `option_words`."""
     name, _, value = option.partition(" ")
     attribute = "know_risks" if name == "--i-know" else name[2:].replace("-", "_")
+    if attribute == "delete_key":
+        return plans.with_key_as_stored(plan, value)
     if attribute == "override_kv":
         return replace(plan, override_kv=tuple(entry for entry in plan.override_kv if str(entry) != value))
     rest: dict[str, Any] = {attribute: None if attribute.endswith("_type") else False}
