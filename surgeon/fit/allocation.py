@@ -88,7 +88,7 @@ class Allocator:
     def __init__(
         self, model: Model, plan: Plan, imatrix: Imatrix | None, costs: CostModel, limits: Limits | None = None
     ) -> None:
-        if plan.pruned:
+        if plan.pruned or plan.pruned_experts or plan.healing is not None:
             raise UsageError("fit works on whole models: write the pruned model first, then fit that")
         self.model, self.imatrix, self.costs = model, imatrix, costs
         self.limits = limits or Limits()

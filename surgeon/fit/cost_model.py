@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from surgeon.fit.tensor_errors import Errors
+from surgeon.plan.plan import changes_types_only
 from surgeon.resolve.resolution import Resolution
 
 _POWER_DEVIATION = 0.1  # how far from 1 powers lie, before anything is measured
@@ -96,8 +97,8 @@ class CostModel:
         return Predicted(kld, error)
 
     def predicted_of(self, resolution: Resolution) -> Predicted | None:
-        """For a resolved plan; None for one that prunes, or gives a type whose cost is not known."""
-        if len(resolution.kept) != len(resolution.ops):
+        """For a resolved plan; None for one that does more than change types, or whose cost is not known."""
+        if not changes_types_only(resolution.plan):
             return None
         return self.predicted({op.source: op.to_type for op in resolution.kept if op.action == "convert"})
 

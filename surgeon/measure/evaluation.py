@@ -1,6 +1,7 @@
 """Measuring a plan or a written model: perplexity, KL divergence from the unchanged model, tasks, speed.
 
-A plan without an output is written to a temporary file, measured and removed. Every figure goes into the journal as
+A plan without an output is measured by a probe where it changes nothing but types, with the figures that its file would
+have; otherwise it is written to a temporary file, measured and removed. Every figure goes into the journal as
 soon as it is there, so that a run that is stopped keeps what it has.
 """
 
@@ -23,13 +24,14 @@ from surgeon.errors import DiskFull, SurgeonError, UsageError
 from surgeon.folders import make_private
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
+from surgeon.measure.probing import Place, Prober, exchanged
 from surgeon.measure.progress import Standing, followed
 from surgeon.measure.scratch import scratch_folder, sweep
 from surgeon.model.kinds import refuse_without_text
-from surgeon.plan.plan import Plan
+from surgeon.plan.plan import Plan, changes_types_only
 from surgeon.resolve.resolution import Resolution
 from surgeon.trials.journal import Journal, Measured, Trial
-from surgeon.trials.records import is_unchanged, measured, recipe_text, record
+from surgeon.trials.records import is_unchanged, measured, recipe_text, record, record_plan
 from surgeon.write.operation import Progress, WriteOptions, write
 
 SPEED_TESTS = [[512, 0], [0, 128]]  # llama-bench's own: pp512 and tg128
@@ -128,9 +130,12 @@ class Evaluation:
         self._model = self.subject.source if unchanged else self._model
         if base is not None and (unchanged or not base.path.is_file()):
             stages.append(_stage(self._save_base, base))
-        if self._model is None:
+        probed = self._model is None and base is not None and is_probed(self.subject, wanted)
+        if self._model is None and not probed:
             stages.append(self._write)
-        if base is not None and not unchanged:
+        if base is not None and probed:
+            stages.append(_stage(self._probe, base))
+        elif base is not None and not unchanged:
             stages.append(_stage(self._diverge, base))
         elif wanted.perplexity and base is None:
             stages.append(self._perplexity)
@@ -170,6 +175,22 @@ class Evaluation:
         job = PerplexityJob(str(source), str(base.text), base.n_ctx, n_chunks=base.n_chunks, save_base=str(path))
         yield from self._engine("the unchanged model", "chunks", job, base.text)
         trim(self.cache)
+
+    def _probe(self, base: Base) -> Iterator[Standing]:
+        subject, resolution = self.subject, self.subject.resolution
+        assert resolution is not None  # `is_probed` looked
+        used(base.path)
+        prober = Prober(resolution.model, subject.imatrix, self.engine, cancelled=self.cancelled)
+        wanted = {"the plan": exchanged(resolution)}
+        for item in prober.probe(base, wanted, "KL divergence", Place(self._index, self._count)):
+            self.run = prober.run
+            if isinstance(item, Standing):
+                yield item
+                continue
+            found = measured({"engine": prober.engine_version, **item[1]}, text=str(base.text))
+            self.trial = record_plan(
+                self.journal, subject.label, resolution, subject.recipe, found, subject.source_size
+            )
 
     def _diverge(self, base: Base) -> Iterator[Standing]:
         used(base.path)
@@ -216,6 +237,18 @@ class Evaluation:
             )  # fmt: skip
         if model == self._model:
             self.trial = trial
+
+
+def is_probed(subject: Subject, wanted: Wanted) -> bool:
+    """Whether a plan is measured without its file: figures of the text alone, nothing but types changed.
+
+    Where the head is the token embeddings, llama.cpp may keep a file's two copies of them in different ways.
+    """
+    made = subject.resolution
+    if made is None or subject.output is not None or wanted.tasks or wanted.speed or not wanted.divergence:
+        return False
+    untied = any(tensor.name == "output.weight" for tensor in made.model.others)
+    return untied and changes_types_only(made.plan) and not is_unchanged(made.plan)
 
 
 def _full(cache: Path) -> SurgeonError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from surgeon.engine.client import EngineRun, perplexity
 from surgeon.engine.libraries import find_libraries
-from surgeon.engine.protocol import Engine, Evaluate, PerplexityJob, Probed, ProbeJob, Started, Step, Swap
+from surgeon.engine.protocol import Engine, Evaluate, Loaded, PerplexityJob, Probed, ProbeJob, Started, Step, Swap
 from surgeon.errors import SurgeonError
 from surgeon.fit.encoding import STOCK, Encoder, encoded
 from surgeon.folders import cache_folder
@@ -54,6 +54,7 @@ class Prober:
     encoder: Encoder = STOCK
     cancelled: threading.Event = field(default_factory=threading.Event)
     run: EngineRun | None = None
+    engine_version: str = ""  # in the words of the child, once it has loaded the model
 
     @cached_property
     def engine_label(self) -> str:
@@ -91,8 +92,9 @@ class Prober:
         labels = list(wanted)
         with self.run as run:
             yield Standing(stage, place.index, place.count, note="loading the model")
-            for _ in run.until(Started):
-                pass
+            for message in run.until(Started):
+                if isinstance(message, Loaded):
+                    self.engine_version = message.engine
             start, swaps = time.monotonic(), self._swaps(wanted[labels[0]])
             for number, label in enumerate(labels):
                 run.send(*swaps, Evaluate(label))

@@ -83,6 +83,21 @@ class Plan:
     deleted_keys: tuple[str, ...] = field(default=(), repr=False)
 
 
+_OF_TYPES = frozenset(
+    "file_type rules types reasons output_tensor_type token_embedding_type pure leave_output_tensor allow_requantize "
+    "keep_split hide_imatrix imatrix_file know_risks".split()
+)
+
+
+def changes_types_only(plan: Plan) -> bool:
+    """Whether the output differs from the input in nothing but the types of its tensors: no pruning, no other keys."""
+    others = [name for name in Plan.__dataclass_fields__ if name not in _OF_TYPES]
+    return all(getattr(plan, name) == getattr(_UNCHANGED, name) for name in others)
+
+
+_UNCHANGED = Plan()
+
+
 def tensor_type(text: str) -> str:
     """The tensor type called `text` in any case, in the spelling of the format table (`Q6_K`).
 

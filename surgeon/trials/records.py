@@ -74,6 +74,10 @@ def record(
     place = str(output.absolute()) if kept else ""
     known = next((trial for trial in trials if trial.output_identity == identity), None)
     if known is None:
+        unwritten = planned(journal, recipe)
+        if unwritten is not None and not unwritten.output_identity:  # measured as a plan; its file has come now
+            known = journal.add(replace(unwritten, output=place, output_identity=identity))
+    if known is None:
         size, bpw = _size(output, resolution)
         fields = {"bpw": bpw, "recipe": recipe, "output": place, "output_identity": identity, "measured": measured}
         return journal.add(new_trial(free_label(label, trials), size, source_size, **fields))

@@ -69,6 +69,30 @@ def test_a_plan_is_written_measured_and_removed(
     assert again.trial.figure("mean_kld") == trial.figure("mean_kld")
 
 
+def test_a_plan_of_types_is_measured_without_its_file_and_gives_the_same_figures(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path
+) -> None:
+    plan = Plan("Q4_K_S", types=(("blk.3.ffn_down.weight", "Q3_K"),))
+    evaluation = Evaluation(subject(demo_model, demo_imatrix, plan), KLD, Engine(), journal, tmp_path / "cache")
+    stages = dict.fromkeys(standing.stage for standing in evaluation.steps())
+    assert list(stages) == ["the unchanged model", "KL divergence"]
+    probed = evaluation.trial
+    assert probed is not None
+    assert probed.output == ""
+    assert probed.size == evaluation.subject.resolution.total_bytes  # type: ignore[union-attr]
+
+    out = tmp_path / "out.gguf"
+    made = evaluation.subject
+    assert made.resolution is not None
+    list(write(made.resolution, made.imatrix, out, WriteOptions(), threading.Event()))
+    again = Evaluation(replace(made, output=out), KLD, Engine(), journal, tmp_path / "cache")
+    assert {standing.stage for standing in again.steps()} == {"KL divergence"}
+    assert again.trial is not None
+    assert again.trial.id == probed.id
+    assert again.trial.measured == probed.measured
+    assert again.trial.output == str(out)
+
+
 def test_the_unchanged_model_is_measured_itself(
     demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path
 ) -> None:

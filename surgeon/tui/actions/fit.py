@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 class FitActions(MeasureActions):
     async def action_fit(self) -> None:
-        if self.session.plan.pruned:
+        plan = self.session.plan
+        if plan.pruned or plan.pruned_experts or plan.healing is not None:
             self.say("fit works on whole models: write the pruned one (w) and open that", "warning")
         elif self.session.costs is None:
             await self._ask_text()

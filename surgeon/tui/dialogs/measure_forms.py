@@ -9,7 +9,7 @@ from surgeon.engine.protocol import ImatrixJob
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.fit.groups import groups_of
 from surgeon.measure.base_cache import estimated_bytes
-from surgeon.measure.evaluation import Subject, Wanted, task_kind
+from surgeon.measure.evaluation import Subject, Wanted, is_probed, task_kind
 from surgeon.model.model import Model
 from surgeon.moments.account import reckon, refuse_too_large
 from surgeon.trials.records import is_unchanged
@@ -99,6 +99,9 @@ def check_evaluation(answers: Answers, subject: Subject, model: Model) -> tuple[
         kinds = [f"{clean(path.name)}: {task_kind(path)}" for path in wanted.tasks]
     except (SurgeonError, ValueError) as error:
         return False, [*lines, [(clean(str(error)), "warning")]]
+    if is_probed(subject, wanted) and subject.resolution is not None:
+        size = figures.size(subject.resolution.total_bytes)
+        lines = [[("the plan, ", "strong"), (f"{size}, measured without writing it", "muted")]]
     if wanted.text is not None:
         lines.append(file_line("text", answers["text"]))
     if wanted.divergence:
