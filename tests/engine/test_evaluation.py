@@ -184,7 +184,13 @@ def test_a_full_disk_is_told_with_the_way_out(
         raise DiskFull("plan.gguf: cannot be written: No space left on device: 9 bytes needed")
 
     monkeypatch.setattr("surgeon.measure.evaluation.write", full)
-    evaluation = Evaluation(subject(demo_model, demo_imatrix, Plan("F16")), KLD, Engine(), journal, tmp_path / "cache")
+    evaluation = Evaluation(
+        subject(demo_model, demo_imatrix, Plan("F16", pruned=frozenset({9}))),
+        KLD,
+        Engine(),
+        journal,
+        tmp_path / "cache",
+    )
     with pytest.raises(SurgeonError, match=r"cache: No space left.*SURGEON_CACHE_DIR"):
         list(evaluation.steps())
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["bases"]
