@@ -184,7 +184,8 @@ class OutputFile:
             # Unlocked by name: a sync still running in another thread would keep the file open, and so the lock.
             with contextlib.suppress(OSError):
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
-            os.close(self.fd)
+            with contextlib.suppress(OSError):  # what counts was synced
+                os.close(self.fd)
             self.fd = -1
 
     def discard(self) -> None:

@@ -70,7 +70,8 @@ class ResumeLog:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):  # every line was synced
+                os.close(self._fd)
             self._fd = -1
 
     def remove(self) -> None:
