@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from surgeon import streams
@@ -15,7 +16,6 @@ from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.model.model import Model
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from surgeon.resolve.tensor_op import TensorOp
     from surgeon.write.operation import Progress, Summary
     from surgeon.write.output_set import Extra
+    from surgeon.write_guard import Permit
 
 MIB = 1 << 20
 
@@ -53,12 +54,12 @@ def run_job(job: QuantizeCommand) -> int:
         _tell_problems(resolution.problems[1:] if resolution.errors else resolution.problems)
         if resolution.errors:
             raise SurgeonError(f"{job.input}: nothing written: {resolution.errors[0].text}")
-        _check_save_moments(job)
+        permit = _check_save_moments(job, resolution)
         if not job.json:
             streams.output_is_log()
         summary = _write(job, resolution, imatrix, _extras(job, resolution, imatrix))
         if job.save_moments is not None and moments is not None:
-            _save_moments(moments, resolution, job.save_moments)
+            _save_moments(moments, resolution, job.save_moments, permit)
         _report(job, resolution, summary)
     return 0
 
@@ -95,21 +96,28 @@ def _load_moments(job: QuantizeCommand) -> Moments | None:
     return moments
 
 
-def _check_save_moments(job: QuantizeCommand) -> None:
+def _check_save_moments(job: QuantizeCommand, resolution: Resolution) -> Permit:
+    """What the file of `--save-moments` may be. Raises SurgeonError before the work where it must not be written."""
+    from surgeon.write_guard import Kind, Permit, may_write
+
+    read = [path for file in resolution.sources for path in file.paths]
+    read += [Path(name) for name in (job.imatrix, job.moments) if name]
+    written = [job.output, *([job.save_imatrix] if job.save_imatrix else [])]
+    permit = Permit(tuple(read), tuple(written), job.overwrite)
     if job.save_moments is None:
-        return
+        return permit
     if job.moments is None:
         raise SurgeonError("--save-moments: there are no second moments to save; give --moments")
-    if job.save_moments.exists() and not job.overwrite:
-        raise SurgeonError(f"{job.save_moments}: exists; name another file for --save-moments or give --overwrite")
+    may_write(job.save_moments, Kind.MOMENTS, permit)
+    return permit
 
 
-def _save_moments(moments: Moments, resolution: Resolution, path: Path) -> None:
+def _save_moments(moments: Moments, resolution: Resolution, path: Path, permit: Permit) -> None:
     from surgeon.moments.files import write_moments
     from surgeon.moments.sources import Renumbered
 
     kept = {old: new for old, new in resolution.renumbering.items() if new is not None}
-    for _ in write_moments(path, moments.head, [Renumbered(moments, kept)]):
+    for _ in write_moments(path, moments.head, [Renumbered(moments, kept)], permit):
         pass
 
 

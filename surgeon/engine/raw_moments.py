@@ -71,7 +71,8 @@ def write(path: Path, contents: Contents, values: Iterable[NDArray[np.float32]])
     text = text.ljust(-(-(len(text) + 4) // _ALIGNMENT) * _ALIGNMENT - 4)
     part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)  # and no link is followed
+        with part.open("xb") as file:
             file.write(struct.pack("<I", len(text)) + text)
             for panel in values:
                 file.write(panel.data)

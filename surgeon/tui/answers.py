@@ -10,7 +10,7 @@ from surgeon.errors import SurgeonError
 from surgeon.folders import make_private, state_folder
 from surgeon.json_text import json_text, read_json
 from surgeon.whole_files import write_whole
-from surgeon.write_guard import Permit
+from surgeon.write_guard import REPLACE, Permit
 
 Answers = dict[str, str]
 
@@ -60,7 +60,7 @@ def add_to_history(name: str, text: str) -> None:
     with contextlib.suppress(OSError, SurgeonError):
         path = state_folder() / "answers" / "history.json"
         make_private(path.parent)
-        write_whole(path, json_text(known))
+        write_whole(path, json_text(known), permit=REPLACE)
 
 
 def _read(path: Path) -> dict[str, Answers]:
