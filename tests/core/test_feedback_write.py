@@ -29,6 +29,7 @@ from surgeon.plan.recipe import RecipeError, load_recipe, read_recipe, save_reci
 from surgeon.resolve import feedback as deciding
 from surgeon.resolve.resolve import resolve
 from surgeon.write.operation import Progress, Summary, WriteOptions, write
+from surgeon.write_guard import REPLACE
 from surgeon_kernels import feedback_types
 
 SHARED = {"attn_q": ("attn_q", "attn_k", "attn_v"), "ffn_gate": ("ffn_gate", "ffn_up")}
@@ -338,7 +339,7 @@ def test_a_recipe_carries_moments(model: Path, moments: Moments, tmp_path: Path)
     assert load_recipe(tmp_path / "r.toml") == recipe
     assert apply_command([str(tmp_path / "r.toml"), str(model), str(tmp_path / "b.gguf")]) == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-    save_recipe(replace(recipe, moments_digest="0" * 64), tmp_path / "r.toml")
+    save_recipe(replace(recipe, moments_digest="0" * 64), tmp_path / "r.toml", REPLACE)
     with pytest.raises(SurgeonError, match="not the second moments the recipe was made with"):
         apply_command([str(tmp_path / "r.toml"), str(model), str(tmp_path / "c.gguf")])
     assert "no feedback encoder" in " ".join(export(recipe, "in.gguf", "out.gguf").remarks)
