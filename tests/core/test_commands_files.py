@@ -164,7 +164,7 @@ def test_verify_names_every_tensor_that_is_not_finite(
 def test_verify_checks_the_scales_of_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = np.zeros((5, 2, 34), np.uint8)
     blocks[3, 1, :2] = np.array([np.inf], np.float16).view(np.uint8)
-    kv = {"general.architecture": "llama"}
+    kv = {"general.architecture": "mamba"}  # whose keys nobody compares
     path = build_gguf(tmp_path / "a.gguf", kv, {"t.weight": ("Q8_0", (64, 5), blocks.tobytes())})
     text = output(capsys, "verify", path, code=1)
     assert "error: t.weight (Q8_0) has a scale that is NaN or infinite in row 3\n1 error\n" in text
@@ -205,12 +205,13 @@ def test_verify_tells_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "llama.cpp loads only files without gaps" in output(capsys, "verify", path, code=1)
 
 
-def test_verify_only_warns_of_unknown_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_refuses_unknown_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = build_gguf(tmp_path / "a.gguf", {"general.architecture": "x"}, {"strange": np.zeros(32, np.float32)})
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"strange") + 7 + 12] = 97
     path.write_bytes(raw)
-    assert "warning: 1 tensors are of an unknown type, first strange (type 97)" in output(capsys, "verify", path)
+    text = output(capsys, "verify", path, code=1)
+    assert "error: 1 tensors are of an unknown type, first strange (type 97: llama.cpp does not know it" in text
 
 
 def test_verify_compares_with_a_matrix(golden_models: Path, capsys: pytest.CaptureFixture[str]) -> None:
