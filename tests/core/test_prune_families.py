@@ -339,7 +339,7 @@ def test_tensors_of_all_layers_are_sliced(pruned: Prepare, architecture: str) ->
 
 def test_a_share_that_cuts_blocks_is_refused(pruned: Prepare) -> None:
     resolution = pruned("gemma4", 8, {}, {1}, others=side_by_side(8, 4, "Q8_0"))
-    assert "a layer's share is no whole number of Q8_0 blocks" in only(resolution, "error")
+    assert "a layer's share does not end on a Q8_0 block boundary" in only(resolution, "error")
 
 
 # ----------------------------------------------------------------------- alive

@@ -78,6 +78,7 @@ def test_the_command_line_goes_before_the_file(monkeypatch: pytest.MonkeyPatch, 
             return 0
 
     monkeypatch.setattr("surgeon.tui.app.SurgeonApp", App)
+    monkeypatch.setattr(open_command, "require_terminal", lambda _what: None)
     assert open_command.main([str(demo_model), "--dark", "-t", "2", "-ngl", "0", "--llama-lib", "build"]) == 0
     assert open_command.main([str(demo_model)]) == 0
     given, plain = seen
