@@ -118,9 +118,11 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
     toy_moments(paths[0], Toy({"blk.0.attn_q.weight": samples(64)}))
     for head, message in ((replace(HEAD, model="other"), "different models"), (replace(HEAD, block=32), "blocks of 0")):
+        paths[1].unlink(missing_ok=True)
         toy_moments(paths[1], Toy({"blk.0.attn_q.weight": samples(64)}, block=head.block), head)
         with pytest.raises(MomentsError, match=message):
             list(merge_moments(paths, tmp_path / "sum.gguf"))
+    paths[1].unlink()
     toy_moments(paths[1], Toy({"blk.0.attn_q.weight": samples(32)}))
     with pytest.raises(MomentsError, match="has 32 columns in one file and 64 in another"):
         list(merge_moments(paths, tmp_path / "sum.gguf"))
