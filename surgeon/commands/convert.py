@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.parser import Parser
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from surgeon.write.conversion import Conversion
 
 DESCRIPTION = """Convert a published checkpoint (config.json and safetensors in FOLDER) to a GGUF with llama.cpp's own
 converter, the extra `convert`. Nothing is downloaded unless --remote asks for it."""
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def main(arguments: list[str]) -> int:
@@ -30,25 +29,21 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     wanted = Conversion(options.folder, options.out, options.outtype, options.mmproj, options.remote)
     target = run(wanted, replace=options.overwrite)
-    print(f"{target}: {target.stat().st_size:,} bytes")
+    tell([f"{target}: {target.stat().st_size:,} bytes"])
     return 0
 
 
 def run(wanted: Conversion, *, replace: bool = False) -> Path:
     """Convert with progress on stderr; returns where the GGUF is. Raises SurgeonError, KeyboardInterrupt."""
-    from surgeon.figures import duration, size
+    from surgeon.commands.progress_line import StandingLine
+    from surgeon.figures import size
+    from surgeon.measure.progress import Standing
     from surgeon.write.conversion import convert
     from surgeon.write_guard import Permit
 
     needed = f", about {size(wanted.estimated_bytes)}" if not wanted.remote and wanted.folder.is_dir() else ""
-    print(f"converting to {wanted.target}{needed}", file=sys.stderr)
-    terminal, last = sys.stderr.isatty(), time.monotonic()
-    for item in convert(wanted, Permit(replace=replace)):
-        left = f"  {duration(item.seconds_left)} left" if item.seconds_left else ""
-        text = f"{100 * item.part:.0f}%{left}"
-        if terminal:
-            print(f"\r\x1b[K{text}", end="\n" if item.done else "", file=sys.stderr, flush=True)
-        elif item.done or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(text, file=sys.stderr)
+    tell([f"converting to {wanted.target}{needed}"], sys.stderr)
+    items = convert(wanted, Permit(replace=replace))
+    for _ in StandingLine().watch(Standing("converting", 0, 1, i.part, "", {}, i.seconds_left) for i in items):
+        pass
     return wanted.target

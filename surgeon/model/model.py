@@ -104,7 +104,7 @@ class Model:
         """`general.name`, or the file's name without its ending."""
         value = self.file.kv.get("general.name")
         text = str(value.decode()) if value and value.type is ValueType.STRING else ""
-        return cell(text).strip() or self.file.path.stem
+        return cell(text.strip(" ")) if text.strip() else self.file.path.stem
 
 
 def short_name(name: str) -> str:

@@ -59,7 +59,7 @@ def test_names_that_a_terminal_would_obey_are_shown_harmless(tmp_path: Path) -> 
     kv = {"general.name": "a\x1b[2Jb\n", "general.architecture": "x\x07"}
     model = load_model(build_gguf(tmp_path / "file.gguf", kv, {"t": ONE}))
     assert model.name == "a\\x1b[2Jb\\n"
-    assert model.architecture == "x"
+    assert model.architecture == "x\\x07"
     assert load_model(build_gguf(tmp_path / "file.gguf", {"general.name": "\n"}, {})).name == "file"
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,8 @@ DIFFERENT = {
     "225-q8src-copy-prune": "kv",
     "226-dense-copy-prune-all": "error",  # nothing would be left
     "247-q8src-copy-kv3": "kv",  # an integer keeps its sign
-    "249-dense-q4_k_m-im-kv-prune": "types",
+    "248-dense-q4_k_m-kv-layers": "error",  # llama.cpp would not load a model of 24 layers with tensors of fewer
+    "249-dense-q4_k_m-im-kv-prune": "error",
 }
 
 
@@ -498,11 +500,11 @@ def test_the_size_told_is_the_size_written(
 
 def test_an_existing_output_is_kept_without_consent(golden_models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    out.write_text("precious")
+    precious = shutil.copyfile(golden_models / "small.gguf", out).read_bytes()
     arguments = [str(golden_models / "small.gguf"), str(out), "Q8_0"]
     with pytest.raises(SurgeonError, match=r"out\.gguf"):
         cli.run(["quantize", *arguments])
-    assert out.read_text() == "precious"
+    assert out.read_bytes() == precious
     assert cli.run(["quantize", "--overwrite", *arguments]) == 0
     assert load_model(out).tensors
 

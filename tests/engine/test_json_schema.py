@@ -1,4 +1,4 @@
-"""docs/json.md says what every command prints with --json, and every command prints that."""
+"""surgeon/commands/json.md says what every command prints with --json, and every command prints that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from surgeon.imatrix.experts import ExpertSums
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, save
 
-PAGE = Path(__file__).parents[2] / "docs" / "json.md"
+PAGE = Path(__file__).parents[2] / "surgeon" / "commands" / "json.md"
 DEMO = Path(__file__).parents[2] / "surgeon" / "demo"
 IMATRIX = str(DEMO / "mixed.imatrix.gguf")
 TYPES: dict[str, tuple[type, ...]] = {
@@ -99,7 +99,7 @@ def test_every_command_prints_what_the_page_says(
 ) -> None:
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(state))
-    files = {"MODEL": str(demo_model), "OUT": str(state / "out.gguf")} | moe
+    files = {"MODEL": str(demo_model), "OUT": str(state / f"{command}.gguf")} | moe
     words = [files.get(word, word) for word in COMMANDS[command]]
     if "--json" not in words:
         words.append("--json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -291,16 +292,16 @@ async def test_the_tree_grows_and_a_stopped_collection_goes_on(
         assert not job.collection.partial.exists()
 
 
-async def test_an_existing_imatrix_is_replaced_only_after_a_yes(model_copy: Path) -> None:
+async def test_an_existing_imatrix_is_replaced_only_after_a_yes(model_copy: Path, demo_imatrix: Path) -> None:
     out = model_copy.with_name("there.gguf")
-    out.write_bytes(b"mine")
+    mine = shutil.copyfile(demo_imatrix, out).read_bytes()
     async with opened(session_of(model_copy)) as (app, pilot):
         await pilot.press("I")
         await answer(app, pilot, out=str(out), text=str(TEXT), chunks="2", context="64")
         assert isinstance(app.screen, Confirm)
         await pilot.press("n")
         assert app.main.measure_job is None
-        assert out.read_bytes() == b"mine"
+        assert out.read_bytes() == mine
 
 
 # --- prune-scan
