@@ -15,7 +15,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 def read_json(text: bytes | str) -> Any:
     """The value in `text`. Raises ValueError, with one line, for whatever stands in the way.
 
-    That is also nesting as deep as Python's stack, a number of thousands of digits and bytes that are no text; NaN and
+    That is also nesting as deep as Python's stack, a number of thousands of digits and bytes that are not text; NaN and
     Infinity, which are not JSON, count as null.
     """
     try:

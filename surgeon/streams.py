@@ -72,7 +72,7 @@ def _is_open(fd: int) -> bool:
 
 
 def _lasting(stream: TextIO | None, fd: int, closed: bool) -> TextIO:
-    """A stream to `fd` that writes as `stream` does; one that is no file (of tests, of an embedding) stays."""
+    """A stream to `fd` that writes as `stream` does; one that is not a file (in tests, embedded) stays."""
     if stream is not None and not (isinstance(stream, io.TextIOWrapper) and _descriptor(stream) == fd):
         return stream
     raw = Lasting(fd, OSError(errno.EBADF, os.strerror(errno.EBADF)) if closed else None)

@@ -1,7 +1,7 @@
 """The gate that every path this program writes must pass, so that no file of the user's is ever destroyed.
 
-A path may be written when it is no input of this run (by whatever link or alias), no other output of it, and when what
-lies there is of the same kind and the user has agreed to replace it. Asked before the work starts, and again by those
+A path may be written when it is not an input of this run (by whatever link or alias), no other output of it, and when
+what lies there is of the same kind and the user has agreed to replace it. Asked before the work starts, and again by those
 who rename (`whole_files`, `write.output_file`) at that moment.
 """
 
@@ -22,7 +22,7 @@ _SCALAR_BYTES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)  # by GGUF value type; 8
 
 
 class Kind(Enum):
-    """What a file is, told by its first bytes. UNKNOWN and EMPTY are only ever found, never written."""
+    """What a file is, by its first bytes. UNKNOWN and EMPTY are only ever found, never written."""
 
     MODEL = "a GGUF model"
     IMATRIX = "an importance matrix"
@@ -141,7 +141,7 @@ def _general_type(head: bytes) -> bytes:
                 return _string(head, at + 4)[0]
             at = _after_value(head, at + 4, value_type)
     except (struct.error, IndexError):
-        pass  # it ends early, or is no GGUF we know: then it is guarded as a model
+        pass  # it ends early, or is not a GGUF we know: then it is guarded as a model
     return b""
 
 

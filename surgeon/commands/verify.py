@@ -122,7 +122,7 @@ def _entry_problems(imatrix: Imatrix) -> Iterator[Problem]:
 
 
 def _verify_old_imatrix(options: argparse.Namespace) -> int:
-    """An importance matrix in the old format, which is no GGUF."""
+    """An importance matrix in the old format, which is not a GGUF."""
     from surgeon.imatrix.files import load_imatrix
 
     imatrix = load_imatrix(options.file, judged=True)

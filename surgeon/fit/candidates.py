@@ -28,7 +28,7 @@ class TypeSet:
 
     @classmethod
     def of(cls, text: str | None, *, fast: bool) -> TypeSet:
-        """From `--types Q3_K,Q4_K`. Raises SurgeonError for what is no type that can be written."""
+        """From `--types Q3_K,Q4_K`. Raises SurgeonError for what is not a type that can be written."""
         names = tuple(dict.fromkeys(tensor_type(part.strip()) for part in (text or "").split(",") if part.strip()))
         wrong = [name for name in names if name not in quantizable]
         if wrong:

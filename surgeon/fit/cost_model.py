@@ -82,7 +82,7 @@ class CostModel:
         return self.errors.get(name, {}).get(type_name)
 
     def cost(self, name: str, type_name: str) -> float | None:
-        """Its share of the predicted KL divergence; None where no probe or error tells."""
+        """Its share of the predicted KL divergence; None where no probe or error says."""
         return self._cost(self.curves, self.noise, name, type_name)
 
     def predicted(self, types: Mapping[str, str]) -> Predicted | None:

@@ -3,7 +3,7 @@
 With all layers offloaded llama.cpp keeps the token embeddings in the computer's memory (unless they are the head too)
 and everything else on the card: weights, the cache of keys and values with the states of recurrent layers, and the
 compute buffers. The cache follows from the hyper-parameters (llama-kv-cache.cpp, llama-hparams.cpp: `n_embd_k_gqa`,
-`n_embd_r`, `n_embd_s`); the compute buffers only llama.cpp itself can tell.
+`n_embd_r`, `n_embd_s`); the compute buffers only llama.cpp itself knows.
 """
 
 from __future__ import annotations

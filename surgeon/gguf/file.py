@@ -119,7 +119,7 @@ class GGUFFile:
 def shards_of(path: Path) -> tuple[Path, ...]:
     """The files that a set consists of, by the name of one of them; just that one where it is not named like a shard.
 
-    Only the name is looked at: a set that lacks files, or is none, is for `open_gguf` to tell.
+    Only the name is looked at: a set that lacks files, or is none, is for `open_gguf` to report.
     """
     match = SHARD_NAME.fullmatch(path.name)
     if match is None or int(match["count"]) > 99_999:

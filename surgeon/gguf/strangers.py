@@ -1,4 +1,4 @@
-"""What a file is that is no GGUF, by its first bytes, and what to do with it."""
+"""What a file that is not a GGUF is, by its first bytes, and what to do with it."""
 
 from __future__ import annotations
 

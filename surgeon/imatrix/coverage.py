@@ -61,7 +61,7 @@ def coverage(model: Model, imatrix: Imatrix) -> Coverage:
 
 
 def experts_with_data(imatrix: Imatrix, model: Model | None = None) -> dict[str, tuple[int, int]]:
-    """Name -> (experts with data, experts), of entries for several. The old format needs the model to tell them."""
+    """Name -> (experts with data, experts), of entries for several. The old format needs the model to know them."""
     counts = {name: len(entry.counts) for name, entry in imatrix.entries.items()}
     if model is not None:
         shapes = {tensor.name: tensor for tensor in model.tensors}

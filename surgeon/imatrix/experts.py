@@ -1,4 +1,4 @@
-"""What one pass over a text tells of every expert: how often it was called, with what weight, and what it added.
+"""What one pass over a text shows of every expert: how often it was called, with what weight, and what it added.
 
     calls      tokens routed to the expert
     gate       Σ of the weights the router gave it

@@ -64,7 +64,7 @@ class ExpertScan:
     run: EngineRun | None = None
 
     def load(self) -> None:
-        """Take what an earlier run measured. Raises EngineError for a file that is no state."""
+        """Take what an earlier run measured. Raises EngineError for a file that is not a state."""
         with suppress(FileNotFoundError):
             try:
                 kept = read_json(self.state.read_bytes())

@@ -108,7 +108,7 @@ class ImatrixRun:
         partial = self.collection.partial
         may_write(partial, Kind.IMATRIX, self.collection.permit(self.collection.out, replace=True))
         if partial.exists() and partial.stat().st_size and not is_partial(partial):
-            raise WriteRefused(f"{partial}: is no interrupted collection; move it away, or choose another output")
+            raise WriteRefused(f"{partial}: is not an interrupted collection; move it away, or choose another output")
 
     def _keep(self, before: list[Part], snapshot: Snapshot) -> None:
         part = _part(snapshot, self.collection, (self.collection.job.text,))

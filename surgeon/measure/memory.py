@@ -24,7 +24,7 @@ def demand(model: Model, card: Card, engine: Engine, cancelled: threading.Event 
         pass
     sizes = compute_buffers(run.log_text())
     if not sizes:
-        raise EngineError(f"{run.log}: llama.cpp did not tell the size of its compute buffers")
+        raise EngineError(f"{run.log}: llama.cpp did not log the size of its compute buffers")
     # Where there is a card its buffers count; elsewhere those of the processor, which are much alike.
     devices = [nbytes for name, nbytes in sizes.items() if not name.startswith("CPU") and "Host" not in name]
     return Demand(cache, max(devices, default=0) or max(sizes.values()), card.reserve)

@@ -67,7 +67,7 @@ def refuse_imatrix(model: Model) -> None:
 
 
 def refuse_without_text(path: str | Path) -> None:
-    """Raises SurgeonError, naming what the file is, where it is no model that goes on with a text."""
+    """Raises SurgeonError, naming what the file is, where it is not a model that continues a text."""
     with open_gguf(path) as file:
         found = kind(file)
         architecture = text(file, "general.architecture")

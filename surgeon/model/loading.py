@@ -142,7 +142,7 @@ def vocabulary_rows(model: Model) -> int | None:
 
 
 def tensor_refusals(model: Model) -> list[str]:
-    """Tensors that the loader misses, does not know or finds in another shape; none told for unlisted architectures."""
+    """Tensors that the loader misses, does not know or finds in another shape; none for unlisted architectures."""
     family = FAMILIES.get(model.architecture)
     expected = None if family is None else _expected(model, family)
     if family is None or expected is None:

@@ -56,7 +56,7 @@ class Head:
 class Moments:
     """inputs: name (of the first weight that multiplies it) -> Input; users: weight -> name of its input.
 
-    digest: sha256 of all that the file holds on its inputs, which tells files apart whatever they are called.
+    digest: sha256 of all that the file holds on its inputs, which identifies a file whatever it is called.
     """
 
     path: Path

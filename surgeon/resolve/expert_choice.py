@@ -27,7 +27,7 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)(%?)")
 
 @dataclass(frozen=True, slots=True)
 class ExpertChoice:
-    """sets: layer -> its experts to prune; notes: what the figures could not tell."""
+    """sets: layer -> its experts to prune; notes: what the figures left open."""
 
     sets: dict[int, frozenset[int]]
     notes: tuple[Problem, ...] = ()

@@ -1,4 +1,4 @@
-"""Healed tensors in a plan: taken from the heal file where it fits model and plan, told in reasons and metadata."""
+"""Healed tensors in a plan: taken from the heal file where it fits model and plan, named in reasons and metadata."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def add_imatrix(kv: KeyValues, plan: Plan, path: str, datasets: tuple[str, ...],
 
 
 def add_feedback(kv: KeyValues, plan: Plan, moments: Moments, tensors: int) -> None:
-    """What is told about the encoder: how many tensors it wrote, and by which second moments."""
+    """What the output records of the encoder: how many tensors it wrote, and by which second moments."""
     if not tensors:
         return
     shrink = "chosen" if plan.shrink is None else f"{plan.shrink:g}"

@@ -252,7 +252,7 @@ def _winning_rules(facts: ModelFacts, numbering: Numbering, plan: Plan, findings
 
 
 def _judge_overrides(model: Model, plan: Plan, kv: dict[str, Value], findings: Findings) -> None:
-    """Refuse what --override-kv makes unloadable; what was so before is told by `verify`."""
+    """Refuse what --override-kv makes unloadable; what was so before is reported by `verify`."""
     layers, rows = frozenset(layer.index for layer in model.layers), vocabulary_rows(model)
     before = set(key_refusals(model.file.kv, layers, rows))
     for text in key_refusals(kv, layers, rows):

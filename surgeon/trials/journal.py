@@ -164,7 +164,7 @@ class Journal:
         line = json_text(event).encode()
         try:
             make_private(self.path.parent)
-            # A crash may leave zeros at the end, and then it is no text; it is only added to.
+            # A crash may leave zeros at the end, and then it is not text; it is only added to.
             damaged = self.path.is_file() and kind_of(self.path) is Kind.UNKNOWN
             kind = Kind.UNKNOWN if damaged else Kind.TEXT
             target = may_write(self.path, kind, Permit(self.inputs, replace=True))
@@ -236,7 +236,7 @@ def _checked(key: str, value: Any) -> Any:
 
 
 def _measured(fields: dict[str, Any]) -> Measured:
-    """Figures that are none (null) are left out. Raises TypeError or ValueError for what is no figure."""
+    """Figures that are none (null) are left out. Raises TypeError or ValueError for what is not a figure."""
     tasks = {name: (_number(score), _number(error)) for name, (score, error) in fields.get("tasks", {}).items()}
     speed = {
         name: Speed(*(_number(values[key]) for key in ("mean", "deviation", "best")))

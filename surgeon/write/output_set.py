@@ -251,7 +251,7 @@ class OutputSet:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Everything has its name: remove what is not needed any more. What cannot be removed is no failure."""
+        """Everything has its name: remove what is not needed any more. What cannot be removed is not a failure."""
         for folder in {file.target.parent for file in self.files}:
             with suppress(OSError):
                 sync_folder(folder)

@@ -168,7 +168,7 @@ def test_a_matrix_of_the_partial_files_name_is_left_alone(demo_model: Path, tmp_
     for resume in (False, True):
         collection = wanted(demo_model, tmp_path / "imatrix.gguf", resume=resume)
         collection.partial.write_bytes(collected.read_bytes())
-        with pytest.raises(SurgeonError, match="is no interrupted collection; move it away"):
+        with pytest.raises(SurgeonError, match="is not an interrupted collection; move it away"):
             collect(collection)
         assert collection.partial.read_bytes() == collected.read_bytes()
 

@@ -1,4 +1,4 @@
-"""What llama.cpp would allocate for a context, told by its log: the model is laid out, but nothing of it is read."""
+"""What llama.cpp would allocate for a context, read from its log: the model is laid out, but nothing of it is read."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class LayerStep:
         return (yield from self._healed(FEED_FORWARD, inputs, middle, goal))
 
     def _healed(self, kind: str, inputs: Float32, before: Float32, goal: Float32) -> Generator[Message, None, Float32]:
-        """Refit one branch, tell it, and add what it gives to the stream before it."""
+        """Refit one branch, report it, and add what it gives to the stream before it."""
         samples = Samples(inputs, before, goal, token_weights(goal), self._runner.chunks)
         found = heal(self._branches[kind], samples)
         yield told(self._spec.number, kind, self._branches[kind], found)
