@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from tui_helpers import opened, session_of, text_of
 
 from surgeon.engine.protocol import HealedMatrix
+from surgeon.errors import UsageError
 from surgeon.gguf.identity import model_identity
 from surgeon.gguf.layout import Entry
 from surgeon.healing.heal_file import HeldOut, NewTensor, Origin, Refit, load_heal, save_heal
@@ -21,7 +22,7 @@ from surgeon.measure.progress import Standing
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.form import Form
-from surgeon.tui.dialogs.heal_form import default_file
+from surgeon.tui.dialogs.heal_form import default_file, request_of
 from surgeon.tui.dialogs.measuring import MeasureDialog
 from surgeon_kernels.formats import FORMATS
 
@@ -138,6 +139,13 @@ async def test_nothing_pruned_is_nothing_to_heal(session: Session) -> None:
         await pilot.press("H")
         assert "mark layers to prune first" in app.main.message
         assert text_of(app, "header")
+
+
+def test_a_folder_is_not_a_text(session: Session, text: Path) -> None:
+    session.toggle_prune([6])
+    answers = {"text": f"{text},{text.parent}", "held_out": "", "tokens": "30", "context": "512", "out": "out.gguf"}
+    with pytest.raises(UsageError, match="a folder; keep typing"):
+        request_of(session, answers)
 
 
 async def test_a_text_that_is_both_fitted_and_held_out_is_refused(session: Session, text: Path) -> None:

@@ -17,7 +17,7 @@ from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.map import MapDialog
 from surgeon.tui.dialogs.type_picker import TypePicker
-from surgeon.tui.drawing.map_lines import LABEL, MapState, bits_sign, map_lines, place_at, views
+from surgeon.tui.drawing.map_lines import LABEL, MapState, bits_sign, key_line, map_lines, place_at, views
 from surgeon.tui.drawing.spans import plain, width_of
 from surgeon_kernels.formats import FORMATS
 
@@ -173,6 +173,12 @@ async def test_enter_goes_to_the_tensor_in_the_tree(session: Session) -> None:
         assert app.screen is app.main
         assert app.main.row is not None
         assert app.main.row.key == "blk.2.ffn_up.weight"
+
+
+def test_eighty_columns_name_the_way_into_the_tree(session: Session) -> None:
+    line = key_line(state_of(session), 80)
+    assert plain(line).rstrip().endswith("Enter in tree")
+    assert len(plain(line).rstrip()) <= 80
 
 
 def test_roles_have_a_line(tmp_path: Path) -> None:

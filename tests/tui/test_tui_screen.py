@@ -173,6 +173,16 @@ async def test_types_for_the_row_a_kind_and_the_marked(session: Session) -> None
         assert [name for name, _ in session.plan.types] == ["blk.0.ffn_down.weight", "blk.0.ffn_gate.weight"]
 
 
+async def test_a_pruned_row_offers_no_types(session: Session) -> None:
+    """The only scope left would be the whole model."""
+    async with opened(session, (100, 30)) as (app, pilot):
+        await pilot.press("p", "t")
+        assert app.screen is app.main
+        await pilot.press("p", "t")
+        assert isinstance(app.screen, TypePicker)
+        assert app.screen.scope == "layer"
+
+
 async def test_measured_errors_come_in(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("surgeon.tui.dialogs.type_picker.TYPES", ("F16", "Q8_0", "Q4_0"))
     async with opened(session, (140, 45)) as (app, pilot):

@@ -15,7 +15,7 @@ from surgeon.tui.dialogs.base_picker import BasePicker
 from surgeon.tui.dialogs.experts import Experts
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
-from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker
+from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker, available_scopes
 from surgeon.tui.drawing.spans import Line
 from surgeon.tui.workbench import Workbench
 
@@ -85,6 +85,9 @@ class EditActions(Workbench):
     async def action_type(self) -> None:
         row = self.row
         if row is None:
+            return
+        if row.pruned and available_scopes(self.session, row, self.shown) == ("all",):
+            self.say("pruned: no type to choose")  # a list for all tensors, opened here, would be taken for the row's
             return
         picker = TypePicker(self.session, row, self.errors.setdefault(row.key, {}), self.shown)
 

@@ -84,7 +84,7 @@ class FileActions(Workbench):
             "load recipe",
             existing_file,
             value=self.folder,
-            hint="TOML, a llama-quantize command, or a GGUF for its types · Tab complete · ↑ earlier",
+            hint="TOML, a llama-quantize command, a GGUF · Tab complete · ↑ earlier",
             endings=(".toml", ".gguf", ".sh", ".txt"),
         )
         await self.ask(prompt, self.apply_recipe)

@@ -52,6 +52,8 @@ def request_of(session: Session, answers: Answers) -> HealRequest:
     if not out.parent.is_dir():
         raise UsageError(f"no such folder: {out.parent}")
     texts = tuple(path_of(part.strip()) for part in answers["text"].split(",") if part.strip())
+    if any(text.is_dir() for text in texts):
+        raise UsageError("texts: a folder; keep typing")
     held_out = (path_of(answers["held_out"]),) if answers["held_out"] else ()
     plan = session.plan
     request = HealRequest(

@@ -145,7 +145,7 @@ def _flow(items: list[Line], width: int) -> list[Line]:
 def _statistics_table(row: Row, width: int) -> list[Line]:
     values = _values(row)
     if not values:
-        return [[(missing(row, row.session), "faint")]]
+        return wrap(missing(row, row.session), width, "faint")
     short = None if isinstance(row, LayerRow) else row.tensor.short
     room = max(0, min(16, width - 21))
     lines: list[Line] = []

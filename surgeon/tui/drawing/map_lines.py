@@ -337,7 +337,7 @@ def _about_range(state: MapState, width: int) -> list[Line]:
 
 
 _KEYS = [("Tab", "view"), ("v", "range"), ("t", "type"), ("+ -", "step"), ("p", "prune"), ("u", "undo"),
-         ("b", "compare with"), ("Enter", "in tree"), ("Esc", "close")]  # fmt: skip
+         ("b", "compare"), ("Enter", "in tree"), ("Esc", "close")]  # fmt: skip
 _RANGE_KEYS = [("↑↓←→", "extend"), ("t", "type"), ("+ -", "step"), ("p", "prune layers"), ("Esc", "drop")]
 
 
@@ -346,7 +346,7 @@ def key_line(state: MapState, width: int) -> Line:
     line: Line = [(" ", "")]
     for key, word in keys:
         item: Line = [(key, "key"), (f" {word}  ", "muted")]
-        if width_of(line) + width_of(item) > width:
+        if width_of(line) + width_of(item) > width + 2:  # the two blanks behind the last need no room
             break
         line += item
     return line
