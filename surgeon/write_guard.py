@@ -1,8 +1,8 @@
 """The gate that every path this program writes must pass, so that no file of the user's is ever destroyed.
 
 A path may be written when it is not an input of this run (by whatever link or alias), no other output of it, and when
-what lies there is of the same kind and the user has agreed to replace it. Asked before the work starts, and again by those
-who rename (`whole_files`, `write.output_file`) at that moment.
+what lies there is of the same kind and the user has agreed to replace it. Asked before the work starts, and again by
+those who rename (`whole_files`, `write.output_file`) at that moment.
 """
 
 from __future__ import annotations

@@ -60,9 +60,10 @@ class Slab:
 
 
 def slab_hash(data: memoryview | bytes, slab: Slab) -> int:
-    """XXH3 of a slab's bytes in the output, seeded with its place, so that a tensor's sum does not depend on the order in
-    which threads finish its slabs. It takes 5.7 % (± 0.6) of the processor time of copying a model of 543 MB to
-    a RAM disk, 2.6 % of Q4_K_M (2-core AMD EPYC virtual machine; zlib.crc32 would take twenty times as long).
+    """XXH3 of a slab's bytes in the output, seeded with its place: a tensor's sum does not depend on which thread is first.
+
+    It takes 5.7 % (± 0.6) of the processor time of copying a model of 543 MB to a RAM disk, 2.6 % of Q4_K_M (2-core AMD
+    EPYC virtual machine; zlib.crc32 would take twenty times as long).
     """
     return xxhash.xxh3_64_intdigest(data, slab.target)
 
