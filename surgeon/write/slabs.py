@@ -60,7 +60,7 @@ class Slab:
 
 
 def slab_hash(data: memoryview | bytes, slab: Slab) -> int:
-    """XXH3 of a slab's bytes in the output, seeded with its place: a tensor's sum does not depend on which thread is first.
+    """XXH3 of a slab's bytes in the output, seeded with its place: the order of the threads does not matter to the sum.
 
     It takes 5.7 % (± 0.6) of the processor time of copying a model of 543 MB to a RAM disk, 2.6 % of Q4_K_M (2-core AMD
     EPYC virtual machine; zlib.crc32 would take twenty times as long).
