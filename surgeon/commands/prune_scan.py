@@ -15,8 +15,9 @@ from surgeon.commands.engine_options import add_engine_options, engine_of, posit
 from surgeon.commands.parser import Once, Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
-from surgeon.errors import Cancelled, UsageError
+from surgeon.errors import Cancelled, SurgeonError, UsageError
 from surgeon.json_text import json_text
+from surgeon.layer_lists import read_spans
 
 if TYPE_CHECKING:
     from surgeon.measure.prune_choice import PruneChoice
@@ -115,21 +116,14 @@ def _scan(options: argparse.Namespace) -> PruneScan:
 
 def layer_sets(text: str | None, n_layer: int, *, pairs: bool) -> list[list[int]]:
     """The sets to measure: `3,5-8` singly, `3+4` together; neighbours too with `pairs`. Raises UsageError."""
+    known = range(n_layer)
+    singles = [[layer] for layer in known] if text is None else []
     try:
-        singles = [[layer] for layer in range(n_layer)] if text is None else []
         for part in (text or "").split(",") if text else []:
-            if "+" in part:
-                singles.append(sorted({int(layer) for layer in part.split("+")}))
-            else:
-                bounds = [int(bound) for bound in part.split("-")]
-                if len(bounds) > 2 or bounds[-1] < bounds[0]:
-                    raise ValueError(part)
-                singles += [[layer] for layer in range(bounds[0], bounds[-1] + 1)]
-    except ValueError as error:
-        raise UsageError(f"--layers {text}: numbers, ranges (5-8) and sets (3+4), separated by commas") from error
-    wrong = [layer for layers in singles for layer in layers if not 0 <= layer < n_layer]
-    if wrong:
-        raise UsageError(f"--layers: layer {wrong[0]} does not exist; this model has layers 0-{n_layer - 1}")
+            layers = sorted(read_spans(part.replace("+", ","), known))
+            singles += [layers] if "+" in part else [[layer] for layer in layers]
+    except SurgeonError as error:
+        raise UsageError(f"--layers {text}: {error}") from None
     if pairs:
         alone = sorted({layers[0] for layers in singles if len(layers) == 1})
         singles += [[a, b] for a, b in pairwise(alone) if b == a + 1]

@@ -1,7 +1,8 @@
 """Models of images and video in GGUF: which of their tensors that field keeps as they are, and how their blocks count.
 
 llama.cpp knows none of these architectures. Their tensors are those of the original checkpoints; what is listed here is
-what ComfyUI-GGUF's patch of llama-quantize leaves in F16 or F32, because pictures fall apart where it is quantized.
+meant to be what that field leaves in F16 or F32, because pictures fall apart where it is quantized; it was not checked
+against the lists of the tools in use there.
 """
 
 from __future__ import annotations
