@@ -7,11 +7,14 @@ round, or line ends that forge a line of ours. `escaping()` puts a filter betwee
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO, cast
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `re` cost `surgeon --help` a third of its time
+    import re
+    from typing import Any, TextIO
 
 # Controls (C0 but tab and line feed, DEL, C1), formatting signs (Unicode's Cf: direction, width, tags), separators of
 # lines and paragraphs, and halves of surrogate pairs, which stand for bytes that are not UTF-8.
@@ -19,19 +22,24 @@ _OBEYED = (
     "\0-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
 )
-_IN_STREAMS = re.compile(f"[{_OBEYED}]")
-_IN_LINES = re.compile(f"[{_OBEYED}\n]")
-_IN_CELLS = re.compile(f"[{_OBEYED}\n\t]")
 
 
 def escaped(text: str) -> str:
     """`text` on one line, with `\\x1b`, `\\u202e`, `\\n` for what a terminal would obey."""
-    return _IN_LINES.sub(_escape, text)
+    return _without(text, "\n")
 
 
 def cell(text: str) -> str:
     """`escaped`, and without tabs: for where the width of a text counts."""
-    return text if text.isascii() and text.isprintable() else _IN_CELLS.sub(_escape, text)
+    return _without(text, "\n\t")
+
+
+def _without(text: str, obeyed_too: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    import re
+
+    return re.sub(f"[{_OBEYED}{obeyed_too}]", _escape, text)  # compiled once: `re` keeps the last 512
 
 
 def tell(lines: Iterable[str], stream: TextIO | None = None) -> None:
@@ -62,7 +70,7 @@ class EscapingStream:
         self.control = stream.write
 
     def write(self, text: str) -> int:
-        self._stream.write(_IN_STREAMS.sub(_escape, text))
+        self._stream.write("\n".join(_without(line, "") for line in text.split("\n")))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -78,7 +86,7 @@ def escaping() -> Iterator[None]:
     """Meanwhile stdout and stderr are filtered. The screen draws past them (it filters what it draws)."""
     before = sys.stdout, sys.stderr
     # A stream that the caller closed is None.
-    sys.stdout, sys.stderr = (cast(TextIO, stream and EscapingStream(stream)) for stream in before)
+    sys.stdout, sys.stderr = (stream and EscapingStream(stream) for stream in before)
     try:
         yield
     finally:

@@ -158,6 +158,8 @@ def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
 
 
 def _experts(model: Model) -> str:
+    if not any(tensor.name.endswith("ffn_gate_inp.weight") for tensor in model.tensors):
+        return ""  # without a router there are none, and the table of architectures need not be read
     from surgeon.anatomy import expert_model
 
     experts = expert_model(model)
