@@ -20,11 +20,11 @@ def known_experts(imatrix: Imatrix, sums: ExpertSums | None) -> ExpertSums | Non
     import numpy as np
 
     from surgeon.imatrix.experts import ExpertSums, calls_of
-    from surgeon.model.model import BLOCK
+    from surgeon.model.layer_names import split_layer
 
     if sums is not None:
         return sums
-    layers = [int(match[1]) for name in imatrix.entries if (match := BLOCK.match(name)) is not None]
+    layers = [layer for name in imatrix.entries if (layer := split_layer(name)[0]) is not None]
     calls = calls_of(imatrix, max(layers, default=-1) + 1)
     return None if calls is None else ExpertSums(calls, np.zeros_like(calls), np.zeros_like(calls))
 

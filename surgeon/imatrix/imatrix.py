@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.errors import SurgeonError
-from surgeon.model.model import BLOCK
+from surgeon.model.layer_names import with_layer
 
 DEFAULT_CHUNK_SIZE = 512  # tokens; what llama-imatrix assumes for the old format, which does not say
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -110,14 +110,8 @@ class Imatrix:
 
     def renumbered(self, mapping: dict[int, int]) -> Imatrix:
         """Layers renamed old -> new; entries of layers that are not in `mapping` (the pruned ones) are left out."""
-        kept = {}
-        for name, entry in self.entries.items():
-            match = BLOCK.match(name)
-            if match is None:
-                kept[name] = entry
-            elif int(match[1]) in mapping:
-                kept[f"blk.{mapping[int(match[1])]}.{name[match.end() :]}"] = entry
-        return replace(self, entries=kept)
+        named = ((with_layer(name, mapping), entry) for name, entry in self.entries.items())
+        return replace(self, entries={name: entry for name, entry in named if name is not None})
 
     def with_matrices(self, kept: Mapping[str, tuple[tuple[tuple[int, int], ...], int]]) -> Imatrix:
         """Entries of experts that are pruned left out. kept: name -> (half-open ranges that stay, matrices there were).

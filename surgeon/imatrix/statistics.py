@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
-from surgeon.model.model import BLOCK
+from surgeon.model.layer_names import BLOCK
 
 Floats = NDArray[np.float32]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from surgeon.errors import SurgeonError
 from surgeon.llama_quantize.options import plan_of, read_type_file, read_words
+from surgeon.model.layer_names import split_layer, with_layer
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES, find_file_type
 from surgeon.plan.plan import Plan, TypeRule
@@ -27,7 +28,6 @@ from surgeon.terminal import escaped
 if TYPE_CHECKING:
     from surgeon.imatrix.imatrix import Imatrix
 
-_BLOCK = re.compile(r"blk\.(\d+)\.(.*)", re.DOTALL)
 _ROUNDS = 8  # every rule added may shift llama-quantize's layer counters, and so ask for others
 
 # Keys that only surgeon writes; that they are missing is not a fault of the command.
@@ -108,11 +108,10 @@ def _by_hand_rules(plan: Plan) -> list[TypeRule]:
 
 
 def _renumbered(name: str, pruned: frozenset[int]) -> str | None:
-    match = _BLOCK.fullmatch(name)
-    if match is None:
-        return name
-    layer = int(match[1])
-    return None if layer in pruned else f"blk.{layer - sum(gone < layer for gone in pruned)}.{match[2]}"
+    layer, _ = split_layer(name)
+    if layer is None or layer in pruned:
+        return name if layer is None else None
+    return with_layer(name, {layer: layer - sum(gone < layer for gone in pruned)})
 
 
 def rules_for(types: Iterable[tuple[str, str]]) -> list[TypeRule]:
@@ -120,9 +119,9 @@ def rules_for(types: Iterable[tuple[str, str]]) -> list[TypeRule]:
     layers: dict[tuple[str, str], list[int]] = defaultdict(list)
     others: list[TypeRule] = []
     for name, kind in types:
-        match = _BLOCK.fullmatch(name)
-        if match:
-            layers[match[2], kind].append(int(match[1]))
+        layer, rest = split_layer(name)
+        if layer is not None:
+            layers[rest, kind].append(layer)
         else:
             others.append(TypeRule(f"^{re.escape(name)}$", kind))
     blocks = []
@@ -264,9 +263,9 @@ def _generalised(types: list[tuple[str, str]]) -> list[TypeRule]:
     """As `rules_for`, but a kind that has one type in all layers is not tied to their numbers."""
     kinds: dict[str, set[str]] = defaultdict(set)
     for name, kind in types:
-        match = _BLOCK.fullmatch(name)
-        if match:
-            kinds[match[2]].add(kind)
+        layer, rest = split_layer(name)
+        if layer is not None:
+            kinds[rest].add(kind)
     uniform = {rest: found.pop() for rest, found in kinds.items() if len(found) == 1}
-    tied = [(name, kind) for name, kind in types if not ((match := _BLOCK.fullmatch(name)) and match[2] in uniform)]
+    tied = [(name, kind) for name, kind in types if split_layer(name)[0] is None or split_layer(name)[1] not in uniform]
     return [*rules_for(tied), *(TypeRule(rf"^blk\.[0-9]+\.{re.escape(rest)}$", kind) for rest, kind in uniform.items())]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from surgeon.gguf.file import GGUFFile, TensorInfo, ValueType, open_gguf
+from surgeon.model.layer_names import short_name, split_layer
 from surgeon.terminal import cell
-
-# Only a leading `blk.` is a layer: encoder, decoder and vision blocks (`enc.blk.`, `v.blk.`) are numbered on their own.
-BLOCK = re.compile(r"blk\.([0-9]+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +104,6 @@ class Model:
         return cell(text.strip(" ")) if text.strip() else self.file.path.stem
 
 
-def short_name(name: str) -> str:
-    """`blk.7.ffn_down.weight` -> `ffn_down`; anything but a weight keeps its last part (`attn_q.bias`)."""
-    match = BLOCK.match(name)
-    rest = name[match.end() :] if match else name
-    return rest.removesuffix(".weight") or name
-
-
 def load_model(path: str | os.PathLike[str]) -> Model:
     """Open a GGUF and group its tensors; raises GGUFError."""
     return model_of(open_gguf(path))
@@ -137,5 +127,4 @@ def model_of(file: GGUFFile) -> Model:
 
 
 def _tensor(info: TensorInfo) -> Tensor:
-    match = BLOCK.match(info.name)
-    return Tensor(info, int(match[1]) if match else None, short_name(info.name))
+    return Tensor(info, split_layer(info.name)[0], short_name(info.name))

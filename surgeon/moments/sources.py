@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from surgeon.engine.raw_moments import RawMoments, panels
-from surgeon.model.model import BLOCK
+from surgeon.model.layer_names import with_layer
 from surgeon.moments.moments import Input, Moments
 from surgeon.moments.triangle import Float32, spans_of
 
@@ -48,7 +48,7 @@ class Renumbered:
 
     def __init__(self, moments: Moments, mapping: Mapping[int, int]) -> None:
         self._moments = moments
-        names = {name: _renamed(name, mapping) for name in {*moments.users, *moments.inputs}}
+        names = {name: with_layer(name, mapping) for name in {*moments.users, *moments.inputs}}
         self._old = {new: old for old, new in names.items() if new is not None}
         self._names = names
 
@@ -68,11 +68,3 @@ class Renumbered:
 
     def sums(self, one: Input, matrix: int, half: int) -> list[Float32]:
         return self._moments.sums(self._moments.inputs[self._old[one.name]], matrix, half)
-
-
-def _renamed(name: str, mapping: Mapping[int, int]) -> str | None:
-    match = BLOCK.match(name)
-    if match is None:
-        return name
-    new = mapping.get(int(match[1]))
-    return None if new is None else f"blk.{new}.{name[match.end() :]}"

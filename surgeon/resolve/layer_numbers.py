@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from surgeon.model.model import BLOCK
+from surgeon.model.layer_names import BLOCK
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from surgeon.layer_lists import read_spans, spans
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import KVOverride, Plan
+from surgeon_kernels.formats import FORMATS
 
 if TYPE_CHECKING:
     from surgeon.moments.moments import Moments
@@ -42,14 +43,11 @@ KeyValues = dict[str, Value]
 _SIGNED = (ValueType.INT8, ValueType.INT16, ValueType.INT32, ValueType.INT64)
 _UNSIGNED = (ValueType.UINT8, ValueType.UINT16, ValueType.UINT32, ValueType.UINT64)
 
-# The file type a loader guesses from the most frequent tensor type; F32's when it is another one.
-_GUESSES = {
-    name: FILE_TYPES[f"{name}_M" if name in ("Q3_K", "Q4_K", "Q5_K") else name].number
-    for name in (
-        "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0 IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ1_S "
-        "IQ1_M IQ4_NL IQ4_XS IQ3_S Q1_0 Q2_0"
-    ).split()
-} | {"NVFP4": 39}
+# The file type a loader guesses from the most frequent tensor type; F32's when it is another one. NVFP4 has a number,
+# but is no TYPE of the command line.
+_GUESSES = {"NVFP4": 39} | {
+    name: kind.number for name in FORMATS if (kind := FILE_TYPES.get(f"{name}_M") or FILE_TYPES.get(name))
+}
 
 
 def base_metadata(model: Model, plan: Plan, types: tuple[str, ...], *, any_quantizable: bool = True) -> KeyValues:

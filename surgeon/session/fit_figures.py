@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 
 from surgeon.fit.cost_model import CostModel
@@ -18,9 +19,9 @@ class PlanFigures(Mapping[str, float]):
     def __init__(self, ops: Ops, costs: Costs) -> None:
         self._ops, self._costs = ops, costs
 
+    @abstractmethod
     def figure(self, costs: CostModel, op: TensorOp) -> float | None:
         """The figure of one tensor that the plan changes."""
-        raise NotImplementedError
 
     def __getitem__(self, name: str) -> float:
         costs, op = self._costs(), self._ops().get(name)

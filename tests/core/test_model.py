@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from gguf_builder import build_gguf, toy_llama
 
-from surgeon.model.model import load_model, short_name
+from surgeon.model.layer_names import short_name
+from surgeon.model.model import load_model
 
 ONE = np.zeros(4, np.float32)
 

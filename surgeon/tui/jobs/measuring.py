@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ class Damaged(Message):
         self.damage = damage
 
 
-class MeasureJob:
+class MeasureJob(ABC):
     """title: for dialogs; word: for the header. A subclass yields its Standings, and messages for the screen."""
 
     title = word = ""
@@ -76,12 +77,13 @@ class MeasureJob:
         self.began = time.monotonic()
         self._thread: threading.Thread | None = None
 
+    @abstractmethod
     def items(self) -> Iterator[Standing | Message]:
-        raise NotImplementedError
+        """Do the work, telling how far it is."""
 
+    @abstractmethod
     def engine_run(self) -> EngineRun | None:
         """The engine's run in hand, for its log."""
-        raise NotImplementedError
 
     def result(self) -> list[Line]:
         """What to show at the end."""
