@@ -214,10 +214,10 @@ def _uneven(counts: Mapping[int, int]) -> Problem:
     by_count: dict[int, list[int]] = {}
     for layer, count in counts.items():
         by_count.setdefault(count, []).append(layer)
-    told = "; ".join(f"{count} in layer{'s' * (len(at) > 1)} {spans(at, 6)}" for count, at in sorted(by_count.items()))
+    each = "; ".join(f"{count} in layer{'s' * (len(at) > 1)} {spans(at, 6)}" for count, at in sorted(by_count.items()))
     return Problem(
         "error",
-        f"the layers lose different numbers of experts ({told}), but a GGUF has one expert_count for all of them; "
+        f"the layers lose different numbers of experts ({each}), but a GGUF has one expert_count for all of them; "
         "prune as many in each",
     )
 

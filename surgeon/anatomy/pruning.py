@@ -103,8 +103,8 @@ def prune_metadata(model: Model, pruned: frozenset[int], *, i_know: bool = False
     whole = Metadata(model.architecture, {**stored.kv, **state_assumed(anatomy.assumed, stored)})
     pruning, refuse = Pruning(whole, anatomy, gone, kept), _refusal(i_know)
     edits, problems = _edits(pruning)
-    scales, told = _derived(model, pruning, edits, refuse)
-    problems += told
+    scales, remarks = _derived(model, pruning, edits, refuse)
+    problems += remarks
     slices, unsliceable = _slices(model, pruning)
     problems += unsliceable + _role_problems(pruning, pruning.after(edits), refuse) + _lost_sources(pruning)
     if known is None:
@@ -158,10 +158,10 @@ def _edits(pruning: Pruning) -> tuple[Edits, list[Problem]]:
     """Arrays shortened, counts lowered, layer numbers renumbered, roles frozen."""
     before = pruning.before
     edits, problems = drop_entries(before, pruning.gone)
-    numbers, told = renumber_values(before, pruning.gone, pruning.kept)
+    numbers, remarks = renumber_values(before, pruning.gone, pruning.kept)
     edits |= numbers | lower_counts(pruning.roles, before, pruning.gone)
     frozen, notes = _freeze(pruning, pruning.after(edits))
-    return edits | frozen, problems + told + notes
+    return edits | frozen, problems + remarks + notes
 
 
 def _derived(

@@ -201,18 +201,18 @@ class _Lines:
     def __init__(self, resolution: Resolution, stream: TextIO) -> None:
         self.ops = resolution.kept
         self.stream = stream
-        self.told = 0
+        self.shown = 0
 
     def update(self, progress: Progress) -> None:
         if self.stream is sys.stdout:
-            for number in range(self.told, progress.index):
+            for number in range(self.shown, progress.index):
                 tell([tensor_line(self.ops[number], number + 1, len(self.ops))], self.stream)
                 self.stream.flush()
-            self.told = max(self.told, progress.index)
+            self.shown = max(self.shown, progress.index)
 
     def finish(self) -> None:
         if self.stream is sys.stdout:
-            for number in range(self.told, len(self.ops)):
+            for number in range(self.shown, len(self.ops)):
                 tell([tensor_line(self.ops[number], number + 1, len(self.ops))], self.stream)
 
 

@@ -189,7 +189,7 @@ def _collect(wanted: Collection, options: argparse.Namespace) -> int:
 
 
 def account_line(run: MomentsRun) -> str:
-    """What the second moments will take, told before anything runs."""
+    """What the second moments will take, printed before anything runs."""
     account = run.account
     return (
         f"second moments of {account.inputs} inputs: {_size(account.memory)} of memory while they are collected, "

@@ -71,8 +71,8 @@ def export(
     wrong: list[str] = []
     remarks = _remarks(recipe)
     if model is not None:
-        rules, wrong, told = _checked(plan, rules, model, imatrix)
-        remarks += told
+        rules, wrong, more = _checked(plan, rules, model, imatrix)
+        remarks += more
     else:
         remarks += _unchecked(plan)
     return Exported(tuple(_words(recipe, source, output, model)), tuple(rules), tuple(wrong), tuple(remarks))
@@ -158,53 +158,53 @@ def _as_llama_quantize(plan: Plan, rules: list[TypeRule], model: Model, imatrix:
 
 
 def _differences(wanted: Resolution, got: Resolution) -> list[str]:
-    told = [f"llama-quantize refuses this: {problem.text}" for problem in got.errors if problem not in wanted.errors]
+    remarks = [f"llama-quantize refuses this: {problem.text}" for problem in got.errors if problem not in wanted.errors]
     ours, theirs = dict(wanted.metadata), dict(got.metadata)
     changed = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not key.startswith(_OWN_KEYS)]
     if changed:
-        told.append(f"llama-quantize writes other metadata: {', '.join(sorted(changed))}")
+        remarks.append(f"llama-quantize writes other metadata: {', '.join(sorted(changed))}")
     if wanted.alignment != got.alignment:
-        told.append(f"llama-quantize lays tensors out at {got.alignment}, the model says {wanted.alignment}")
+        remarks.append(f"llama-quantize lays tensors out at {got.alignment}, the model says {wanted.alignment}")
     if any(op.slice for op in wanted.kept if op.tensor.layer is None):
-        told.append("llama-quantize does not cut the pruned layers out of tensors that hold all layers")
-    return told
+        remarks.append("llama-quantize does not cut the pruned layers out of tensors that hold all layers")
+    return remarks
 
 
 def _remarks(recipe: Recipe) -> list[str]:
     """What llama-quantize has no option for."""
-    told = []
+    remarks = []
     if recipe.plan.pruned_experts:
-        told.append("llama-quantize cannot prune experts: write a COPY with them pruned first, and quantize that")
+        remarks.append("llama-quantize cannot prune experts: write a COPY with them pruned first, and quantize that")
     if recipe.plan.hide_imatrix:
-        told.append("llama-quantize always stores the imatrix's path")
+        remarks.append("llama-quantize always stores the imatrix's path")
     if recipe.plan.healing:
-        told.append("llama-quantize cannot heal: the pruned layers are only left out")
+        remarks.append("llama-quantize cannot heal: the pruned layers are only left out")
     if recipe.moments:
-        told.append("llama-quantize has no feedback encoder: the same types and sizes, another file")
+        remarks.append("llama-quantize has no feedback encoder: the same types and sizes, another file")
     if recipe.plan.deleted_keys:
-        told.append(f"llama-quantize leaves no key out: {', '.join(recipe.plan.deleted_keys)}")
+        remarks.append(f"llama-quantize leaves no key out: {', '.join(recipe.plan.deleted_keys)}")
     if recipe.split_max_bytes:
-        told.append("llama-quantize splits only with --keep-split: use llama-gguf-split --split-max-size afterwards")
-    return told
+        remarks.append("llama-quantize splits only with --keep-split: use llama-gguf-split --split-max-size afterwards")
+    return remarks
 
 
 def _unchecked(plan: Plan) -> list[str]:
     """What can be said without the model."""
-    told = []
+    remarks = []
     base = FILE_TYPES[plan.file_type].base
     if (plan.types or plan.rules) and base in (None, "F32", "F16", "BF16"):
-        told.append(f"llama-quantize ignores --tensor-type with TYPE {plan.file_type}")
+        remarks.append(f"llama-quantize ignores --tensor-type with TYPE {plan.file_type}")
     if plan.compat:
-        return told
+        return remarks
     if plan.pruned and any(char.isdigit() for rule in plan.rules for char in rule.pattern):
-        told.append(
+        remarks.append(
             "llama-quantize matches rules with the layer numbers after pruning; name the model to translate them"
         )
     if plan.pruned:
-        told.append("llama-quantize leaves the metadata of pruned layers as it is")
+        remarks.append("llama-quantize leaves the metadata of pruned layers as it is")
     if (plan.types or plan.rules) and not plan.pure:
-        told.append("in llama-quantize a rule may shift the types of other layers; name the model to check the command")
-    return told
+        remarks.append("in llama-quantize a rule may shift the types of other layers; name the model to check the command")
+    return remarks
 
 
 def from_command(command: str) -> Recipe:

@@ -57,7 +57,7 @@ def read_state(path: Path, digest: str) -> State:
     try:
         with open_gguf(path) as gguf:
             kept: list[Any] = [value.decode() if (value := gguf.kv.get(key)) else None for key in (_DIGEST, _DONE)]
-            told = gguf.kv.get(_CHECKSUM)
+            stored = gguf.kv.get(_CHECKSUM)
             if kept[0] != digest or not isinstance(kept[1], int):
                 raise EngineError(
                     f"{path}: belongs to another model, text, matrix or setting; remove it, or leave --resume away"
@@ -70,7 +70,7 @@ def read_state(path: Path, digest: str) -> State:
                 arrays[info.name.removeprefix(_PREFIX)] = values
     except GGUFError as error:
         raise EngineError(f"{error}; remove it, or leave --resume away") from None
-    if told is None or told.decode() != checksum(digest, kept[1], arrays):
+    if stored is None or stored.decode() != checksum(digest, kept[1], arrays):
         raise EngineError(f"{path}: is not as it was left (its checksum differs); remove it, or leave --resume away")
     return State(digest, kept[1], arrays)
 

@@ -65,7 +65,7 @@ class MomentsRun:
         may_write(wanted.out, Kind.MOMENTS, self._permit)
         if wanted.extends:
             with load_moments(wanted.out).file:
-                pass  # damage is told before an hour has gone
+                pass  # damage stops the run now, not after an hour
         refuse_too_large(self.account, wanted.out.absolute().parent, len(self._layers))
 
     def job(self, job: ImatrixJob, resumed_at: int | None) -> ImatrixJob:

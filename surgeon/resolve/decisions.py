@@ -84,8 +84,8 @@ class Decider:
             reason += f"; {have if facts.matrices > 1 else 'its imatrix entry has no data'}"
         feedback = None
         if self.feedback is not None:
-            feedback, told = self.feedback.decide(facts, wanted.type)
-            reason += told
+            feedback, why = self.feedback.decide(facts, wanted.type)
+            reason += why
         nbytes = facts.nbytes_as(wanted.type)
         return TensorOp(
             tensor, source, name, "convert", from_type, wanted.type, nbytes, reason, entry, facts.slice,

@@ -44,9 +44,9 @@ def fitting_heal(model: Model, plan: Plan, findings: Findings) -> Heal | None:
 
 def with_healed(order: tuple[TensorFacts, ...], heal: Heal) -> tuple[TensorFacts, ...]:
     """The facts with the healed tensors in their places."""
-    told = {refit.name: _words(refit) for refit in heal.origin.refits}
+    reasons = {refit.name: _words(refit) for refit in heal.origin.refits}
     return tuple(
-        replace(facts, healed=(heal.tensors[facts.name], told.get(facts.name, "healed")))
+        replace(facts, healed=(heal.tensors[facts.name], reasons.get(facts.name, "healed")))
         if facts.name in heal.tensors
         else facts
         for facts in order

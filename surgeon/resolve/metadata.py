@@ -82,8 +82,8 @@ def add_feedback(kv: KeyValues, plan: Plan, moments: Moments, tensors: int) -> N
     if not tensors:
         return
     shrink = "chosen" if plan.shrink is None else f"{plan.shrink:g}"
-    told = f"feedback, {tensors} tensors, rounds {plan.feedback_rounds}, shrink {shrink}"
-    _set(kv, ENCODER, Value.of(ValueType.STRING, told))
+    text = f"feedback, {tensors} tensors, rounds {plan.feedback_rounds}, shrink {shrink}"
+    _set(kv, ENCODER, Value.of(ValueType.STRING, text))
     _set(kv, MOMENTS, Value.of(ValueType.STRING, moments.digest))
     if not plan.hide_imatrix and moments.head.datasets:
         _set(kv, f"{MOMENTS}.dataset", Value.of(ValueType.STRING, moments.head.datasets[0]))
@@ -155,16 +155,16 @@ def _original(before: frozenset[int], number: int) -> int:
 def plan_hash(plan: Plan) -> str:
     """sha256 of what the plan decides; where the importance matrix lies does not count."""
     bare = replace(plan, imatrix_file=None, pruned=frozenset(), healing=None)
-    told = f"{bare!r} {sorted(plan.pruned)}"
+    text = f"{bare!r} {sorted(plan.pruned)}"
     if plan.pruned_experts:
-        told += f" {plan.pruned_experts}"
+        text += f" {plan.pruned_experts}"
     if plan.healing:
-        told += f" healed {plan.healing.id}"
+        text += f" healed {plan.healing.id}"
     if (plan.shrink, plan.feedback_rounds) != (None, 1):
-        told += f" {plan.shrink} {plan.feedback_rounds}"
+        text += f" {plan.shrink} {plan.feedback_rounds}"
     if plan.deleted_keys:
-        told += f" without {plan.deleted_keys}"
-    return hashlib.sha256(told.encode()).hexdigest()
+        text += f" without {plan.deleted_keys}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _original_numbers(before: frozenset[int], pruned: frozenset[int]) -> list[int]:

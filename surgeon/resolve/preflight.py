@@ -211,10 +211,10 @@ def _unseen(findings: Findings, compat: bool) -> None:
     if not findings.unseen:
         return
     low = [one for one in findings.unseen if one[3] in LOW_BIT]
-    told = sorted(low or findings.unseen, key=lambda one: -one[1] / one[2])
+    worst = sorted(low or findings.unseen, key=lambda one: -one[1] / one[2])
     text = (
-        f"{sum(one[1] for one in told)} experts in {_count([one[0] for one in told], 'tensor')} were never called in "
-        f"calibration: {named([f'{name} ({unseen} of {total})' for name, unseen, total, _ in told])}"
+        f"{sum(one[1] for one in worst)} experts in {_count([one[0] for one in worst], 'tensor')} were never called in "
+        f"calibration: {named([f'{name} ({unseen} of {total})' for name, unseen, total, _ in worst])}"
     )
     if low:
         findings.warning(f"{text}; at so few bits they suffer most: collect over more text, or give them a larger type")
@@ -237,9 +237,9 @@ def _rules(plan: Plan, facts: ModelFacts, findings: Findings) -> None:
             "hidden by an earlier rule": findings.hidden_rules,
             "only for tensors that are never quantized": findings.idle_rules,
         }
-        told = [f"{why}: rule {named(rules)}" for why, rules in nothing.items() if rules]
-        if told:
-            findings.warning("; ".join(told))
+        lines = [f"{why}: rule {named(rules)}" for why, rules in nothing.items() if rules]
+        if lines:
+            findings.warning("; ".join(lines))
     if base is not None and not facts.any_quantizable:
         findings.warning(f"nothing in this file can be quantized: TYPE {plan.file_type} has no effect, all is copied")
     unknown = [name for name, _ in plan.types if name not in facts.by_name]

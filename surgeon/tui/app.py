@@ -46,7 +46,7 @@ from surgeon.tui.terminal import Beside
 
 AUTOSAVE_DELAY = 0.5  # seconds without a change before the plan is kept
 TERMINAL_SECONDS = 5.0  # between two looks whether the terminal is still there
-LAST_SECONDS = 10.0  # for a write to end in order once the program was told to end
+LAST_SECONDS = 10.0  # for a write to end in order once the program has to end
 LONG_JOB = 10.0  # seconds after which nobody is taken to wait for a job's end
 WARM_DELAY = 0.4  # seconds after the first paint, or a change of types, before kernels are compiled
 

@@ -122,7 +122,7 @@ class LayerStep:
         """Refit one branch, report it, and add what it gives to the stream before it."""
         samples = Samples(inputs, before, goal, token_weights(goal), self._runner.chunks)
         found = heal(self._branches[kind], samples)
-        yield told(self._spec.number, kind, self._branches[kind], found)
+        yield message(self._spec.number, kind, self._branches[kind], found)
         behind = self._stream()
         for start in range(0, len(before), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -130,7 +130,7 @@ class LayerStep:
         return behind
 
 
-def told(number: int, kind: str, old: Branch, found: Healed) -> HealedMatrix:
+def message(number: int, kind: str, old: Branch, found: Healed) -> HealedMatrix:
     """The message about one matrix; it carries only what has changed."""
     arrays = {}
     if found.branch.weight is not old.weight:
