@@ -203,7 +203,7 @@ def _unchecked(plan: Plan) -> list[str]:
     if plan.pruned:
         remarks.append("llama-quantize leaves the metadata of pruned layers as it is")
     if (plan.types or plan.rules) and not plan.pure:
-        remarks.append("in llama-quantize a rule may shift the types of other layers; name the model to check the command")
+        remarks.append("in llama-quantize a rule may shift the types of other layers; name the model to check this")
     return remarks
 
 
