@@ -40,7 +40,7 @@ class Base:
 
 
 def estimated_bytes(n_vocab: int, n_ctx: int, n_chunks: int) -> int:
-    """Size of a base file of so many chunks (surgeon.engine.child.base_file has the layout)."""
+    """Size of a base file of so many chunks (surgeon.engine.child.evaluation.base_file has the layout)."""
     return n_chunks * (n_ctx - 1 - n_ctx // 2) * 2 * (2 * ((n_vocab + 1) // 2) + 4)
 
 

@@ -23,9 +23,9 @@ sys.path += [str(HERE.parent / "core")]
 
 from gguf_builder import build_gguf, value_of  # noqa: E402
 
-from surgeon.engine.child.binding import Binding  # noqa: E402
-from surgeon.engine.child.graph import Node, rows  # noqa: E402
-from surgeon.engine.child.llama import ContextSize, LlamaModel, opened  # noqa: E402
+from surgeon.engine.child.llama.binding import Binding  # noqa: E402
+from surgeon.engine.child.llama.graph import Node, rows  # noqa: E402
+from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened  # noqa: E402
 from surgeon.engine.client import EngineRun  # noqa: E402
 from surgeon.engine.libraries import find_libraries  # noqa: E402
 from surgeon.engine.protocol import Engine, ExpertDamage, ExpertScanJob, Finished, ImatrixJob, PerplexityJob  # noqa: E402

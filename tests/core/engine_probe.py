@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
 from surgeon.engine.libraries import find_libraries
 
 TOKENS = np.array([1, 5, 9, 30, 17, 3, 22, 8, 8, 14, 29, 4, 11, 26, 7, 19], np.int32)

@@ -12,9 +12,9 @@ import sys
 import numpy as np
 from engine_probe import TOKENS
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
-from surgeon.engine.child.silenced_experts import Silencer
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
+from surgeon.engine.child.llama.silenced_experts import Silencer
 from surgeon.engine.libraries import find_libraries
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.engine.child.base_file import BaseWriter
-from surgeon.engine.child.windows import Rows
+from surgeon.engine.child.evaluation.base_file import BaseWriter
+from surgeon.engine.child.evaluation.windows import Rows
 from surgeon.errors import SurgeonError
 from surgeon.imatrix.files import gguf_bytes, save_gguf
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry

@@ -252,8 +252,8 @@ def test_the_oldest_bases_go_first(tmp_path: Path) -> None:
 def test_the_size_of_a_base_is_known_before(tmp_path: Path) -> None:
     import numpy as np
 
-    from surgeon.engine.child.base_file import BaseWriter
-    from surgeon.engine.child.windows import Rows
+    from surgeon.engine.child.evaluation.base_file import BaseWriter
+    from surgeon.engine.child.evaluation.windows import Rows
 
     with BaseWriter(str(tmp_path / "base.kld"), np.zeros((1, 8), np.int32), 5) as writer:
         writer.add(Rows(0, 4, np.zeros((3, 5), np.float32), np.zeros(3, np.int32), True))

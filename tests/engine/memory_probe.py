@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
 from surgeon.engine.libraries import find_libraries
 
 if __name__ == "__main__":

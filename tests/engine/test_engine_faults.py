@@ -17,7 +17,7 @@ import pytest
 from engine_helpers import ONE_THREAD, TEXT, Base, at_each, run
 
 from surgeon.engine import client, libraries
-from surgeon.engine.child.binding import Binding
+from surgeon.engine.child.llama.binding import Binding
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import DivergenceJob, Engine, ImatrixJob, PerplexityJob, Step, TaskJob
@@ -171,7 +171,7 @@ def test_a_toy_model_with_other_logits_is_refused() -> None:
     code = (
         "import numpy as np\n"
         "from surgeon.engine.child import toy\n"
-        "from surgeon.engine.child.binding import Binding\n"
+        "from surgeon.engine.child.llama.binding import Binding\n"
         "from surgeon.engine.libraries import find_libraries\n"
         "binding = Binding(find_libraries())\n"
         "toy.check(binding)\n"

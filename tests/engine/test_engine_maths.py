@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surgeon.engine.child import mt19937
-from surgeon.engine.child.base_file import BaseFile, BaseWriter, Decoded, encode, record_length
-from surgeon.engine.child.kl_divergence import Comparison, compare, statistics
-from surgeon.engine.child.layouts import LAYOUTS, layout_for, wrong_default
-from surgeon.engine.child.log_probabilities import by_slabs, negative_log_likelihood
-from surgeon.engine.child.perplexity import PerplexitySum
-from surgeon.engine.child.tasks import wilson_interval
-from surgeon.engine.child.windows import Rows
+from surgeon.engine.child.evaluation import mt19937
+from surgeon.engine.child.evaluation.base_file import BaseFile, BaseWriter, Decoded, encode, record_length
+from surgeon.engine.child.evaluation.kl_divergence import Comparison, compare, statistics
+from surgeon.engine.child.llama.layouts import LAYOUTS, layout_for, wrong_default
+from surgeon.engine.child.evaluation.log_probabilities import by_slabs, negative_log_likelihood
+from surgeon.engine.child.evaluation.perplexity import PerplexitySum
+from surgeon.engine.child.evaluation.tasks import wilson_interval
+from surgeon.engine.child.evaluation.windows import Rows
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import (
     Engine,

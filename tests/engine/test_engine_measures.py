@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from engine_helpers import TEXT, Base, figures, run
 
-from surgeon.engine.child.base_file import BaseFile
+from surgeon.engine.child.evaluation.base_file import BaseFile
 from surgeon.engine.protocol import (
     BenchJob,
     DivergenceJob,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from engine_helpers import ONE_THREAD, TEXT, Base, at_each
 
-from surgeon.engine.child.base_file import BaseFile
+from surgeon.engine.child.evaluation.base_file import BaseFile
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Step
 from surgeon.errors import Cancelled, SurgeonError

@@ -13,7 +13,7 @@ import pytest
 from engine_helpers import ONE_THREAD, TEXT, at_each
 
 from surgeon.commands.imatrix import main as imatrix_command
-from surgeon.engine.child.base_file import BaseFile
+from surgeon.engine.child.evaluation.base_file import BaseFile
 from surgeon.engine.protocol import Engine, ImatrixJob, PerplexityJob, Snapshot
 from surgeon.engine.raw_moments import RawMoments
 from surgeon.errors import Cancelled, SurgeonError, UsageError

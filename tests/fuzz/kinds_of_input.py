@@ -26,7 +26,7 @@ import metadata_inputs
 import text_inputs
 
 from surgeon.anatomy import layer_roles
-from surgeon.engine.child.task_files import multiple_choice
+from surgeon.engine.child.evaluation.task_files import multiple_choice
 from surgeon.errors import SurgeonError
 from surgeon.model.verification import structure_problems
 from surgeon.plan.recipe import read_recipe, to_toml

@@ -40,7 +40,7 @@ from surgeon.engine.protocol import (
 from surgeon.machine import available_cores
 
 if TYPE_CHECKING:
-    from surgeon.engine.child.llama import LlamaModel
+    from surgeon.engine.child.llama.model import LlamaModel
 
 
 _BEAT_SECONDS = 5.0
@@ -113,9 +113,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _run(engine: Engine, job: Request, requests: Iterator[Message]) -> Iterator[Message]:
-    from surgeon.engine.child import toy
-    from surgeon.engine.child.binding import Binding
-    from surgeon.engine.child.llama import LlamaModel
+    from surgeon.engine.child.llama import toy
+    from surgeon.engine.child.llama.binding import Binding
+    from surgeon.engine.child.llama.model import LlamaModel
     from surgeon.engine.libraries import find_libraries
 
     binding = Binding(find_libraries(engine.library))
@@ -137,39 +137,39 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
     """Each job's module is imported only when it is asked for."""
     match job:
         case ImatrixJob():
-            from surgeon.engine.child import imatrix_collection
+            from surgeon.engine.child.collection import imatrix_collection
 
             return imatrix_collection.collect(model, job, threads)
         case PerplexityJob():
-            from surgeon.engine.child import perplexity
+            from surgeon.engine.child.evaluation import perplexity
 
             return perplexity.measure(model, job, threads)
         case DivergenceJob():
-            from surgeon.engine.child import kl_divergence
+            from surgeon.engine.child.evaluation import kl_divergence
 
             return kl_divergence.measure(model, job, threads)
         case TaskJob():
-            from surgeon.engine.child import tasks
+            from surgeon.engine.child.evaluation import tasks
 
             return tasks.measure(model, job, threads)
         case BenchJob():
-            from surgeon.engine.child import bench
+            from surgeon.engine.child.evaluation import bench
 
             return bench.measure(model, job, threads)
         case PruneScanJob():
-            from surgeon.engine.child import prune_scan
+            from surgeon.engine.child.scans import prune_scan
 
             return prune_scan.measure(model, job, threads)
         case ProbeJob():
-            from surgeon.engine.child import probes
+            from surgeon.engine.child.evaluation import probes
 
             return probes.measure(model, job, threads, requests)
         case MemoryJob():
-            from surgeon.engine.child import memory
+            from surgeon.engine.child.llama import memory
 
             return memory.measure(model, job, threads)
         case ExpertScanJob():
-            from surgeon.engine.child import expert_scan
+            from surgeon.engine.child.scans import expert_scan
 
             return expert_scan.measure(model, job, threads)
         case HealJob():

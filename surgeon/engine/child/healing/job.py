@@ -15,7 +15,7 @@ from surgeon.engine.child.healing.runner import Runner
 from surgeon.engine.child.healing.selection import select
 from surgeon.engine.child.healing.store import Store
 from surgeon.engine.child.healing.streams import ATTENTION, FEED_FORWARD, OUTPUT
-from surgeon.engine.child.llama import LlamaModel
+from surgeon.engine.child.llama.model import LlamaModel
 from surgeon.engine.protocol import Finished, HealJob, HealLayer, Message, Started, Step
 
 _FEWEST_FOR_STACK = 12.0  # tokens a column; with fewer only the layers before the gaps are healed

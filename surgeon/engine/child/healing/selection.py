@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from surgeon.engine.child.healing.samples import Chunks
-from surgeon.engine.child.llama import LlamaModel, Tokens
-from surgeon.engine.child.windows import read_tokens
+from surgeon.engine.child.llama.model import LlamaModel, Tokens
+from surgeon.engine.child.evaluation.windows import read_tokens
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import HealJob
 

@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.graph import Node, rows
-from surgeon.engine.child.imatrix_collection import FIRST_NORM
-from surgeon.engine.child.llama import Context, ContextSize, EvalCallback, LlamaModel, opened
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.graph import Node, rows
+from surgeon.engine.child.collection.imatrix_collection import FIRST_NORM
+from surgeon.engine.child.llama.model import Context, ContextSize, EvalCallback, LlamaModel, opened
 from surgeon.engine.errors import EngineError
 
 Float32 = NDArray[np.float32]

@@ -7,8 +7,8 @@ import ctypes as c
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.layouts import GgmlTensor
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.layouts import GgmlTensor
 from surgeon.engine.errors import EngineError
 
 GGML_TYPE_F32, GGML_TYPE_I32 = 0, 26

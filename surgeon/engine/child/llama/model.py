@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.layouts import EVAL_CALLBACK, Batch
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.layouts import EVAL_CALLBACK, Batch
 from surgeon.engine.errors import EngineError
 
 NOT_A_NUMBER = "the model's output is NaN; `surgeon verify` names the tensor at fault"

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from surgeon.engine.child.layouts import (
+from surgeon.engine.child.llama.layouts import (
     LOG_CALLBACK,
     SUPPORTED,
     Batch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
+from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
 from surgeon.engine.protocol import Finished, MemoryJob, Message
 
 

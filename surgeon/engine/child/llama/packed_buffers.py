@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ctypes as c
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.graph import GGML_TYPE_F32, GGML_TYPE_I32
-from surgeon.engine.child.layouts import GgmlTensor
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.graph import GGML_TYPE_F32, GGML_TYPE_I32
+from surgeon.engine.child.llama.layouts import GgmlTensor
 
 _LIST = c.CFUNCTYPE(c.POINTER(c.c_void_p), c.c_void_p)
 _BATCH, _USED = 512, 4  # rows that the loader tries an operation with; experts of them

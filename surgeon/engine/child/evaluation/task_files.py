@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from surgeon.engine.child.mt19937 import sampled, shuffled
+from surgeon.engine.child.evaluation.mt19937 import sampled, shuffled
 from surgeon.engine.errors import EngineError
 
 _MOST_ANSWERS = 100

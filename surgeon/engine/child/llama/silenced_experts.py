@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.graph import GGML_TYPE_F32, Node
-from surgeon.engine.child.llama import LlamaModel
+from surgeon.engine.child.llama.graph import GGML_TYPE_F32, Node
+from surgeon.engine.child.llama.model import LlamaModel
 from surgeon.engine.errors import EngineError
 
 # The router's logits, with their bias where there is one, and what selects where that is another tensor: a sigmoid

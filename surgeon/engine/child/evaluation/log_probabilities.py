@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.llama import Logits, Tokens
+from surgeon.engine.child.llama.model import Logits, Tokens
 
 Float64 = NDArray[np.float64]
 _SLAB = 1 << 21  # logits worked on at once by one thread: 8 MB, and as much again for each intermediate

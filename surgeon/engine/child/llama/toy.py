@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.graph import Node
-from surgeon.engine.child.llama import ContextSize, EvalCallback, LlamaModel, opened
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.graph import Node
+from surgeon.engine.child.llama.model import ContextSize, EvalCallback, LlamaModel, opened
 from surgeon.engine.errors import INSTALL, EngineError, EngineMissing
 
 _WIDTH, _VOCAB, _EPSILON = 32, 64, 1e-5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Logits, Tokens
+from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, Logits, Tokens
 from surgeon.engine.errors import EngineError
 
 _LOGITS_BYTES = 512 << 20  # of one decode; large vocabularies run fewer sequences at once

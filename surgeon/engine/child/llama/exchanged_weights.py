@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.binding import Binding
-from surgeon.engine.child.graph import Node
-from surgeon.engine.child.layouts import GgmlTensor
-from surgeon.engine.child.llama import ContextSize, LlamaModel, opened
-from surgeon.engine.child.packed_buffers import PackedBuffers
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.graph import Node
+from surgeon.engine.child.llama.layouts import GgmlTensor
+from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
+from surgeon.engine.child.llama.packed_buffers import PackedBuffers
 from surgeon.engine.errors import EngineError
 
 _USAGE_WEIGHTS = 1  # enum ggml_backend_buffer_usage

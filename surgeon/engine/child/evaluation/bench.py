@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surgeon.engine.child.llama import Context, ContextSize, LlamaModel, Tokens, opened
+from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.protocol import BenchJob, Finished, Message, Started, Step
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surgeon.engine.child.base_file import BaseFile
-from surgeon.engine.child.exchanged_weights import WeightExchange
-from surgeon.engine.child.kl_divergence import divergence, require_same_tokens
-from surgeon.engine.child.llama import LlamaModel
-from surgeon.engine.child.windows import window_size
+from surgeon.engine.child.evaluation.base_file import BaseFile
+from surgeon.engine.child.llama.exchanged_weights import WeightExchange
+from surgeon.engine.child.evaluation.kl_divergence import divergence, require_same_tokens
+from surgeon.engine.child.llama.model import LlamaModel
+from surgeon.engine.child.evaluation.windows import window_size
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Evaluate, Message, Probed, ProbeJob, Started, Swap
 

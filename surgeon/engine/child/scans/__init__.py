@@ -1,0 +1,1 @@
+"""Many measurements of one loaded model: each layer removed, experts silenced. May import the child's other rooms."""
