@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 
-from surgeon.engine.child.llama.binding import Binding
 from surgeon.engine.child.collection.imatrix_collection import Collector
-from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
 from surgeon.engine.child.collection.moment_sums import MomentSums
 from surgeon.engine.child.evaluation.perplexity import PerplexitySum
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import ImatrixJob
 

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 from moe_probe import TOKENS
 
+from surgeon.engine.child.collection.imatrix_collection import Collector
+from surgeon.engine.child.evaluation.perplexity import PerplexitySum
 from surgeon.engine.child.llama.binding import Binding
 from surgeon.engine.child.llama.graph import Node, rows
-from surgeon.engine.child.collection.imatrix_collection import Collector
 from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
-from surgeon.engine.child.evaluation.perplexity import PerplexitySum
 from surgeon.engine.libraries import find_libraries
 
 

@@ -170,7 +170,7 @@ def test_a_missing_libgomp_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_toy_model_with_other_logits_is_refused() -> None:
     code = (
         "import numpy as np\n"
-        "from surgeon.engine.child import toy\n"
+        "from surgeon.engine.child.llama import toy\n"
         "from surgeon.engine.child.llama.binding import Binding\n"
         "from surgeon.engine.libraries import find_libraries\n"
         "binding = Binding(find_libraries())\n"

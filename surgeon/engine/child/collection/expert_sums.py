@@ -7,8 +7,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.llama.graph import Node
 from surgeon.engine.child.evaluation.log_probabilities import Float64
+from surgeon.engine.child.llama.graph import Node
 from surgeon.engine.errors import EngineError
 
 WEIGHTED = re.compile(r"ffn_moe_weighted-([0-9]+)")  # the experts' outputs times the router's weights

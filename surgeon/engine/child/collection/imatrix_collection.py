@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.engine.child.collection.expert_sums import DOWN, WEIGHTED, ExpertAdder
-from surgeon.engine.child.llama.graph import GGML_TYPE_F32, Node, rows
-from surgeon.engine.child.llama.model import LlamaModel, opened
-from surgeon.engine.child.evaluation.log_probabilities import Float64, negative_log_likelihood
 from surgeon.engine.child.collection.moment_sums import HEADS, MomentSums
+from surgeon.engine.child.evaluation.log_probabilities import Float64, negative_log_likelihood
 from surgeon.engine.child.evaluation.perplexity import PerplexitySum
 from surgeon.engine.child.evaluation.windows import Rows, chunk_count, evaluate, read_tokens, window_size
+from surgeon.engine.child.llama.graph import GGML_TYPE_F32, Node, rows
+from surgeon.engine.child.llama.model import LlamaModel, opened
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Started, Step
 

@@ -17,9 +17,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.engine.child.llama.model import Logits, Tokens
 from surgeon.engine.child.evaluation.log_probabilities import Float64, by_slabs, normaliser
 from surgeon.engine.child.evaluation.windows import Rows
+from surgeon.engine.child.llama.model import Logits, Tokens
 from surgeon.engine.errors import EngineError
 
 _MAGIC = b"_logits_"

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.engine.child.evaluation.base_file import BaseFile, Decoded
-from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, opened
 from surgeon.engine.child.evaluation.log_probabilities import Float64, by_slabs, normaliser
 from surgeon.engine.child.evaluation.windows import Rows, evaluate, read_tokens, window_size
+from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, opened
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import DivergenceJob, Finished, Message, Started, Step
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from surgeon.engine.child.evaluation.base_file import BaseWriter
-from surgeon.engine.child.llama.model import NOT_A_NUMBER, Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.child.evaluation.log_probabilities import Float64, negative_log_likelihood
 from surgeon.engine.child.evaluation.windows import chunk_count, evaluate, read_tokens, window_size
+from surgeon.engine.child.llama.model import NOT_A_NUMBER, Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, Message, PerplexityJob, Started, Step
 

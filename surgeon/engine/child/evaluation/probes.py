@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from surgeon.engine.child.evaluation.base_file import BaseFile
-from surgeon.engine.child.llama.exchanged_weights import WeightExchange
 from surgeon.engine.child.evaluation.kl_divergence import divergence, require_same_tokens
-from surgeon.engine.child.llama.model import LlamaModel
 from surgeon.engine.child.evaluation.windows import window_size
+from surgeon.engine.child.llama.exchanged_weights import WeightExchange
+from surgeon.engine.child.llama.model import LlamaModel
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Evaluate, Message, Probed, ProbeJob, Started, Swap
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from surgeon.engine.child.evaluation import task_files
-from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, Logits, Tokens, opened
 from surgeon.engine.child.evaluation.log_probabilities import negative_log_likelihood
+from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, Logits, Tokens, opened
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, Message, Started, Step, TaskJob
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from surgeon.engine.child.llama.binding import Binding
-from surgeon.engine.child.llama.graph import Node, rows
+from surgeon.engine.child.collection.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
 from surgeon.engine.child.healing.ridge import Float32
 from surgeon.engine.child.healing.samples import Chunks
 from surgeon.engine.child.healing.selection import Selection
 from surgeon.engine.child.healing.store import Store
 from surgeon.engine.child.healing.streams import Layer
-from surgeon.engine.child.collection.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.graph import Node, rows
 from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import HealLayer, Message, Step

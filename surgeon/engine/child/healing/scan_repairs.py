@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surgeon.engine.child.llama.binding import Binding
-from surgeon.engine.child.llama.graph import Node, rows
 from surgeon.engine.child.healing.branches import Branch, heal
 from surgeon.engine.child.healing.layer_step import branch_form, loaded_branch
 from surgeon.engine.child.healing.ridge import Float32
@@ -21,6 +19,8 @@ from surgeon.engine.child.healing.samples import Chunks, Samples, token_weights
 from surgeon.engine.child.healing.selection import held_back
 from surgeon.engine.child.healing.store import Store
 from surgeon.engine.child.healing.streams import FEED_FORWARD
+from surgeon.engine.child.llama.binding import Binding
+from surgeon.engine.child.llama.graph import Node, rows
 from surgeon.engine.child.llama.model import ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import HealLayer

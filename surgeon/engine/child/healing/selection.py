@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from surgeon.engine.child.evaluation.windows import read_tokens
 from surgeon.engine.child.healing.samples import Chunks
 from surgeon.engine.child.llama.model import LlamaModel, Tokens
-from surgeon.engine.child.evaluation.windows import read_tokens
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import HealJob
 

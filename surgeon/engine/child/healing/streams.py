@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.engine.child.collection.imatrix_collection import FIRST_NORM
 from surgeon.engine.child.llama.binding import Binding
 from surgeon.engine.child.llama.graph import Node, rows
-from surgeon.engine.child.collection.imatrix_collection import FIRST_NORM
 from surgeon.engine.child.llama.model import Context, ContextSize, EvalCallback, LlamaModel, opened
 from surgeon.engine.errors import EngineError
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.engine.child.collection.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
 from surgeon.engine.child.evaluation.base_file import BaseFile, BaseWriter
-from surgeon.engine.child.llama.graph import Node, rows
+from surgeon.engine.child.evaluation.kl_divergence import Comparison, compare, statistics
+from surgeon.engine.child.evaluation.windows import Rows, chunk_count, evaluate, read_tokens
 from surgeon.engine.child.healing.branches import Branch
 from surgeon.engine.child.healing.scan_repairs import INPUT, MIDDLE, OUTPUT, Repairs, gaps, place_of, wanted_gaps
-from surgeon.engine.child.collection.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
-from surgeon.engine.child.evaluation.kl_divergence import Comparison, compare, statistics
+from surgeon.engine.child.llama.graph import Node, rows
 from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, Tokens, opened
-from surgeon.engine.child.evaluation.windows import Rows, chunk_count, evaluate, read_tokens
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Finished, HealLayer, LayerDamage, Message, PruneScanJob, Started, Step
 
