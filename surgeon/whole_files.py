@@ -18,17 +18,17 @@ from surgeon.write_guard import NEW, Kind, Permit, WriteRefused, may_write
 
 
 @contextmanager
-def written_whole(path: Path, kind: Kind = Kind.TEXT, permit: Permit = NEW) -> Iterator[Path]:
+def written_whole(path: Path, kind: Kind = Kind.TEXT, permit: Permit = NEW, suffix: str = "") -> Iterator[Path]:
     """A temporary name beside `path` that takes its place at the end, or is removed where that is not reached.
 
-    kind: what is written; permit: without one the file must be new. Raises SurgeonError for whatever the guard or the
-    file system refuses.
+    kind: what is written; permit: without one the file must be new; suffix: of the temporary name. Raises SurgeonError
+    for whatever the guard or the file system refuses.
     """
     target = may_write(path, kind, permit)
     name = ""
     try:
         # Unpredictable and made anew, so that nobody can lay a link there for us to follow.
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
+        handle, name = tempfile.mkstemp(suffix, f".{target.name[:100]}.", target.parent)
         os.close(handle)
         yield Path(name)
         _sync(name)

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from surgeon import streams
+from surgeon import figures, streams
 from surgeon.commands.interruption import stopped_by_signals
 from surgeon.errors import SurgeonError
 from surgeon.json_text import json_text
@@ -232,18 +232,13 @@ class _Bar:
         left = progress.seconds_left
         text = (
             f"{'#' * filled}{'.' * (self.WIDTH - filled)} {share:4.0%} {progress.bytes_per_second / 1e6:6.0f} MB/s "
-            f"{_clock(left) if left is not None else '--:--'} {progress.stage} {progress.index}/{progress.count} "
-            f"{progress.tensor}"
+            f"{figures.duration(left) if left is not None else '--:--'} {progress.stage} "
+            f"{progress.index}/{progress.count} {progress.tensor}"
         )
         redraw(self.stream, text[: shutil.get_terminal_size().columns - 1])
 
     def finish(self) -> None:
         redraw(self.stream, "")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes:02d}:{rest:02d}"
 
 
 def ggml_name(type_name: str) -> str:

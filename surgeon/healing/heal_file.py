@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import ValueType
+from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.identity import model_identity
 from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.values import Value
@@ -35,7 +36,6 @@ from surgeon.write_guard import NEW, Kind, Permit
 
 TYPE = "heal"
 _PREFIX = "surgeon.heal."
-_ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def save_heal(path: Path, architecture: str, origin: Origin, tensors: Sequence[N
         digest.update(tensor.entry.name.encode())
         digest.update(tensor.data())
     number = digest.hexdigest()
-    layout = header(_metadata(architecture, number, origin), [tensor.entry for tensor in tensors], _ALIGNMENT)
+    layout = header(_metadata(architecture, number, origin), [tensor.entry for tensor in tensors], DEFAULT_ALIGNMENT)
     with written_whole(path, Kind.HEAL, permit) as temporary, temporary.open("wb") as file:
         file.write(layout.data)
         for tensor, offset in zip(tensors, layout.offsets, strict=True):

@@ -15,7 +15,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgeon.errors import Cancelled, DiskFull, SurgeonError
+from surgeon.whole_files import written_whole
 from surgeon.write.output_file import sync_folder
 from surgeon.write_guard import NEW, Kind, Permit, may_write
 
@@ -99,20 +99,9 @@ def convert(wanted: Conversion, permit: Permit = NEW, cancelled: threading.Event
     _check(wanted)
     target = may_write(wanted.target, Kind.MODEL, permit)
     _require_space(wanted, target)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".gguf", dir=target.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
+    with written_whole(wanted.target, Kind.MODEL, permit, ".gguf") as part:
         yield from _run(wanted, part, cancelled or threading.Event())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)  # the mode an ordinary open() gives
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, may_write(wanted.target, Kind.MODEL, permit))
-        sync_folder(target.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    sync_folder(target.parent)
     yield Converted(1.0, 0.0, done=True)
 
 
