@@ -7,7 +7,8 @@ import sys
 
 def main(arguments: list[str]) -> int:
     from surgeon.commands.headless import run_job
-    from surgeon.llama_quantize.options import OptionError, parse_job, usage
+    from surgeon.llama_quantize.arguments import OptionError
+    from surgeon.llama_quantize.options import parse_job, usage
 
     if not arguments or any(word in ("-h", "--help") for word in arguments[:1]):
         print(usage())

@@ -9,14 +9,13 @@ TYPE may be left out.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from surgeon.errors import SurgeonError
+from surgeon.llama_quantize.arguments import FLOAT, INTEGER, OptionError, parse_split_size
+from surgeon.llama_quantize.words import Words, plan_of, read_words
 from surgeon.plan.file_types import FILE_TYPES, FileType, find_file_type
-from surgeon.plan.plan import KVOverride, Plan, TypeRule, parse_rule, tensor_type, with_key, without_key
+from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, load_recipe
 
 USAGE = """\
@@ -64,19 +63,10 @@ Options of our own:
 TYPE (name or number):
 """
 
-_INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")
-_FLOAT = re.compile(r"\s*[+-]?(inf(inity)?|nan|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)", re.IGNORECASE)
-_MAX_KEY = 127
-_MAX_TEXT = 127
-
-
-class OptionError(SurgeonError):
-    """A wrong command line; like llama-quantize's, its exit code is 1."""
-
 
 @dataclass(frozen=True, slots=True)
 class QuantizeCommand:
-    """What one run shall do. input: None until the positional words are read; threads: 0 for all cores.
+    """What one run shall do. threads: 0 for all cores.
 
     prune_experts: how many in every layer (`25%`, `16`), chosen by `experts_by`; empty: those the plan names.
     """
@@ -101,33 +91,6 @@ class QuantizeCommand:
     experts_by: str = "saliency"
     heal: str | None = None
     heal_tokens: float = 30.0
-
-
-@dataclass(slots=True)
-class _Words:
-    """The options as they were read."""
-
-    rules: list[TypeRule] = field(default_factory=list)
-    pruned: set[int] = field(default_factory=set)
-    overrides: list[str] = field(default_factory=list)
-    keys: list[KVOverride] = field(default_factory=list)
-    deleted: list[str] = field(default_factory=list)
-    include: list[str] = field(default_factory=list)
-    exclude: list[str] = field(default_factory=list)
-    flags: set[str] = field(default_factory=set)
-    values: dict[str, str] = field(default_factory=dict)
-    positional: list[str] = field(default_factory=list)
-
-
-FLAGS = frozenset(
-    "--allow-requantize --leave-output-tensor --pure --keep-split --dry-run --json --compat --hide-imatrix --i-know "
-    "--overwrite --resume".split()
-)
-_VALUES = frozenset(
-    "--imatrix --output-tensor-type --token-embedding-type --max-buffer-size --recipe --save-imatrix "
-    "--heal --heal-tokens --moments --feedback-rounds --shrink --save-moments "
-    "--split-max-size --prune-experts --experts-by".split()
-)
 
 
 def usage() -> str:
@@ -174,192 +137,7 @@ def _parse_job(arguments: list[str]) -> QuantizeCommand:
     )
 
 
-def read_words(arguments: list[str]) -> _Words:
-    """Options up to the first word that does not start with `--`; the rest is positional."""
-    words = _Words()
-    special: dict[str, Callable[[str], object]] = {
-        "--tensor-type": lambda text: words.rules.append(_rule(text)),
-        "--tensor-type-file": lambda text: words.rules.extend(read_type_file(text)),
-        "--prune-layers": lambda text: words.pruned.update(parse_layers(text)),
-        "--override-kv": words.overrides.append,
-        "--set": lambda text: words.keys.append(parse_setting(text)),
-        "--delete-key": words.deleted.append,
-        "--chat-template-file": lambda text: words.keys.append(KVOverride(CHAT_TEMPLATE, "str", _text_in(text))),
-        "--include-weights": words.include.append,
-        "--exclude-weights": words.exclude.append,
-    }
-    at = 0
-    while at < len(arguments) and arguments[at].startswith("--"):
-        option = arguments[at]
-        at += 1
-        if option in FLAGS:
-            words.flags.add(option)
-            continue
-        if option not in special and option not in _VALUES:
-            raise OptionError(_unknown(option, [*FLAGS, *_VALUES, *special]))
-        if at == len(arguments):
-            raise OptionError(f"{option} needs an argument")
-        if option in special:
-            special[option](arguments[at])
-        else:
-            words.values[option] = arguments[at]
-        at += 1
-    words.positional = arguments[at:]
-    if words.include and words.exclude:
-        raise OptionError("--include-weights and --exclude-weights exclude each other; use one of them")
-    return words
-
-
-def _unknown(option: str, known: Iterable[str]) -> str:
-    import difflib
-
-    name, equals, _ = option.partition("=")
-    if equals and name in known:
-        return f"{option}: write {name} and its argument as two words"
-    near = difflib.get_close_matches(option, known, n=1)
-    return f"unknown option {option}" + (f"; did you mean {near[0]}?" if near else "; see surgeon quantize --help")
-
-
-def plan_of(words: _Words, base: Plan) -> Plan:
-    """`base` with the options applied: rules of the command line come before its own, lists are joined."""
-    flags, values = words.flags, words.values
-    compat = base.compat or "--compat" in flags
-    for key in words.keys:
-        base = with_key(base, key)
-    for name in words.deleted:
-        base = without_key(base, name)
-    return replace(
-        base,
-        rules=(*words.rules, *base.rules),
-        pruned=base.pruned | words.pruned,
-        output_tensor_type=_type_option(values, "--output-tensor-type", base.output_tensor_type),
-        token_embedding_type=_type_option(values, "--token-embedding-type", base.token_embedding_type),
-        include_weights=tuple(words.include) or base.include_weights,
-        exclude_weights=tuple(words.exclude) or base.exclude_weights,
-        override_kv=(*base.override_kv, *(parse_override(text, compat=compat) for text in words.overrides)),
-        pure=base.pure or "--pure" in flags,
-        leave_output_tensor=base.leave_output_tensor or "--leave-output-tensor" in flags,
-        allow_requantize=base.allow_requantize or "--allow-requantize" in flags,
-        keep_split=base.keep_split or "--keep-split" in flags,
-        hide_imatrix=base.hide_imatrix or "--hide-imatrix" in flags,
-        know_risks=base.know_risks or "--i-know" in flags,
-        shrink=_shrink(values, base.shrink),
-        feedback_rounds=_rounds(values, base.feedback_rounds),
-        compat=compat,
-        imatrix_file=values.get("--imatrix", base.imatrix_file),
-    )
-
-
-def _shrink(values: dict[str, str], base: float | None) -> float | None:
-    text = values.get("--shrink")
-    if text is None:
-        return base
-    if _FLOAT.fullmatch(text) is None or not 0 <= float(text) <= 1:
-        raise OptionError(f"--shrink {text!r}: a number from 0 (the moments as they are) to 1 (their diagonal alone)")
-    return float(text)
-
-
-def _rounds(values: dict[str, str], base: int) -> int:
-    text = values.get("--feedback-rounds")
-    if text is None:
-        return base
-    if not text.isascii() or not text.isdigit():
-        raise OptionError(f"--feedback-rounds {text!r}: a whole number from 0 on")
-    return int(text)
-
-
-def _type_option(values: dict[str, str], option: str, base: str | None) -> str | None:
-    if option not in values:
-        return base
-    try:
-        return tensor_type(values[option])
-    except SurgeonError as error:
-        raise OptionError(f"{option}: {error}") from None
-
-
-def _rule(text: str) -> TypeRule:
-    try:
-        return parse_rule(text)
-    except SurgeonError as error:
-        raise OptionError(f"--tensor-type: {error}") from None
-
-
-def read_type_file(path: str) -> list[TypeRule]:
-    """The rules of a `--tensor-type-file`, in file order; lines that begin with `#` are remarks."""
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise OptionError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        lines = [line for line in text.removeprefix("\ufeff").splitlines() if not line.lstrip().startswith("#")]
-        return [parse_rule(word) for word in re.split(r"[ \t\n\v\f\r]+", "\n".join(lines)) if word]
-    except SurgeonError as error:
-        raise OptionError(f"{path}: {error}") from None
-
-
-def parse_layers(text: str) -> list[int]:
-    """`26,29`: leading digits of each item count, as in llama-quantize."""
-    items = text.split(",")
-    layers = []
-    for item in items[:-1] if items[-1] == "" else items:
-        match = _INTEGER.match(item)
-        if match is None or int(match[1]) < 0:
-            raise OptionError(f"--prune-layers: {item!r} is not a layer number; use for instance --prune-layers 26,29")
-        layers.append(int(match[1]))
-    return layers
-
-
-CHAT_TEMPLATE = "tokenizer.chat_template"
-
-
-def parse_setting(text: str) -> KVOverride:
-    """`KEY=VALUE`; what VALUE means is decided by the type the key has. Raises OptionError."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise OptionError(f"--set {text[:60]!r}: write KEY=VALUE, for instance general.name=mine")
-    return KVOverride(key, "auto", value)
-
-
-def _text_in(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def parse_override(text: str, *, compat: bool = False) -> KVOverride:
-    """`KEY=TYPE:VALUE`. With `compat` numbers are read as C does (rubbish is 0) and lengths are limited."""
-    key, equals, rest = text.partition("=")
-    kind, colon, value = rest.partition(":")
-    if not equals or not colon or not key or kind not in ("int", "float", "bool", "str"):
-        raise OptionError(f"--override-kv {text!r}: write KEY=TYPE:VALUE with TYPE int, float, bool or str")
-    if compat and (len(key.encode()) > _MAX_KEY or (kind == "str" and len(value.encode()) > _MAX_TEXT)):
-        raise OptionError(
-            f"--override-kv {text[:40]!r}…: llama-quantize takes at most {_MAX_TEXT} bytes; leave out --compat"
-        )
-    if kind == "int":
-        return KVOverride(key, kind, _number(_INTEGER, int, text, value, compat))
-    if kind == "float":
-        return KVOverride(key, kind, _number(_FLOAT, float, text, value, compat))
-    if kind == "bool":
-        if value not in ("true", "false"):
-            raise OptionError(f"--override-kv {text!r}: a bool is true or false")
-        return KVOverride(key, kind, value == "true")
-    return KVOverride(key, kind, value)
-
-
-def _number(
-    pattern: re.Pattern[str], convert: Callable[[str], int | float], text: str, value: str, compat: bool
-) -> int | float:
-    match = pattern.match(value)
-    if match is None or (match.end() != len(value) and not compat):
-        if compat:
-            return 0
-        raise OptionError(f"--override-kv {text!r}: {value!r} is not a number")
-    return convert(match.group())
-
-
-def _positional(words: _Words, recipe: Recipe | None) -> tuple[Path, Path, FileType, int]:
+def _positional(words: Words, recipe: Recipe | None) -> tuple[Path, Path, FileType, int]:
     """(input, output, type, threads); every mistake of llama-quantize's users gets its own sentence."""
     rest = list(words.positional)
     if len(rest) < (1 if recipe else 2):
@@ -405,11 +183,11 @@ def default_output(source: str, kind: FileType, keep_split: bool) -> Path:
     return Path(source).parent / f"ggml-model-{kind.name}{'' if keep_split else '.gguf'}"
 
 
-def _threads(rest: list[str], words: _Words) -> int:
+def _threads(rest: list[str], words: Words) -> int:
     """0 for all cores, as a number below 1 means too."""
     if not rest:
         return 0
-    match = _INTEGER.match(rest[0])
+    match = INTEGER.match(rest[0])
     if match is None:
         hint = ": options come before INPUT" if rest[0].startswith("-") else ""
         raise OptionError(f"invalid thread count {rest[0]!r}{hint}")
@@ -418,39 +196,31 @@ def _threads(rest: list[str], words: _Words) -> int:
     return max(int(match[1]), 0)
 
 
-def _heal_tokens(words: _Words) -> float:
+def _heal_tokens(words: Words) -> float:
     text = words.values.get("--heal-tokens", "30")
-    match = _FLOAT.fullmatch(text)
+    match = FLOAT.fullmatch(text)
     if match is None or not 0 < float(text) < 1e6:
         raise OptionError(f"--heal-tokens {text!r}: a number above 0 is needed")
     return float(text)
 
 
-def _buffer_bytes(words: _Words) -> int | None:
+def _buffer_bytes(words: Words) -> int | None:
     text = words.values.get("--max-buffer-size")
     if text is None:
         return None
-    match = _INTEGER.match(text)
+    match = INTEGER.match(text)
     if match is None or int(match[1]) <= 0:
         raise OptionError(f"--max-buffer-size {text!r}: a number of MiB above 0 is needed")
     return int(match[1]) << 20
 
 
-def _split_bytes(words: _Words) -> int:
+def _split_bytes(words: Words) -> int:
     text = words.values.get("--split-max-size")
     if text is None:
         return 0
     if "--keep-split" in words.flags:
         raise OptionError("--split-max-size and --keep-split exclude each other; use one of them")
     return parse_split_size(text)
-
-
-def parse_split_size(text: str) -> int:
-    """`500M` or `2G` in bytes: decimal units, as llama-gguf-split has them."""
-    match = re.fullmatch(r"([0-9]+)([MG])", text)
-    if match is None or int(match[1]) == 0:
-        raise OptionError(f"--split-max-size {text!r}: write a number and M or G, for instance 2G")
-    return int(match[1]) * (10**6 if match[2] == "M" else 10**9)
 
 
 def _refuse_same_file(source: Path, output: Path) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from surgeon.errors import SurgeonError
-from surgeon.llama_quantize.options import plan_of, read_type_file, read_words
+from surgeon.llama_quantize.arguments import read_type_file
+from surgeon.llama_quantize.words import plan_of, read_words
 from surgeon.model.layer_names import split_layer, with_layer
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES, find_file_type

@@ -10,8 +10,8 @@ from typing import Any
 
 from surgeon.errors import SurgeonError
 from surgeon.layer_lists import read_spans, spans
-from surgeon.llama_quantize.options import plan_of, read_words
 from surgeon.llama_quantize.translation import from_command
+from surgeon.llama_quantize.words import plan_of, read_words
 from surgeon.plan import plan as plans
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan

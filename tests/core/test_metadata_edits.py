@@ -11,7 +11,8 @@ import pytest
 from surgeon.cli import run
 from surgeon.errors import SurgeonError
 from surgeon.gguf.values import Value, ValueType
-from surgeon.llama_quantize.options import parse_job, parse_setting
+from surgeon.llama_quantize.arguments import parse_setting
+from surgeon.llama_quantize.options import parse_job
 from surgeon.llama_quantize.translation import export
 from surgeon.model.model import load_model
 from surgeon.plan.plan import KVOverride, Plan, with_key, with_key_as_stored, without_key

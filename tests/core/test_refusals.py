@@ -14,7 +14,7 @@ from surgeon.cli import run
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import GGUFError, open_gguf
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
-from surgeon.llama_quantize.options import read_type_file
+from surgeon.llama_quantize.arguments import read_type_file
 from surgeon.model.model import load_model
 from surgeon.model.verification import structure_problems
 from surgeon.plan.plan import Plan, parse_rule
