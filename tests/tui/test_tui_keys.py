@@ -24,6 +24,7 @@ import pytest
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe
 from surgeon.tui.autosave import PlanFile
+from surgeon.tui.unfinished import note_path
 
 ESC = "\x1b"
 DOWN_TYPES = {f"blk.{layer}.ffn_down.weight": "Q6_K" for layer in range(3)}
@@ -109,9 +110,9 @@ def test_escape_lets_a_write_go_on(model: Path) -> None:
     screen.write(f"5Gpw\r{ESC}")
     out = model.with_name("novels-12M-pruned-5-copy.gguf")
     screen.until(out.exists)  # of the message at the end only the cells that changed are drawn
-    screen.process.kill()
-    screen.process.wait()
-    os.close(screen.master)
+    screen.until(lambda: not note_path(model).exists())  # the thread has ended, and q asks nothing
+    screen.write("q")
+    assert screen.end() == 0, "Escape has closed the dialog, and nothing else was asked"
 
 
 def test_marks_heed_the_filter(model: Path) -> None:

@@ -158,7 +158,7 @@ class FileActions(Workbench):
         """Ask whether to go on with a write that an earlier session left unfinished."""
         model = self.session.model.file.path
         kept = unfinished(model)
-        if kept is None:
+        if kept is None or self.app.job is not None:  # the word may be of a write that keys typed ahead have started
             return
 
         def answered(yes: bool | None) -> None:

@@ -12,7 +12,7 @@ from surgeon.write.operation import Progress, Summary
 class ProgressDialog(JobDialog):
     place = "narrow write"
     keys_running = "Esc run in background · x stop"
-    keys_ended = "Enter closes"
+    keys_ended = "Enter close"
 
     def __init__(self, job: WriteJob) -> None:
         super().__init__(job, "write")
