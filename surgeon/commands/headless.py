@@ -250,7 +250,7 @@ def ggml_name(type_name: str) -> str:
 def tensor_line(op: TensorOp, number: int, count: int) -> str:
     """llama-quantize's line for a tensor, and the reason behind it."""
     width = len(str(count))
-    ne = ", ".join(str(n) for n in (*op.ne, 1, 1, 1)[:4])
+    ne = ", ".join(str(n) for n in (*op.ne, 1, 1, 1)[: max(4, len(op.ne))])
     line = f"[{number:>{width}}/{count}] {op.name:<36} - [{ne}], type = {ggml_name(op.from_type):>7}, "
     line += f"size = {op.tensor.nbytes / MIB:9.3f} MiB"
     if op.action == "convert":

@@ -108,10 +108,11 @@ def _imatrix_problems(model: Model, path: Path) -> Iterator[Problem]:
         text = f"{path.name}: {misfit.name} has {misfit.found} values, the tensor needs {misfit.expected}"
         yield Problem("error", f"{text}; collect the importance matrix from this model")
     if found.missing:
-        count = len(found.missing)
-        yield Problem("warning", f"{path.name}: {count} tensors have no entry, first {found.missing[0]}")
+        count = f"{len(found.missing)} tensors have" if len(found.missing) > 1 else "1 tensor has"
+        yield Problem("warning", f"{path.name}: {count} no entry, first {found.missing[0]}")
     if found.orphans:
-        yield Problem("note", f"{path.name}: {len(found.orphans)} entries are for no tensor, first {found.orphans[0]}")
+        count = f"{len(found.orphans)} entries are" if len(found.orphans) > 1 else "1 entry is"
+        yield Problem("note", f"{path.name}: {count} for no tensor, first {found.orphans[0]}")
 
 
 def _entry_problems(imatrix: Imatrix) -> Iterator[Problem]:

@@ -153,8 +153,9 @@ def _open_shard(path: Path, fds: list[int]) -> Shard:
         # Looked at before it is opened: opening a pipe would wait for ever.
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise GGUFError(f"{path}: is {kind}; name a .gguf file")
+            if stat.S_ISDIR(mode):
+                raise GGUFError(f"{path}: is a folder; name a .gguf file, or make one with `surgeon convert`")
+            raise GGUFError(f"{path}: is not a regular file; name a .gguf file")
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         fds.append(fd)
         size = os.fstat(fd).st_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-_CONVERT = "convert the original model with llama.cpp's convert_hf_to_gguf.py"
+_CONVERT = "convert the folder of the original model with `surgeon convert`"
 _DOWNLOAD = "download the file itself"
 _OLD = "this format is no longer read by anything; convert the original model again"
 # How the file begins -> what it is, what to do.

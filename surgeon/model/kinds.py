@@ -29,6 +29,8 @@ _WITHOUT_TEXT = {
     "draft": ("a draft for another model's predictions", "it runs only together with that model"),
 }
 
+# What nobody loads as a model of its own.
+NO_MODELS = ("adapter", "mmproj", "controlvector", "vocabulary")
 NAMES = {name: what for name, (what, _) in _WITHOUT_TEXT.items()}
 
 

@@ -79,14 +79,22 @@ def key_refusals(kv: KeyValues, layers: frozenset[int], vocabulary: int | None) 
     if prefix in FAMILIES:
         wanted = (*_REQUIRED, "attention.head_count", FAMILIES[prefix].epsilon)
         found += [f"the key {prefix}.{key} is missing" for key in wanted if f"{prefix}.{key}" not in kv]
-    count = number(kv, f"{prefix}.block_count")
-    if count is not None and layers:
-        missing = min(set(range(min(count, 1 << 16))) - layers, default=None)
-        if missing is not None:
-            found.append(f"block_count is {count}, but layer {missing} has no tensors")
-        if max(layers) >= count:
-            found.append(f"block_count is {count}, but there are tensors of layer {max(layers)}")
-    return [*found, *_vocabulary_refusals(kv, vocabulary)]
+    refusal = block_count_refusal(kv, layers)
+    return [*found, *([refusal] if refusal else []), *_vocabulary_refusals(kv, vocabulary)]
+
+
+def block_count_refusal(kv: KeyValues, layers: frozenset[int]) -> str:
+    """What is wrong with the number of layers, '' where it is that of the tensors' or cannot be compared."""
+    architecture = kv.get("general.architecture")
+    if architecture is None or architecture.type is not _STRING:
+        return ""
+    count = number(kv, f"{architecture.decode()}.block_count")
+    if count is None or not layers:
+        return ""
+    if max(layers) >= count:
+        return f"block_count is {count}, but there are tensors of layer {max(layers)}"
+    missing = min(set(range(min(count, 1 << 16))) - layers, default=None)
+    return f"block_count is {count}, but layer {missing} has no tensors" if missing is not None else ""
 
 
 def _type_refusals(kv: KeyValues, prefix: str) -> Iterator[str]:

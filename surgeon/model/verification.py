@@ -11,7 +11,7 @@ import surgeon_kernels
 from surgeon.gguf.file import GGUFFile, TensorInfo
 from surgeon.gguf.header import Shard
 from surgeon.gguf.layout import padded
-from surgeon.model.kinds import kind
+from surgeon.model.kinds import NAMES, NO_MODELS, kind
 from surgeon.model.layer_keys import wrong_length
 from surgeon.model.loading import key_refusals, special_token_notes, tensor_refusals, vocabulary_rows
 from surgeon.model.model import Model
@@ -46,7 +46,8 @@ def structure_problems(model: Model) -> list[Problem]:
         problems.append(
             Problem(
                 "error",
-                f"{len(unknown)} tensors are of an unknown type, first {unknown[0].name} ({unknown[0].type_name}: "
+                f"{len(unknown)} tensor{'s are' if len(unknown) > 1 else ' is'} of an unknown type, "
+                f"first {unknown[0].name} ({unknown[0].type_name}: "
                 f"{what}); their numbers are not checked",
             )
         )
@@ -84,6 +85,9 @@ def _layout_problems(shard: Shard) -> list[Problem]:
 
 
 def _model_problems(model: Model) -> list[Problem]:
+    found = kind(model.file)
+    if found in NO_MODELS:
+        return [Problem("note", f"{NAMES[found]}; only its layout and its numbers are checked")]
     if not model.architecture:
         return [Problem("error", "general.architecture is missing; llama.cpp needs it to load the model")]
     layers = frozenset(layer.index for layer in model.layers)
@@ -91,7 +95,7 @@ def _model_problems(model: Model) -> list[Problem]:
     declared = model.hparam("block_count")
     refusal = wrong_length(model, declared) if isinstance(declared, int) else None
     texts += [refusal] if refusal else []
-    if kind(model.file) == "model" and model.layers:
+    if found == "model" and model.layers:
         texts += tensor_refusals(model)
     if len(texts) > MOST_TOLD:
         texts = [*texts[:MOST_TOLD], f"and {len(texts) - MOST_TOLD} more of this kind"]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from surgeon.anatomy import ARCHITECTURES
 from surgeon.layer_lists import spans
 from surgeon.model.image_models import KEPT
-from surgeon.model.kinds import NAMES, kind
+from surgeon.model.kinds import NAMES, NO_MODELS, kind
 from surgeon.model.layer_keys import wrong_length
+from surgeon.model.loading import block_count_refusal
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan
@@ -100,10 +101,11 @@ def _structure(model: Model, plan: Plan, findings: Findings) -> None:
             findings.warning(f"{unknown}, nor is it known here what must not be quantized: say so with --tensor-type")
         return
     other = kind(model.file)
-    if other in ("adapter", "mmproj", "controlvector", "vocabulary"):
+    if other in NO_MODELS:
         findings.note(f"{model.file.path}: {NAMES[other]}")
-    mismatch = wrong_length(model, model.block_count)
-    if mismatch:
+    layers = frozenset(layer.index for layer in model.layers)
+    mismatch = wrong_length(model, model.block_count) or block_count_refusal(model.file.kv, layers)
+    if mismatch and other not in NO_MODELS:
         findings.warning(f"{model.file.path}: {mismatch}: llama.cpp will not load this model, nor what is made of it")
 
 
@@ -207,20 +209,28 @@ def _prediction_hint(model: Model, names: Sequence[str]) -> str:
 
 
 def _unseen(findings: Findings, compat: bool) -> None:
-    """Experts that calibration never called: their errors are weighed as if there were no imatrix."""
-    if not findings.unseen:
-        return
-    low = [one for one in findings.unseen if one[3] in LOW_BIT]
-    worst = sorted(low or findings.unseen, key=lambda one: -one[1] / one[2])
-    text = (
-        f"{sum(one[1] for one in worst)} experts in {_count([one[0] for one in worst], 'tensor')} were never called in "
-        f"calibration: {named([f'{name} ({unseen} of {total})' for name, unseen, total, _ in worst])}"
-    )
-    if low:
-        findings.warning(f"{text}; at so few bits they suffer most: collect over more text, or give them a larger type")
-    else:
-        how = "with all values weighed alike, as llama-quantize does" if compat else "as without an imatrix"
-        findings.note(f"{text}; they are quantized {how}")
+    """Matrices of which calibration has no data: their errors are weighed as if there were no imatrix."""
+    for experts in (True, False):
+        unseen = [one for one in findings.unseen if (one[2] > 1) == experts]
+        if not unseen:
+            continue
+        low = [one for one in unseen if one[3] in LOW_BIT]
+        worst = sorted(low or unseen, key=lambda one: -one[1] / one[2])
+        text = _without_data(worst, experts)
+        if low:
+            remedy = "collect over more text, or give them a larger type"
+            findings.warning(f"{text}; at so few bits they suffer most: {remedy}")
+        else:
+            how = "with all values weighed alike, as llama-quantize does" if compat else "as without an imatrix"
+            findings.note(f"{text}; they are quantized {how}")
+
+
+def _without_data(unseen: Sequence[tuple[str, int, int, str]], experts: bool) -> str:
+    tensors = _count([one[0] for one in unseen], "tensor")
+    if not experts:
+        return f"the imatrix entries of {tensors} hold no data (count 0): {named([one[0] for one in unseen])}"
+    listed = named([f"{name} ({missing} of {total})" for name, missing, total, _ in unseen])
+    return f"{sum(one[1] for one in unseen)} experts in {tensors} were never called in calibration: {listed}"
 
 
 def _count(names: Sequence[str], word: str) -> str:

@@ -93,7 +93,7 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None, moments: M
         renumbering=numbering.layers,
         needs_imatrix=tuple(findings.needs_imatrix),
         fallbacks=findings.fallbacks,
-        unseen_experts=sum(unseen for _, unseen, _, _ in findings.unseen),
+        unseen_experts=sum(unseen for _, unseen, matrices, _ in findings.unseen if matrices > 1),
         heal=heal,
         moments=moments,
     )

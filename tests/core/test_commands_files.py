@@ -212,7 +212,7 @@ def test_verify_refuses_unknown_types(tmp_path: Path, capsys: pytest.CaptureFixt
     raw[raw.index(b"strange") + 7 + 12] = 97
     path.write_bytes(raw)
     text = output(capsys, "verify", path, code=1)
-    assert "error: 1 tensors are of an unknown type, first strange (type 97: llama.cpp does not know it" in text
+    assert "error: 1 tensor is of an unknown type, first strange (type 97: llama.cpp does not know it" in text
 
 
 def test_verify_compares_with_a_matrix(golden_models: Path, capsys: pytest.CaptureFixture[str]) -> None:

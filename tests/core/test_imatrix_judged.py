@@ -14,7 +14,7 @@ from gguf_builder import build_gguf
 from surgeon.cli import run
 from surgeon.imatrix.coverage import experts_with_data
 from surgeon.imatrix.files import load_imatrix
-from surgeon.imatrix.imatrix import ImatrixError
+from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry, ImatrixError
 from surgeon.model.model import load_model
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
@@ -112,6 +112,16 @@ def test_experts_without_data_are_counted_everywhere(
         assert f"{UP}: 2 of 4 experts have data" in capsys.readouterr().out
         assert run(["stats", "--json", str(path)]) == 0
         assert json.loads(capsys.readouterr().out)["experts"] == {UP: {"with_data": 2, "experts": 4}}
+
+
+def test_a_dense_tensor_without_data_is_no_expert(model_path: Path) -> None:
+    entry = ImatrixEntry(np.zeros((1, 256), np.float32), np.zeros(1, np.int64))
+    imatrix = Imatrix(Path("zero.dat"), {"blk.0.attn_q.weight": entry}, ("t",), 1, 512)
+    resolution = resolve(load_model(model_path), Plan(file_type="Q4_K_M"), imatrix)
+    texts = [problem.text for problem in resolution.problems]
+    assert any("the imatrix entries of 1 tensor hold no data (count 0): blk.0.attn_q.weight" in text for text in texts)
+    assert resolution.unseen_experts == 0
+    assert not any("experts" in text for text in texts)
 
 
 @pytest.mark.parametrize("compat", [False, True])

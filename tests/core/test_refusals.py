@@ -69,6 +69,17 @@ def test_a_lora_is_named_and_not_labelled(tmp_path: Path) -> None:
     texts = [problem.text for problem in resolution.problems]
     assert any("LoRA adapter" in text for text in texts)
     assert any("nothing in this file can be quantized" in text for text in texts)
+    (found,) = structure_problems(resolution.model)
+    assert (found.severity, found.text[:14]) == ("note", "a LoRA adapter"), "it needs no keys of a model"
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "there are tensors of layer 1"), (3, "layer 2 has no tensors")])
+def test_a_wrong_number_of_layers_is_said_before_writing(tmp_path: Path, count: int, words: str) -> None:
+    kv = {"general.architecture": "llama", "llama.block_count": count}
+    tensors = {f"blk.{layer}.attn_q.weight": ("F16", (256, 32)) for layer in range(2)}
+    resolution = resolve(load_model(build_gguf(tmp_path / "m.gguf", kv, tensors)), Plan(file_type="Q8_0"))
+    warnings = [problem.text for problem in resolution.problems if problem.severity == "warning"]
+    assert any(f"block_count is {count}, but {words}" in text for text in warnings)
 
 
 def test_five_dimensions_and_long_names_are_read_copied_and_told(tmp_path: Path) -> None:
