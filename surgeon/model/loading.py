@@ -1,15 +1,11 @@
-"""What llama.cpp's loader refuses in a model's keys and tensors, for the architectures that are met most.
-
-Names, shapes and which of them may be missing are those of llama.cpp's loaders. An architecture without a row here
-is checked by its keys alone.
-"""
+"""What llama.cpp's loader refuses in a model's keys and tensors; layer_tensors.py has what each layer must hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Set
 
 from surgeon.gguf.values import Value, ValueType
+from surgeon.model.layer_tensors import FAMILIES, Shapes, expected
 from surgeon.model.model import Model
 
 KeyValues = Mapping[str, Value]
@@ -32,41 +28,7 @@ _REQUIRED = ("context_length", "embedding_length", "block_count")
 _TOKEN_IDS = ("bos", "eos", "unknown", "padding", "separator", "eot")
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Short names of a layer's tensors. vectors: norms {embedding} that every layer has; heads: norms {head size};
-    biases: of attn_q, attn_k and attn_v, needed; fused: one attn_qkv, and gate and up in one ffn_up; optional: may be
-    there; epsilon: the key of the norms.
-    """
-
-    vectors: tuple[str, ...] = ("attn_norm", "ffn_norm")
-    heads: tuple[str, ...] = ()
-    biases: bool = False
-    fused: bool = False
-    optional: frozenset[str] = frozenset()
-    epsilon: str = "attention.layer_norm_rms_epsilon"
-
-
-_BIASES = frozenset(f"{name}.bias" for name in "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split())
 _ROPE = frozenset({"rope_freqs", "rope_factors_long", "rope_factors_short"})
-_GEMMA_NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
-FAMILIES: dict[str, Family] = {
-    "llama": Family(optional=_BIASES),
-    "qwen2": Family(biases=True),
-    "qwen3": Family(heads=("attn_q_norm", "attn_k_norm")),
-    "gemma": Family(),
-    "gemma2": Family(_GEMMA_NORMS),
-    "gemma3": Family(_GEMMA_NORMS, heads=("attn_q_norm", "attn_k_norm")),
-    "phi3": Family(fused=True, optional=frozenset({"attn_qkv.bias"})),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """Short name -> ne of what a layer must have; other: what it may have."""
-
-    needed: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    other: frozenset[str] = frozenset()
 
 
 def key_refusals(kv: KeyValues, layers: frozenset[int], vocabulary: int | None) -> list[str]:
@@ -152,57 +114,39 @@ def vocabulary_rows(model: Model) -> int | None:
 def tensor_refusals(model: Model) -> list[str]:
     """Tensors that the loader misses, does not know or finds in another shape; none for unlisted architectures."""
     family = FAMILIES.get(model.architecture)
-    expected = None if family is None else _expected(model, family)
-    if family is None or expected is None:
+    if family is None:
         return []
-    embedding = number(model.file.kv, f"{model.architecture}.embedding_length") or 0
+
+    def integer(key: str) -> int:
+        return number(model.file.kv, f"{model.architecture}.{key}") or 0
+
+    embedding = integer("embedding_length")
     there = {tensor.name: tensor.ne for tensor in model.tensors}
     known = {"token_embd.weight", "output_norm.weight", "output.weight", *(f"{name}.weight" for name in _ROPE)}
     wanted: dict[str, tuple[int, ...]] = {"output_norm.weight": (embedding,)}
     for layer in model.layers:
+        found = expected(family, layer, integer)
+        if found is None:
+            return []
         prefix = f"blk.{layer.index}."
-        wanted |= {f"{prefix}{_full(short)}": ne for short, ne in expected.needed.items()}
-        known |= {f"{prefix}{_full(short)}" for short in (*expected.other, *_ROPE)}
+        wanted |= {f"{prefix}{_full(short)}": ne for short, ne in found.needed.items()}
+        known |= {f"{prefix}{_full(short)}" for short in (*found.other, *_ROPE)}
     if "token_embd.weight" not in there:
         wanted["token_embd.weight"] = (embedding,)
-    found = [f"tensor {name} is missing" for name in wanted if name not in there]
-    found += [
-        f"tensor {name} is {_shape(there[name])}; llama.cpp expects {_shape(ne)}"
-        for name, ne in wanted.items()
-        if name in there and _trimmed(there[name]) != _trimmed(ne)
-    ]
-    return found + [
-        f"tensor {name} is not known in {model.architecture}: llama.cpp refuses a file with tensors left over"
-        for name in there
-        if name not in wanted and name not in known and not name.endswith((".scale", ".input_scale"))
-    ]
+    return [*_missing_or_misshapen(wanted, there), *_left_over(model.architecture, there, known | wanted.keys())]
 
 
-def _expected(model: Model, family: Family) -> Expected | None:
-    """None where the layers differ, or keys are missing that the shapes follow from."""
-    kv, prefix = model.file.kv, model.architecture
-    names = ("embedding_length", "attention.head_count", "feed_forward_length")
-    embedding, heads, ffn = (number(kv, f"{prefix}.{name}") for name in names)
-    kv_heads = number(kv, f"{prefix}.attention.head_count_kv") or heads
-    if not embedding or not heads or not ffn or not kv_heads or number(kv, f"{prefix}.expert_count"):
-        return None
-    key = number(kv, f"{prefix}.attention.key_length") or embedding // heads
-    value = number(kv, f"{prefix}.attention.value_length") or embedding // heads
-    needed: dict[str, tuple[int, ...]] = dict.fromkeys(family.vectors, (embedding,))
-    needed |= dict.fromkeys(family.heads, (key,))
-    qkv = {"attn_q": heads * key, "attn_k": kv_heads * key, "attn_v": kv_heads * value}
-    together = family.fused or any(tensor.short == "attn_qkv" for tensor in model.layers[0].tensors)
-    if together:
-        needed["attn_qkv"] = (embedding, sum(qkv.values()))
-    else:
-        needed |= {name: (embedding, rows) for name, rows in qkv.items()}
-    if family.biases and not together:
-        needed |= {f"{name}.bias": (rows,) for name, rows in qkv.items()}
-    needed |= {"attn_output": (heads * value, embedding), "ffn_down": (ffn, embedding)}
-    needed |= (
-        {"ffn_up": (embedding, 2 * ffn)} if family.fused else {"ffn_gate": (embedding, ffn), "ffn_up": (embedding, ffn)}
-    )
-    return Expected(needed, family.optional)
+def _missing_or_misshapen(wanted: Shapes, there: Shapes) -> Iterator[str]:
+    yield from (f"tensor {name} is missing" for name in wanted if name not in there)
+    for name, ne in wanted.items():
+        if name in there and _trimmed(there[name]) != _trimmed(ne):
+            yield f"tensor {name} is {_shape(there[name])}; llama.cpp expects {_shape(ne)}"
+
+
+def _left_over(architecture: str, there: Shapes, known: Set[str]) -> Iterator[str]:
+    for name in there:
+        if name not in known and not name.endswith((".scale", ".input_scale")):
+            yield f"tensor {name} is not known in {architecture}: llama.cpp refuses a file with tensors left over"
 
 
 def _full(short: str) -> str:

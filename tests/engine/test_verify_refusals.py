@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import toy_experts as toys
 from gguf_builder import build_gguf
 
 from surgeon.cli import run
@@ -107,6 +108,33 @@ def test_what_llama_cpp_loads_is_not_refused(tmp_path: Path, capsys: pytest.Capt
     assert errors(path) == []
     assert run(["verify", "--load", str(path)]) == 0
     assert capsys.readouterr().out.endswith("ok\n")
+
+
+MIXTURES = ("llama", "qwen2moe", "qwen3moe", "gpt-oss", "deepseek2")
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_experts_are_checked_as_llama_cpp_does(
+    tmp_path: Path, demo_model: Path, architecture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = toys.ALL[architecture]()
+    last = whole.layers - 1
+    router, down = f"blk.{last}.ffn_gate_inp.weight", f"blk.{last}.ffn_down_exps.weight"
+    extra = f"blk.{last}.ffn_sideways.weight"
+    narrow = whole.tensors[down][:, :-1]
+    changes = {
+        "": {},
+        f"{router} is missing": {router: None},
+        f"{down} is ": {down: narrow},
+        f"{extra} is not known in {architecture}": {extra: np.ones((32, 32), np.float32)},
+    }
+    for said, change in changes.items():
+        toy = toys.ALL[architecture]()
+        toy.tensors = {name: array for name, array in (toy.tensors | change).items() if array is not None}
+        path = toys.write_reading(toy, tmp_path / "m.gguf", demo_model)
+        assert [text for text in errors(path) if said in text] if said else errors(path) == [], said
+        assert run(["verify", "--load", str(path)]) == bool(said)
+        assert ("llama.cpp cannot load this model" in capsys.readouterr().out) == bool(said)
 
 
 @pytest.mark.parametrize("type_id", [4, 31, 38, 99])
