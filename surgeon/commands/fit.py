@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from surgeon.measure.progress import Standing
     from surgeon.measure.sensitivities import Sensitivities
     from surgeon.model.model import Model
+    from surgeon.moments.moments import Moments
     from surgeon.plan.plan import Plan
     from surgeon.write_guard import Permit
 
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     add_llama_options(measured, default=0)
     chosen = parser.add_argument_group("what may be chosen")
     chosen.add_argument("--imatrix", metavar="F", help="importance matrix")
+    chosen.add_argument("--moments", metavar="F", help="second moments: measure and write with the feedback encoder")
+    chosen.add_argument("--shrink", type=float, metavar="B", help="of second moments, 0 to 1 (default: chosen)")
     chosen.add_argument("--types", metavar="T,…", help="only these types (default: all that suit the rows)")
     chosen.add_argument("--fast", action="store_true", help="no types that search a codebook (IQ1 to IQ3)")
     chosen.add_argument("--floor", action="append", default=[], metavar="PATTERN=TYPE", help="at least this type")
@@ -86,14 +89,14 @@ def main(arguments: list[str]) -> int:
 
     model = load_model(options.model)
     with model.file:
-        plan, imatrix = _plan(options)
-        limits, prober = _limits(options), _prober(options, model, imatrix)
+        plan, imatrix, moments = _plan(options)
+        limits, prober = _limits(options), _prober(options, model, plan, imatrix, moments)
         demand = _demand(options, model) if options.vram is not None else None
         if demand is not None:
             limits = replace(limits, host=on_host(model))
         sensitivities = _sensitivities(options, prober, limits)
         costs = _measured(sensitivities)
-        allocator = Allocator(model, plan, imatrix, costs, limits)
+        allocator = Allocator(model, plan, imatrix, costs, limits, moments)
         if options.ladder is not None:
             run_ladder(options, allocator, prober)
             return 0
@@ -114,9 +117,20 @@ def _check(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from surgeon.commands.fit_ladder import read_ladder
+    from surgeon.fit.target import read_size
+    from surgeon.plan.file_types import parse_file_type
     from surgeon.write_guard import Kind, may_write
 
     require_file(options.file)
+    if options.shrink is not None and not 0 <= options.shrink <= 1:
+        raise UsageError(f"--shrink {options.shrink}: a number from 0 to 1")
+    if options.shrink is not None and not options.moments:
+        raise UsageError("--shrink is of second moments: name them with --moments")
+    for text, option in ((options.size, "--size"), (options.vram, "--vram"), (options.vram_reserve, "--vram-reserve")):
+        if text is not None:
+            read_size(text, option)
+    if options.like is not None:
+        parse_file_type(options.like)
     if options.ladder is not None:
         read_ladder(options.ladder)
         for folder in (options.output, options.write):
@@ -137,9 +151,10 @@ def _check(options: argparse.Namespace) -> None:
             raise UsageError(f"--held-out {options.held_out}: is the calibration text; measure on a text not used")
 
 
-def _plan(options: argparse.Namespace) -> tuple[Plan, Imatrix | None]:
-    """The user's plan, whose rules and types win, and the importance matrix."""
+def _plan(options: argparse.Namespace) -> tuple[Plan, Imatrix | None, Moments | None]:
+    """The user's plan, whose rules and types win, the importance matrix and the second moments."""
     from surgeon.imatrix.files import load_imatrix
+    from surgeon.moments.files import load_moments
     from surgeon.plan.plan import Plan, parse_rule, tensor_type
     from surgeon.plan.recipe import load_recipe
 
@@ -153,7 +168,12 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, Imatrix | None]:
         plan = replace(plan, token_embedding_type=tensor_type(options.token_embedding_type))
     if options.allow_requantize:
         plan = replace(plan, allow_requantize=True)
-    return replace(plan, imatrix_file=path or plan.imatrix_file), load_imatrix(path) if path else None
+    moments_file = options.moments or (recipe.moments if recipe else None)
+    moments = load_moments(moments_file) if moments_file else None
+    imatrix = load_imatrix(path) if path else None
+    if options.shrink is not None:
+        plan = replace(plan, shrink=options.shrink)
+    return replace(plan, imatrix_file=path or plan.imatrix_file, moments_file=moments_file), imatrix, moments
 
 
 def _limits(options: argparse.Namespace) -> Limits:
@@ -165,10 +185,12 @@ def _limits(options: argparse.Namespace) -> Limits:
     return Limits(TypeSet.of(options.types, fast=options.fast), tuple(map(parse_rule, options.floor)), same)
 
 
-def _prober(options: argparse.Namespace, model: Model, imatrix: Imatrix | None) -> Prober:
+def _prober(
+    options: argparse.Namespace, model: Model, plan: Plan, imatrix: Imatrix | None, moments: Moments | None
+) -> Prober:
     from surgeon.measure.probing import Prober
 
-    return Prober(model, imatrix, engine_of(options))
+    return Prober(model, imatrix, engine_of(options), moments, plan.shrink, plan.feedback_rounds)
 
 
 def _sensitivities(options: argparse.Namespace, prober: Prober, limits: Limits) -> Sensitivities:
@@ -243,21 +265,17 @@ def _permit(options: argparse.Namespace, imatrix: Imatrix | None) -> Permit:
     from surgeon.gguf.file import shards_of
     from surgeon.write_guard import Permit
 
-    named = (options.file, options.held_out, options.recipe, imatrix and imatrix.path)
+    named = (options.file, options.held_out, options.recipe, options.moments, imatrix and imatrix.path)
     inputs = (*shards_of(Path(options.model)), *(Path(name) for name in named if name))
     outputs = (options.write,) if options.write is not None else ()
     return Permit(inputs, outputs, options.overwrite)
 
 
 def _save(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> None:
-    from surgeon.plan.recipe import Recipe, file_sha256, save_recipe
+    from surgeon.commands.fit_report import recipe_of
+    from surgeon.plan.recipe import save_recipe
 
-    path = str(imatrix.path) if imatrix else None
-    made_from = f"surgeon fit, predicted KLD {fit.predicted.kld:.4f}"
-    permit = _permit(options, imatrix)
-    save_recipe(
-        Recipe(fit.plan, path, file_sha256(path) if path else None, made_from=made_from), options.output, permit
-    )
+    save_recipe(recipe_of(fit, imatrix), options.output, _permit(options, imatrix))
 
 
 def _write(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> None:
@@ -277,10 +295,14 @@ def _write(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> No
 
 
 def _held_out(options: argparse.Namespace, prober: Prober, fit: Fit, mix: Mixed | None) -> dict[str, dict[str, Any]]:
-    """Label -> figures of the fit and of the mix, on the text that was not used."""
+    """Label -> figures of the fit and of the mix, on the text not used; with feedback also of the stock mix."""
     from surgeon.measure.probing import Text, measured_plans
+    from surgeon.resolve.resolve import resolve
 
     wanted = {"fit": fit.resolution} | ({mix.name: mix.resolution} if mix else {})
+    if mix and prober.moments is not None:
+        stock = replace(mix.resolution.plan, moments_file=None)
+        wanted[f"{mix.name} stock"] = resolve(prober.model, stock, prober.imatrix)
     text = Text(Path(options.held_out), options.ctx_size, options.held_out_chunks)
     found: dict[str, dict[str, Any]] = {}
 

@@ -75,20 +75,15 @@ def _save_card(path: Path, text: str, options: argparse.Namespace) -> None:
 
 def _save(fit: Fit, prober: Prober, path: Path, *, replace: bool) -> None:
     """Write a recipe, or leave one alone that says the same. Raises UsageError for another one."""
-    from surgeon.plan.recipe import Recipe, file_sha256, load_recipe, save_recipe
+    from surgeon.commands.fit_report import recipe_of
+    from surgeon.plan.recipe import load_recipe, save_recipe
     from surgeon.write_guard import Permit
 
-    imatrix = str(prober.imatrix.path) if prober.imatrix else None
     if path.exists() and not replace:
         if load_recipe(path).plan.types == fit.plan.types:
             return
         raise UsageError(f"{path}: already exists with other types; choose another folder or pass --overwrite")
-    made_from = f"surgeon fit, predicted KLD {fit.predicted.kld:.4f}"
-    save_recipe(
-        Recipe(fit.plan, imatrix, file_sha256(imatrix) if imatrix else None, made_from=made_from),
-        path,
-        Permit(prober.model.file.paths, replace=replace),
-    )
+    save_recipe(recipe_of(fit, prober.imatrix), path, Permit(prober.model.file.paths, replace=replace))
 
 
 def _print(lines: list[tuple[float, Fit, dict[str, float]]], options: argparse.Namespace) -> None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from surgeon.commands.text_table import table
 from surgeon.figures import divergence, size
 from surgeon.fit.allocation import Fit, Mixed, shares
+from surgeon.plan.recipe import Recipe, file_sha256
 
 if TYPE_CHECKING:
     from surgeon.fit.cost_model import CostModel
     from surgeon.fit.vram import Demand
+    from surgeon.imatrix.imatrix import Imatrix
 
 Figures = dict[str, dict[str, Any]]
 
@@ -20,11 +22,25 @@ def report(fit: Fit, mix: Mixed | None, held_out: Figures, used: float) -> str:
     return "\n".join([_outcomes(fit, mix, held_out), f"{100 * used:.2f}% of the size is used", "", _kinds(fit)])
 
 
+def recipe_of(fit: Fit, imatrix: Imatrix | None) -> Recipe:
+    """What repeats the fit."""
+    path, moments = str(imatrix.path) if imatrix else None, fit.resolution.moments
+    return Recipe(
+        fit.plan, path, file_sha256(path) if path else None,
+        made_from=f"surgeon fit, predicted KLD {fit.predicted.kld:.4f}",
+        moments=str(moments.path) if moments else None, moments_digest=moments.digest if moments else None,
+    )  # fmt: skip
+
+
 def _outcomes(fit: Fit, mix: Mixed | None, held_out: Figures) -> str:
     header = ["", "size", "bpw", "predicted KLD", *(["measured KLD", "same top"] if held_out else [])]
     rows = [["fit", *_cells(fit), *_measured(held_out.get("fit"))]]
     if mix is not None:
         rows.append([mix.name, *_cells(mix), *_measured(held_out.get(mix.name))])
+        stock = held_out.get(f"{mix.name} stock")
+        if stock is not None:
+            size_and_bits = _cells(mix)[:2]
+            rows.append([f"{mix.name}, stock encoder", *size_and_bits, "", *_measured(stock)])
     return table(header, rows)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Self
 
-from surgeon.engine.errors import EngineError, EngineMissing
+from surgeon.engine.errors import EngineDied, EngineError, EngineMissing
 from surgeon.engine.protocol import (
     Beat,
     Engine,
@@ -106,19 +106,19 @@ class EngineRun:
             if not isinstance(message, Beat):
                 return message
             silent = 0
-        raise EngineError(
+        raise EngineDied(
             f"the engine's process gave no sign of life for {SILENCE_SECONDS:g} s and was ended; try again with less "
             f"(-c, -b), or another llama.cpp (log: {self.log})"
         )
 
-    def _death(self, process: subprocess.Popen[bytes]) -> EngineError:
+    def _death(self, process: subprocess.Popen[bytes]) -> EngineDied:
         try:
             code = process.wait(timeout=LEAVING_SECONDS)
         except subprocess.TimeoutExpired:
-            return EngineError(f"the engine's process stopped answering without ending (log: {self.log})")
+            return EngineDied(f"the engine's process stopped answering without ending (log: {self.log})")
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         reason = last_telling_line(self.log_text())
-        return EngineError(f"llama.cpp ended {how}{': ' + reason if reason else ''} (log: {self.log})")
+        return EngineDied(f"llama.cpp ended {how}{': ' + reason if reason else ''} (log: {self.log})")
 
 
 def _failure(message: Failed) -> SurgeonError:

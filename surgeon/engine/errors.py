@@ -13,3 +13,7 @@ class EngineError(SurgeonError):
 
 class EngineMissing(EngineError):  # noqa: N818 - reads as the state it names
     """No llama.cpp that can be used is installed."""
+
+
+class EngineDied(EngineError):  # noqa: N818 - reads as the state it names
+    """The engine's process ended, or was ended because it gave no sign of life; a new one may do better."""

@@ -17,6 +17,7 @@ from surgeon.fit.solver import UnreachableError, solve
 from surgeon.gguf.layout import padded
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import Model
+from surgeon.moments.moments import Moments
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan, TypeRule, with_fitted
 from surgeon.resolve.resolution import Resolution
@@ -82,20 +83,32 @@ class Allocator:
     """Fits one model again and again: for any number of bytes, with the same costs and limits.
 
     plan: the user's, whose rules, hand-set types and options hold; its file type decides nothing but metadata.
+    moments: what the feedback encoder goes by, which the costs must have been measured with; None: the stock encoder.
     Raises SurgeonError for a plan that prunes or has errors, UsageError for limits that leave nothing.
     """
 
     def __init__(
-        self, model: Model, plan: Plan, imatrix: Imatrix | None, costs: CostModel, limits: Limits | None = None
+        self,
+        model: Model,
+        plan: Plan,
+        imatrix: Imatrix | None,
+        costs: CostModel,
+        limits: Limits | None = None,
+        moments: Moments | None = None,
     ) -> None:
         if plan.pruned or plan.pruned_experts or plan.healing is not None:
             raise UsageError("fit works on whole models: write the pruned model first, then fit that")
-        self.model, self.imatrix, self.costs = model, imatrix, costs
+        if imatrix is None and moments is not None:
+            imatrix = moments.as_imatrix
+        self.model, self.imatrix, self.moments, self.costs = model, imatrix, moments, costs
         self.limits = limits or Limits()
-        self._bare = Plan(override_kv=plan.override_kv, allow_requantize=plan.allow_requantize)
+        self._bare = Plan(
+            override_kv=plan.override_kv, allow_requantize=plan.allow_requantize, moments_file=plan.moments_file,
+            shrink=plan.shrink, feedback_rounds=plan.feedback_rounds,
+        )  # fmt: skip
         self.mixes = self._mixes()
         base = replace(plan, file_type=self.mixes[0].name if self.mixes else "Q8_0")
-        self._base, self._start = base, resolve(model, base, imatrix)
+        self._base, self._start = base, resolve(model, base, imatrix, moments)
         if self._start.errors:
             raise SurgeonError(f"{model.file.path}: {self._start.errors[0].text}")
         self._facts = facts_of(model)
@@ -123,7 +136,7 @@ class Allocator:
         return self.fixed_bytes + sum(max(unit.sizes.values()) for unit in self.units)
 
     def bytes_like(self, file_type: str) -> int:
-        """Bytes of the file that this TYPE of llama-quantize makes. Raises UsageError where it cannot be made."""
+        """Bytes of the file that llama-quantize makes of this TYPE. Raises UsageError where it cannot be made."""
         made = resolve(self.model, replace(self._bare, file_type=file_type), self.imatrix)
         if made.errors:
             raise UsageError(f"--like {file_type}: {made.errors[0].text}")
@@ -172,11 +185,14 @@ class Allocator:
         nearest = min(self.mixes, key=lambda mix: abs(mix.nbytes - self._bytes(chosen)), default=None)
         if nearest is not None:
             fitted = replace(fitted, file_type=nearest.name)
-        resolution = resolve(self.model, fitted, self.imatrix)
+        resolution = self._resolved(fitted)
         predicted = self.costs.predicted_of(resolution)
         if predicted is None:
             raise SurgeonError(f"{self.model.file.path}: the plan gives types whose cost is not known; fit it anew")
         return Fit(resolution, predicted, chosen)
+
+    def _resolved(self, plan: Plan) -> Resolution:
+        return resolve(self.model, plan, self.imatrix, self.moments)
 
     def _bytes(self, chosen: Sequence[tuple[Unit, str]]) -> int:
         return self.fixed_bytes + sum(unit.sizes[kind] for unit, kind in chosen)
@@ -187,7 +203,7 @@ class Allocator:
         for name, kind in FILE_TYPES.items():
             if kind.base is None or not FORMATS[kind.base].is_quantized or "another name" in kind.description:
                 continue
-            resolution = resolve(self.model, replace(self._bare, file_type=name), self.imatrix)
+            resolution = self._resolved(replace(self._bare, file_type=name))
             predicted = None if resolution.errors else self.costs.predicted_of(resolution)
             if predicted is not None:
                 found.append(Mixed(name, resolution, predicted))

@@ -18,12 +18,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from surgeon.fit.tensor_errors import Errors
+from surgeon.moments.moments import Moments
 from surgeon.plan.plan import changes_types_only
 from surgeon.resolve.resolution import Resolution
 
+STOCK = "stock"
 _POWER_DEVIATION = 0.1  # how far from 1 powers lie, before anything is measured
 _NOISE_LIMIT = 1e-2
 _BISECTIONS = 50
+
+
+def encoder_of(moments: Moments | None, shrink: float | None, rounds: int) -> str:
+    """What encodes: the stock encoder, or that with feedback by these second moments and settings."""
+    return STOCK if moments is None else f"feedback {moments.digest} {shrink} {rounds}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,10 @@ class Predicted:
 
 
 class CostModel:
-    """cost(tensor, type) for every tensor with errors and a measured group; `noise` is ε²."""
+    """cost(tensor, type) for every tensor with errors and a measured group; `noise` is ε².
+
+    encoder: which one errors and probes were measured with (`encoder_of`); costs hold for its plans only.
+    """
 
     def __init__(
         self,
@@ -69,8 +79,9 @@ class CostModel:
         groups: Mapping[str, tuple[str, ...]],
         probes: Mapping[str, GroupProbes],
         everything: Probe | None,
+        encoder: str = STOCK,
     ) -> None:
-        self.errors = errors
+        self.errors, self.encoder = errors, encoder
         self.group_of = {name: group for group, names in groups.items() for name in names}
         self.probes = probes
         self.everything = everything
@@ -98,7 +109,9 @@ class CostModel:
 
     def predicted_of(self, resolution: Resolution) -> Predicted | None:
         """For a resolved plan; None for one that does more than change types, or whose cost is not known."""
-        if not changes_types_only(resolution.plan):
+        plan = resolution.plan
+        same = encoder_of(resolution.moments, plan.shrink, plan.feedback_rounds) == self.encoder
+        if not (same and changes_types_only(plan)):
             return None
         return self.predicted({op.source: op.to_type for op in resolution.kept if op.action == "convert"})
 

@@ -3,13 +3,14 @@
     e_t(q) = Σ_j m_j Σ_i (w_ij − w'_ij)² / Σ_j m_j Σ_i w_ij²
 
 over rows i and columns j; m_j is the importance matrix, the mean square of the j-th input (1 without one). Rows are
-independent, so that a large tensor is judged by evenly spaced rows of it.
+independent, so that a large tensor is judged by evenly spaced rows of it. `feedback_errors` has the same of the
+feedback encoder.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,10 +25,9 @@ from surgeon.resolve.tensor_facts import TensorFacts
 from surgeon_kernels.formats import FORMATS, USES_CODEBOOK
 
 Floats = NDArray[np.float32]
-# (rows float32[r, c], type, importances float32[c] or None) -> (lost, whole): two sums, their ratio is the error
-ErrorSource = Callable[[Floats, str, Floats | None], tuple[float, float]]
 Errors = dict[str, dict[str, float]]  # tensor -> type -> relative error
 
+STOPPED = "the errors of the tensors were not finished; run it again to resume"
 _SAMPLE, _CODEBOOK_SAMPLE = 1 << 21, 1 << 19  # weights of one tensor that are tried
 
 
@@ -43,7 +43,6 @@ def measure_errors(
     wanted: Sequence[tuple[TensorFacts, Sequence[str]]],
     imatrix: Imatrix | None,
     cancelled: threading.Event,
-    source: ErrorSource = weighted_error,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """(tensor, type -> relative error) for every tensor and its types, in order, on all cores.
 
@@ -52,7 +51,7 @@ def measure_errors(
 
     def one(item: tuple[TensorFacts, Sequence[str]]) -> tuple[str, dict[str, float]]:
         facts, types = item
-        return facts.name, _errors(model, facts, types, imatrix, cancelled, source)
+        return facts.name, _errors(model, facts, types, imatrix, cancelled)
 
     with ThreadPoolExecutor(available_cores()) as pool:
         yield from pool.map(one, wanted)
@@ -81,31 +80,40 @@ def _errors(
     types: Sequence[str],
     imatrix: Imatrix | None,
     cancelled: threading.Event,
-    source: ErrorSource,
 ) -> dict[str, float]:
     weights = importances(facts, imatrix)
     found = {}
     for codebook, sample in ((False, _SAMPLE), (True, _CODEBOOK_SAMPLE)):
         chosen = [name for name in types if (name in USES_CODEBOOK) == codebook]
-        parts = list(_sampled(model, facts, sample)) if chosen else []
+        parts = list(sampled(model, facts, sample)) if chosen else []
         for name in chosen:
             sums = np.zeros(2)
             for matrix, rows in parts:
                 if cancelled.is_set():
-                    raise Cancelled("the errors of the tensors were not finished; run it again to resume")
-                sums += source(rows, name, None if weights is None else weights[matrix])
-            if not np.isfinite(sums).all():
-                raise SurgeonError(
-                    f"{model.file.path}: {facts.name}: a value or an importance is not finite; see `surgeon verify`"
-                )
-            found[name] = float(sums[0] / sums[1]) if sums[1] > 0 else 0.0
+                    raise Cancelled(STOPPED)
+                sums += weighted_error(rows, name, None if weights is None else weights[matrix])
+            found[name] = ratio(model, facts, sums)
     return found
 
 
-def _sampled(model: Model, facts: TensorFacts, sample: int) -> Iterator[tuple[int, Floats]]:
-    """(matrix, some of its rows), evenly spaced, about `sample` weights in all."""
+def ratio(model: Model, facts: TensorFacts, sums: NDArray[np.float64]) -> float:
+    """The relative error from what is lost and the whole. Raises SurgeonError where one is not finite."""
+    if not np.isfinite(sums).all():
+        raise SurgeonError(
+            f"{model.file.path}: {facts.name}: a value or an importance is not finite; see `surgeon verify`"
+        )
+    return float(sums[0] / sums[1]) if sums[1] > 0 else 0.0
+
+
+def sampled(model: Model, facts: TensorFacts, sample: int) -> Iterator[tuple[int, Floats]]:
+    """(matrix, some of its rows) of every matrix, about `sample` weights in all."""
+    for matrix in range(facts.matrices):
+        yield matrix, sampled_rows(model, facts, matrix, sample)
+
+
+def sampled_rows(model: Model, facts: TensorFacts, matrix: int, sample: int) -> Floats:
+    """Rows of one matrix, evenly spaced; of all matrices about `sample` weights. Raises SurgeonError."""
     per_matrix = facts.rows // facts.matrices
     count = min(per_matrix, max(1, sample // (facts.columns * facts.matrices)))
     places = np.linspace(0, per_matrix - 1, count).round().astype(np.intp)
-    for matrix in range(facts.matrices):
-        yield matrix, restored_rows(model, facts, matrix * per_matrix + places)
+    return restored_rows(model, facts, matrix * per_matrix + places)

@@ -24,7 +24,7 @@ from surgeon.errors import DiskFull, SurgeonError, UsageError
 from surgeon.folders import make_private
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
-from surgeon.measure.probing import Place, Prober, exchanged
+from surgeon.measure.probing import Place, Prober
 from surgeon.measure.progress import Standing, followed
 from surgeon.measure.scratch import scratch_folder, sweep
 from surgeon.model.kinds import refuse_without_text
@@ -181,7 +181,7 @@ class Evaluation:
         assert resolution is not None  # `is_probed` looked
         used(base.path)
         prober = Prober(resolution.model, subject.imatrix, self.engine, cancelled=self.cancelled)
-        wanted = {"the plan": exchanged(resolution)}
+        wanted = {"the plan": resolution}
         for item in prober.probe(base, wanted, "KL divergence", Place(self._index, self._count)):
             self.run = prober.run
             if isinstance(item, Standing):

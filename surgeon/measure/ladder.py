@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from surgeon.measure.probing import Place, Prober, Text, exchanged
+from surgeon.measure.probing import Place, Prober, Text
 from surgeon.measure.progress import Standing
 from surgeon.resolve.resolution import Resolution
 from surgeon.trials.journal import Journal, Trial
@@ -48,7 +48,7 @@ class Ladder:
         if not missing:
             return
         base = yield from self.prober.base(text, Place(0, 2))
-        wanted = {label: exchanged(rung.resolution) for label, rung in missing.items()}
+        wanted = {label: rung.resolution for label, rung in missing.items()}
         for item in self.prober.probe(base, wanted, "KL divergence", Place(1, 2)):
             if isinstance(item, Standing):
                 yield item

@@ -10,21 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import surgeon_kernels
 from surgeon.engine.client import EngineRun, perplexity
+from surgeon.engine.errors import EngineDied
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import Engine, Evaluate, Loaded, PerplexityJob, Probed, ProbeJob, Started, Step, Swap
 from surgeon.errors import SurgeonError
-from surgeon.fit.encoding import STOCK, Encoder, encoded
 from surgeon.folders import cache_folder
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.progress import Standing, followed
 from surgeon.model.model import Model
+from surgeon.moments.moments import Moments
 from surgeon.resolve.resolution import Resolution
-from surgeon.resolve.tensor_facts import facts_of
+from surgeon.write.in_memory import converted_tensors
 from surgeon_kernels.formats import FORMATS
 
-Types = Mapping[str, str]  # tensor -> type it is exchanged for
+Item = Standing | tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,26 @@ class Place:
 
 @dataclass
 class Prober:
-    """Probes of one model. `run` is the engine's run in hand."""
+    """Probes of one model. `run` is the engine's run in hand.
+
+    moments, shrink, rounds: what the feedback encoder goes by; without moments the stock encoder writes. They serve as
+    the imatrix too where there is none.
+    """
 
     model: Model
     imatrix: Imatrix | None
     engine: Engine
-    encoder: Encoder = STOCK
+    moments: Moments | None = None
+    shrink: float | None = None
+    rounds: int = 1
     cancelled: threading.Event = field(default_factory=threading.Event)
     run: EngineRun | None = None
     engine_version: str = ""  # in the words of the child, once it has loaded the model
+
+    @cached_property
+    def importances(self) -> Imatrix | None:
+        """The imatrix, or what the diagonals of the second moments are."""
+        return self.moments.as_imatrix if self.imatrix is None and self.moments is not None else self.imatrix
 
     @cached_property
     def engine_label(self) -> str:
@@ -80,44 +93,77 @@ class Prober:
         trim(cache_folder())
         return base
 
-    def probe(
-        self, base: Base, wanted: Mapping[str, Types], stage: str, place: Place
-    ) -> Iterator[Standing | tuple[str, dict[str, Any]]]:
-        """Standings, and (label, figures) after each of the probes `wanted`, label -> types.
+    def probe(self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place) -> Iterator[Item]:
+        """Standings, and (label, figures) after each of the probes `wanted`, label -> plan.
 
-        Raises SurgeonError, EngineError, EngineMissing, Cancelled.
+        A child that dies is started again and goes on with the probe it was at; one that dies at the same probe once
+        more is an error. Raises SurgeonError, EngineError, EngineMissing, Cancelled.
         """
-        job = ProbeJob(str(self.model.file.paths[0]), str(base.path), n_chunks=base.n_chunks)
-        self.run = EngineRun(self.engine, job, self.cancelled)
-        labels = list(wanted)
-        with self.run as run:
-            yield Standing(stage, place.index, place.count, note="loading the model")
+        probes = _Probes(self, base, wanted, stage, place)
+        yield from probes.compiled()
+        while probes.left:
+            try:
+                yield from probes.run()
+            except EngineDied:
+                if probes.died_at == probes.left[0] or self.cancelled.is_set():
+                    raise
+                probes.died_at = probes.left[0]
+                yield probes.standing("llama.cpp ended unexpectedly; starting it again")
+
+    def swaps(self, plan: Resolution) -> list[Swap]:
+        """What the child exchanges to have the weights of this plan's file. Raises SurgeonError, Cancelled."""
+        made = converted_tensors(plan, self.imatrix, self.cancelled)
+        return [Swap(name, FORMATS[kind].number, {"data": blocks}) for name, (kind, blocks) in made.items()]
+
+
+class _Probes:
+    """A sequence of probes, over as many children as it takes. left: the labels still to be measured."""
+
+    def __init__(self, prober: Prober, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place) -> None:
+        self.prober, self.base, self.wanted, self.stage, self.place = prober, base, wanted, stage, place
+        self.left = list(wanted)
+        self.died_at = ""
+        self.start = time.monotonic()
+
+    def standing(self, note: str, part: float = 0.0, figures: dict[str, float] | None = None) -> Standing:
+        """part: of the probe in hand."""
+        whole = (len(self.wanted) - len(self.left) + part) / len(self.wanted)
+        left = (time.monotonic() - self.start) * (1 - whole) / whole if whole else None
+        return Standing(self.stage, self.place.index, self.place.count, whole, note, figures or {}, left)
+
+    def compiled(self) -> Iterator[Standing]:
+        """Compile what encoding takes, which on a first run is minutes."""
+        ops = [op for plan in self.wanted.values() for op in plan.kept if op.action == "convert"]
+        targets, sources = {op.to_type for op in ops}, {op.from_type for op in ops}
+        feedback = any(op.feedback is not None for op in ops)
+        for kernel in surgeon_kernels.warm(targets, sources=sources, feedback=feedback):
+            yield self.standing(f"compiling kernels (first run): {kernel.name}")
+
+    def run(self) -> Iterator[Item]:
+        """The probes that are left, in one child."""
+        prober = self.prober
+        job = ProbeJob(str(prober.model.file.paths[0]), str(self.base.path), n_chunks=self.base.n_chunks)
+        prober.run = EngineRun(prober.engine, job, prober.cancelled)
+        with prober.run as run:
+            yield self.standing("loading the model")
             for message in run.until(Started):
                 if isinstance(message, Loaded):
-                    self.engine_version = message.engine
-            start, swaps = time.monotonic(), self._swaps(wanted[labels[0]])
-            for number, label in enumerate(labels):
+                    prober.engine_version = message.engine
+            swaps = prober.swaps(self.wanted[self.left[0]])
+            while self.left:
+                label = self.left[0]
                 run.send(*swaps, Evaluate(label))
                 # The next one is made ready while llama.cpp is busy with this one.
-                swaps = self._swaps(wanted[labels[number + 1]]) if number + 1 < len(labels) else []
-                for message in run.until(Probed):
-                    if isinstance(message, Step):
-                        part = (number + message.done / message.total) / len(labels)
-                        left = (time.monotonic() - start) * (1 - part) / part
-                        yield Standing(stage, place.index, place.count, part, label, message.values, left)
-                    elif isinstance(message, Probed):
-                        yield label, message.values
+                swaps = prober.swaps(self.wanted[self.left[1]]) if len(self.left) > 1 else []
+                yield from self._answers(run, label)
 
-    def _swaps(self, types: Types) -> list[Swap]:
-        by_name = facts_of(self.model).by_name
-        return [
-            Swap(
-                name,
-                FORMATS[kind].number,
-                {"data": encoded(self.model, by_name[name], kind, self.imatrix, self.encoder)},
-            )
-            for name, kind in types.items()
-        ]
+    def _answers(self, run: EngineRun, label: str) -> Iterator[Item]:
+        for message in run.until(Probed):
+            if isinstance(message, Step):
+                yield self.standing(label, message.done / message.total, message.values)
+            elif isinstance(message, Probed):
+                self.left.pop(0)
+                yield label, message.values
 
 
 def measured_plans(
@@ -125,16 +171,10 @@ def measured_plans(
 ) -> Generator[Standing, None, dict[str, dict[str, Any]]]:
     """Label -> figures of several resolved plans on one text, without writing any. Raises as `Prober.probe`."""
     base = yield from prober.base(text, Place(0, 2))
-    wanted = {label: exchanged(resolution) for label, resolution in plans.items()}
     found = {}
-    for item in prober.probe(base, wanted, "KL divergence", Place(1, 2)):
+    for item in prober.probe(base, plans, "KL divergence", Place(1, 2)):
         if isinstance(item, Standing):
             yield item
         else:
             found[item[0]] = item[1]
     return found
-
-
-def exchanged(resolution: Resolution) -> dict[str, str]:
-    """Tensor -> type of all that a plan changes."""
-    return {op.source: op.to_type for op in resolution.kept if op.action == "convert"}

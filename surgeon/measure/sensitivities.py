@@ -10,24 +10,30 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import surgeon_kernels
 from surgeon.errors import SurgeonError
 from surgeon.fit.candidates import TypeSet, candidates, compared, probe_types
-from surgeon.fit.cost_model import CostModel, GroupProbes, Probe
+from surgeon.fit.cost_model import CostModel, GroupProbes, Probe, encoder_of
+from surgeon.fit.feedback_errors import FeedbackErrors
 from surgeon.fit.groups import groups_of
 from surgeon.fit.tensor_errors import Errors, measure_errors
 from surgeon.folders import state_folder
 from surgeon.gguf.identity import model_identity
+from surgeon.imatrix.imatrix import Imatrix
 from surgeon.json_text import json_text, read_json
 from surgeon.measure.probing import Place, Prober, Text
 from surgeon.measure.progress import Standing
+from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import file_sha256
+from surgeon.resolve.resolution import Resolution
+from surgeon.resolve.resolve import resolve
 from surgeon.resolve.tensor_facts import TensorFacts
 from surgeon.whole_files import write_whole
+from surgeon.write.feedback import DEFAULT_SHRINK
 from surgeon.write_guard import Permit
 from surgeon_kernels.formats import FORMATS
 
@@ -76,7 +82,8 @@ class Sensitivities:
         if not missing:
             return
         base = yield from self.prober.base(self.text, Place(1, _STAGES))
-        for item in self.prober.probe(base, missing, "sensitivities", Place(2, _STAGES)):
+        plans = {label: self._resolved(types) for label, types in missing.items()}
+        for item in self.prober.probe(base, plans, "sensitivities", Place(2, _STAGES)):
             if isinstance(item, Standing):
                 yield item
             else:
@@ -101,7 +108,7 @@ class Sensitivities:
             if all(_label(group, level) in found for level in LEVELS)
         }
         names = {group: tuple(facts.name for facts in members) for group, members in self.groups.items()}
-        return CostModel(self.errors, names, pairs, found.get(EVERYTHING))
+        return CostModel(self.errors, names, pairs, found.get(EVERYTHING), self._encoder)
 
     # --- what belongs to what
 
@@ -109,9 +116,17 @@ class Sensitivities:
     def _identity(self) -> str:
         """Of model, importances and encoder: what the errors belong to."""
         prober = self.prober
-        importances = "" if prober.imatrix is None else file_sha256(prober.imatrix.path)
-        parts = (model_identity(prober.model.file.paths[0]), importances, prober.encoder.name)
+        importances = "" if prober.importances is None else self._weighed_by(prober.importances)
+        parts = (model_identity(prober.model.file.paths[0]), importances, self._encoder)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @property
+    def _encoder(self) -> str:
+        return encoder_of(self.prober.moments, self.prober.shrink, self.prober.rounds)
+
+    def _weighed_by(self, imatrix: Imatrix) -> str:
+        moments = self.prober.moments
+        return moments.digest if moments is not None and imatrix.path == moments.path else file_sha256(imatrix.path)
 
     @property
     def _errors_file(self) -> Path:
@@ -130,7 +145,7 @@ class Sensitivities:
         missing = []
         for facts in (facts for members in self.groups.values() for facts in members if facts.from_type in FORMATS):
             known = self.errors.get(facts.name, {})
-            offered = candidates(facts, (*self.types.offered(facts), *compared(facts)), self.prober.imatrix)
+            offered = candidates(facts, (*self.types.offered(facts), *compared(facts)), self.prober.importances)
             types = tuple(dict.fromkeys(name for name in (*offered, *_probed(facts)) if name not in known))
             if types:
                 missing.append((facts, types))
@@ -148,15 +163,29 @@ class Sensitivities:
     def _missing_probes(self) -> dict[str, dict[str, str]]:
         return {label: types for label, types in self._wanted_probes().items() if label not in self.probes}
 
+    def _resolved(self, types: Mapping[str, str]) -> Resolution:
+        """The plan that gives these tensors their types and leaves everything else."""
+        prober = self.prober
+        plan = Plan(types=tuple(sorted(types.items())), allow_requantize=True, feedback_rounds=prober.rounds)
+        if prober.moments is not None:
+            plan = replace(plan, shrink=self._shrink)
+        return resolve(prober.model, plan, prober.importances, prober.moments)
+
+    @property
+    def _shrink(self) -> float:
+        """One for all inputs where a write would choose: what is measured here must be comparable."""
+        return DEFAULT_SHRINK if self.prober.shrink is None else self.prober.shrink
+
     def _measure_errors(self) -> Iterator[Standing]:
         missing = self._missing_errors()
         sizes = {facts.name: facts.tensor.n_elements * len(types) for facts, types in missing}
         targets, sources = {name for _, types in missing for name in types}, {facts.from_type for facts, _ in missing}
-        for kernel in surgeon_kernels.warm(targets, sources=sources) if missing else ():
+        feedback = self.prober.moments is not None
+        for kernel in surgeon_kernels.warm(targets, sources=sources, feedback=feedback) if missing else ():
             yield Standing("compiling kernels (first run)", 0, _STAGES, 0.0, kernel.name)
         start = saved = time.monotonic()
         done, total = 0, sum(sizes.values())
-        for name, found in measure_errors(self.prober.model, missing, self.prober.imatrix, self.prober.cancelled):
+        for name, found in self._errors_of(missing):
             self.errors.setdefault(name, {}).update(found)
             done += sizes[name]
             now = time.monotonic()
@@ -165,6 +194,16 @@ class Sensitivities:
                 self._write(self._errors_file, self.errors)
             part = done / total
             yield Standing("errors of the types", 0, _STAGES, part, name, {}, (now - start) * (1 - part) / part)
+
+    def _errors_of(
+        self, missing: Sequence[tuple[TensorFacts, tuple[str, ...]]]
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        prober = self.prober
+        if prober.moments is None:
+            return measure_errors(prober.model, missing, prober.importances, prober.cancelled)
+        return FeedbackErrors(
+            prober.model, prober.moments, prober.importances, self._shrink, prober.rounds, prober.cancelled
+        ).measure(missing)
 
 
 def newest_costs(prober: Prober) -> CostModel | None:

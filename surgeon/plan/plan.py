@@ -85,12 +85,12 @@ class Plan:
 
 _OF_TYPES = frozenset(
     "file_type rules types reasons output_tensor_type token_embedding_type pure leave_output_tensor allow_requantize "
-    "keep_split hide_imatrix imatrix_file know_risks".split()
+    "keep_split hide_imatrix imatrix_file know_risks moments_file shrink feedback_rounds".split()
 )
 
 
 def changes_types_only(plan: Plan) -> bool:
-    """Whether the output differs from the input in nothing but the types of its tensors: no pruning, no other keys."""
+    """Whether the output differs from the input only in the types of its tensors, whatever encodes them: no pruning."""
     others = [name for name in Plan.__dataclass_fields__ if name not in _OF_TYPES]
     return all(getattr(plan, name) == getattr(_UNCHANGED, name) for name in others)
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engine_helpers import TEXT, Base, figures
+from moments_toy import HEAD, Toy, toy_moments
 
 from surgeon.engine.protocol import PerplexityJob
+from surgeon.gguf.identity import model_identity
+from surgeon.model.model import load_model
+from surgeon.moments.files import load_moments
+from surgeon.moments.moments import Moments
 
 HERE = Path(__file__).parent
 
@@ -28,6 +35,31 @@ def base(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
     path = tmp_path_factory.mktemp("base") / "base.kld"
     job = PerplexityJob(str(demo_model), str(TEXT), n_ctx=64, n_chunks=4, save_base=str(path))
     return Base(path, figures(job))
+
+
+@pytest.fixture(scope="session")
+def demo_moments(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Moments:
+    """Second moments of made-up, correlated inputs for the bundled model; q, k and v share theirs, gate and up too."""
+    model, rng = load_model(demo_model), np.random.default_rng(5)
+    widths = {tensor.ne[0] for tensor in model.tensors if len(tensor.ne) > 1}
+    inputs = {width: _correlated(rng, width) for width in widths}
+    rows, users = {"output.weight": inputs[256]}, {}
+    shared = {"attn_q": ("attn_k", "attn_v"), "attn_output": (), "ffn_gate": ("ffn_up",), "ffn_down": ()}
+    with model.file:
+        for tensor in model.tensors:
+            if tensor.short in shared:
+                rows[tensor.name] = inputs[tensor.ne[0]]
+                layer = f"blk.{tensor.layer}"
+                users |= {f"{layer}.{user}.weight": tensor.name for user in shared[tensor.short]}
+    toy = Toy(rows)
+    toy.users |= users
+    head = replace(HEAD, model=model_identity(demo_model), model_name=model.name)
+    return load_moments(toy_moments(tmp_path_factory.mktemp("moments") / "made-up.gguf", toy, head))
+
+
+def _correlated(rng: np.random.Generator, columns: int) -> np.ndarray:
+    hidden = rng.standard_normal((5 * columns, columns // 8)) @ rng.standard_normal((columns // 8, columns))
+    return (hidden + 0.5 * rng.standard_normal(hidden.shape)).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)

@@ -8,23 +8,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from engine_helpers import ONE_THREAD, Base, figures
 
-import surgeon_kernels
 from surgeon.engine.client import EngineRun
-from surgeon.engine.errors import EngineError
+from surgeon.engine.errors import EngineDied, EngineError
 from surgeon.engine.protocol import DivergenceJob, Evaluate, Probed, ProbeJob, Started, Step, Swap
-from surgeon.fit.encoding import encoded
+from surgeon.gguf.file import open_gguf
 from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.measure.probing import exchanged
+from surgeon.measure.probing import Place, Prober
+from surgeon.measure.progress import Standing
 from surgeon.model.model import load_model
+from surgeon.moments.moments import Moments
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.resolve.resolve import Resolution, resolve
-from surgeon.resolve.tensor_facts import facts_of
 from surgeon.write.operation import WriteOptions, write
 from surgeon_kernels.formats import FORMATS
 
@@ -46,23 +47,37 @@ def probing(model: Path, base: Base, **options: int) -> Iterator[EngineRun]:
         yield run
 
 
-def written(source: Path, plan: Plan, imatrix: Imatrix, out: Path) -> Resolution:
-    """The plan's file, and what was done."""
+def written(source: Path, plan: Plan, imatrix: Imatrix | None, out: Path, moments: Moments | None = None) -> None:
+    """The plan's file."""
     model = load_model(source)
     with model.file:
-        resolution = resolve(model, plan, imatrix)
-        list(write(resolution, imatrix, out, WriteOptions(), threading.Event()))
-    return resolution
+        list(write(resolve(model, plan, imatrix, moments), imatrix, out, WriteOptions(), threading.Event()))
 
 
-def swaps_of(source: Path, resolution: Resolution, imatrix: Imatrix) -> list[Swap]:
+def swaps_of(source: Path, plan: Plan, imatrix: Imatrix | None, moments: Moments | None = None) -> list[Swap]:
     model = load_model(source)
     with model.file:
-        by_name = facts_of(model).by_name
-        return [
-            Swap(name, FORMATS[kind].number, {"data": encoded(model, by_name[name], kind, imatrix)})
-            for name, kind in exchanged(resolution).items()
-        ]
+        return Prober(model, imatrix, ONE_THREAD, moments).swaps(resolve(model, plan, imatrix, moments))
+
+
+class OfText(NamedTuple):
+    """What a Prober asks of a saved base."""
+
+    path: Path
+    n_chunks: int = -1
+
+
+def probed(prober: Prober, base: Base, plans: dict[str, Resolution]) -> list[tuple[str, dict[str, Any]]]:
+    items = prober.probe(OfText(base.path), plans, "probes", Place())
+    return [item for item in items if not isinstance(item, Standing)]
+
+
+def killed(prober: Prober) -> int:
+    """The pid of the child that was killed."""
+    assert prober.run is not None
+    assert prober.run.process is not None
+    os.kill(prober.run.process.pid, signal.SIGKILL)
+    return prober.run.process.pid
 
 
 def alike(figures_: dict[str, float]) -> dict[str, float]:
@@ -77,8 +92,8 @@ def test_a_probe_gives_every_figure_of_the_file_and_leaves_nothing_behind(
         "Q4_K_M", rules=(TypeRule("ffn_gate", "IQ4_NL"), TypeRule("attn_v", "Q8_0"), TypeRule("attn_q", "Q3_K"))
     )
     imatrix, out = load_imatrix(demo_imatrix), tmp_path / "out.gguf"
-    resolution = written(demo_model, plan, imatrix, out)
-    swaps = swaps_of(demo_model, resolution, imatrix)
+    written(demo_model, plan, imatrix, out)
+    swaps = swaps_of(demo_model, plan, imatrix)
     expected = figures(DivergenceJob(str(out), str(base.path)))
     with probing(demo_model, base) as run:
         before = evaluated(run)
@@ -95,8 +110,9 @@ def test_weights_that_lie_packed_are_exchanged_too(
 ) -> None:
     imatrix, packed, out = load_imatrix(demo_imatrix), tmp_path / "packed.gguf", tmp_path / "out.gguf"
     written(demo_model, Plan("Q4_0", pure=True), imatrix, packed)
-    resolution = written(packed, Plan("Q2_K", pure=True, allow_requantize=True), imatrix, out)
-    swaps = swaps_of(packed, resolution, imatrix)
+    plan = Plan("Q2_K", pure=True, allow_requantize=True)
+    written(packed, plan, imatrix, out)
+    swaps = swaps_of(packed, plan, imatrix)
     expected = figures(DivergenceJob(str(out), str(base.path)))
     with probing(packed, base) as run:
         assert alike(evaluated(run, *swaps)) == expected
@@ -140,13 +156,56 @@ def test_a_request_that_is_none_is_refused(demo_model: Path, base: Base) -> None
             list(run.until(Probed))
 
 
-def test_blocks_are_those_of_the_kernels(demo_model: Path, demo_imatrix: Path) -> None:
+def test_what_is_exchanged_are_the_bytes_of_the_file(
+    demo_model: Path, demo_imatrix: Path, demo_moments: Moments, tmp_path: Path
+) -> None:
+    """Also with the feedback encoder, token embeddings that only it weighs, and two types of one input."""
+    imatrix, out = load_imatrix(demo_imatrix), tmp_path / "out.gguf"
+    kinds = {"blk.1.attn_q": "Q3_K", "blk.1.attn_k": "IQ4_XS", "blk.2.ffn_down": "Q4_K", "token_embd": "Q2_K"}
+    types = {f"{name}.weight": kind for name, kind in kinds.items()}
+    plan = Plan(types=tuple(types.items()))
+    written(demo_model, plan, imatrix, out, demo_moments)
+    with open_gguf(out) as file:
+        expected = {info.name: bytes(file.data(info)) for info in file.tensors if info.name in types}
+    found = swaps_of(demo_model, plan, imatrix, demo_moments)
+    assert {one.name: one.arrays["data"].tobytes() for one in found} == expected
+    assert all(one.arrays["data"].tobytes() != expected[one.name] for one in swaps_of(demo_model, plan, imatrix))
+
+
+def test_a_child_that_dies_is_started_again_and_goes_on(demo_model: Path, demo_imatrix: Path, base: Base) -> None:
     model, imatrix = load_model(demo_model), load_imatrix(demo_imatrix)
     with model.file:
-        facts = facts_of(model).by_name["blk.2.ffn_up.weight"]
-        stored = np.asarray(model.file.data(facts.tensor.info)).view(np.float16)
-        rows = stored.reshape(facts.rows, facts.columns).astype(np.float32)
-        blocks = encoded(model, facts, "Q4_K", imatrix)
-    np.testing.assert_array_equal(
-        blocks, surgeon_kernels.quantize(rows, "Q4_K", imatrix.weights("blk.2.ffn_up.weight"))
-    )
+        prober = Prober(model, imatrix, ONE_THREAD)
+        plans = {kind: resolve(model, Plan(kind, pure=True), imatrix) for kind in ("Q4_K", "Q5_K", "Q2_K")}
+        expected = dict(probed(prober, base, plans))
+        found, kills = {}, []
+        for item in prober.probe(OfText(base.path), plans, "probes", Place()):
+            if isinstance(item, Standing):
+                if item.note == "Q5_K" and not kills:
+                    kills.append(killed(prober))
+            else:
+                found[item[0]] = item[1]
+    assert kills
+    assert found == expected
+
+
+def test_a_child_that_dies_at_the_same_probe_again_is_an_error(
+    demo_model: Path, demo_imatrix: Path, base: Base
+) -> None:
+    model, imatrix = load_model(demo_model), load_imatrix(demo_imatrix)
+    with model.file:
+        prober = Prober(model, imatrix, ONE_THREAD)
+        plans = {kind: resolve(model, Plan(kind, pure=True), imatrix) for kind in ("Q4_K", "Q2_K")}
+        kills, done = [], []
+
+        def kill_always() -> None:
+            for item in prober.probe(OfText(base.path), plans, "probes", Place()):
+                if not isinstance(item, Standing):
+                    done.append(item[0])
+                elif item.note == "Q2_K":
+                    kills.append(killed(prober))
+
+        with pytest.raises(EngineDied, match="SIGKILL"):
+            kill_always()
+    assert len(kills) == 2
+    assert done == ["Q4_K"]
