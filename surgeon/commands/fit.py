@@ -326,5 +326,5 @@ def _print(
     if options.json:
         print(json_text(as_json(fit, mix, held_out, used, costs), indent=1))
         return
-    print(report(fit, mix, held_out, used))
+    print(report(fit, mix, held_out, used, costs))
     tell([f"recipe: {options.output}" + (f"; model: {options.write}" if options.write else "")])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.commands.text_table import table
 from surgeon.figures import divergence, size
 from surgeon.fit.allocation import Fit, Mixed, shares
+from surgeon.fit.fragility import Part, by_kind, parts_of, types_of
 from surgeon.plan.recipe import Recipe, file_sha256
 
 if TYPE_CHECKING:
@@ -17,9 +18,28 @@ if TYPE_CHECKING:
 Figures = dict[str, dict[str, Any]]
 
 
-def report(fit: Fit, mix: Mixed | None, held_out: Figures, used: float) -> str:
+def report(fit: Fit, mix: Mixed | None, held_out: Figures, used: float, costs: CostModel) -> str:
     """The tables as text. used: share of what was allowed; held_out: label -> figures, empty where unmeasured."""
-    return "\n".join([_outcomes(fit, mix, held_out), f"{100 * used:.2f}% of the size is used", "", _kinds(fit)])
+    told = [_outcomes(fit, mix, held_out), f"{100 * used:.2f}% of the size is used", "", _kinds(fit), ""]
+    return "\n".join([*told, _fragile(parts_of(fit.resolution.model, costs))])
+
+
+def _fragile(parts: list[Part]) -> str:
+    """The probes: a row for each kind, its stretches of the depth side by side."""
+    kinds = by_kind(parts)
+    stretches = list(dict.fromkeys(part.layers for part in parts if part.layers))
+    rows = []
+    for kind, own in kinds.items():
+        cells = {part.layers: f"{part.fragility:.5f}" for part in own}
+        whole = sum(part.low.kld for part in own)
+        alone = cells.get("", "")
+        low = "/".join(dict.fromkeys(types_of(part.low) for part in own))
+        rows.append([kind, *(cells.get(layers, "") for layers in stretches), alone, divergence(whole), low])
+    header = ["fragile", *(f"layers {layers}" for layers in stretches), "outside", "KLD"]
+    lines = table(header, [row[:-1] for row in rows]).split("\n")
+    types = ["  at", *(f"  {row[-1]}" for row in rows)]
+    note = "fragile: measured KL divergence per million weights with this kind alone, there, at a low type"
+    return "\n".join([*(line + kind for line, kind in zip(lines, types, strict=True)), note])
 
 
 def recipe_of(fit: Fit, imatrix: Imatrix | None) -> Recipe:
@@ -95,5 +115,19 @@ def as_json(fit: Fit, mix: Mixed | None, held_out: Figures, used: float, costs: 
         "fit": outcome(fit),
         "mix": {"type": mix.name, **outcome(mix)} if mix else None,
         "held_out": held_out,
+        "sensitivities": [_sensitivity(part, costs) for part in parts_of(fit.resolution.model, costs)],
         "tensors": tensors,
     }
+
+
+def _sensitivity(part: Part, costs: CostModel) -> dict[str, Any]:
+    """What was measured of one kind in a stretch of the depth, and the curve made of it."""
+    curve = costs.curves[part.group]
+    probes = {
+        level: {"types": types_of(probe), "kld": probe.kld, "error": probe.error}
+        for level, probe in (("low", part.low), ("middle", part.middle))
+    }
+    return {
+        "kind": part.kind, "layers": part.layers, "weights": part.weights, **probes,
+        "fragility": part.fragility, "power": curve.power,
+    }  # fmt: skip

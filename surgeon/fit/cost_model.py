@@ -16,11 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from surgeon.fit.tensor_errors import Errors
-from surgeon.moments.moments import Moments
 from surgeon.plan.plan import changes_types_only
 from surgeon.resolve.resolution import Resolution
+
+if TYPE_CHECKING:
+    from surgeon.moments.moments import Moments
 
 STOCK = "stock"
 _POWER_DEVIATION = 0.1  # how far from 1 powers lie, before anything is measured

@@ -7,6 +7,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 
 from surgeon.fit.cost_model import CostModel
+from surgeon.fit.fragility import parts_of
+from surgeon.model.model import Model
 from surgeon.resolve.tensor_op import TensorOp
 
 Ops = Callable[[], Mapping[str, TensorOp]]
@@ -53,3 +55,31 @@ class PlanShares(PlanFigures):
 
     def figure(self, costs: CostModel, op: TensorOp) -> float | None:
         return costs.cost(op.source, op.to_type)
+
+
+class Fragilities(Mapping[str, float]):
+    """Tensor -> how fragile its kind is there in the depth, whatever the plan; empty while nothing is known."""
+
+    def __init__(self, model: Model, costs: Costs) -> None:
+        self._model, self._costs = model, costs
+        self._known: tuple[CostModel, dict[str, float]] | None = None
+
+    @property
+    def _figures(self) -> dict[str, float]:
+        costs = self._costs()
+        if costs is None:
+            return {}
+        if self._known is None or self._known[0] is not costs:
+            parts = {part.group: part.fragility for part in parts_of(self._model, costs)}
+            found = {name: parts[group] for name, group in costs.group_of.items() if group in parts}
+            self._known = costs, found
+        return self._known[1]
+
+    def __getitem__(self, name: str) -> float:
+        return self._figures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._figures)
+
+    def __len__(self) -> int:
+        return len(self._figures)

@@ -81,6 +81,8 @@ METRICS: dict[str, Metric] = {
                Place(6, 13, bar=0), form=".4f", aliases=("error",)),
         Metric("pkld", "pKLD", "the tensor's share of the predicted KL divergence (F measures)",
                Place(7, 14, bar=0), form=".5f", aliases=("predicted",)),
+        Metric("fragile", "fragile", "KL divergence per million weights at Q2_K of its kind, there (F measures)",
+               Place(7, 17, bar=0), form=".5f", logarithmic=True, aliases=("fragility",)),
         Metric("lim", "LIM", "layer-input modification, −cosine over all tokens: higher = matters more",
                Place(7, 23), form=".4f", of="layers"),
         Metric("wzd", "wZD", "share of the layer's weights with a z-score above 1",

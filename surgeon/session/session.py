@@ -14,7 +14,7 @@ from typing import Literal
 
 from surgeon.anatomy.pruning import layer_roles
 from surgeon.errors import SurgeonError
-from surgeon.fit.cost_model import CostModel, Predicted
+from surgeon.fit.cost_model import CostModel, Predicted, encoder_of
 from surgeon.imatrix.coverage import Coverage, coverage
 from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix
@@ -30,7 +30,7 @@ from surgeon.plan.plan import History, Plan
 from surgeon.plan.recipe import Recipe, file_sha256
 from surgeon.resolve.resolve import Resolution, TensorOp, resolve
 from surgeon.resolve.tensor_facts import facts_of
-from surgeon.session.fit_figures import PlanErrors, PlanFigures, PlanShares
+from surgeon.session.fit_figures import Fragilities, PlanErrors, PlanShares
 from surgeon.session.layer_figures import influence_figures, influence_of
 from surgeon.session.metrics import Measurements
 
@@ -109,8 +109,8 @@ class Session:
         return self._shared.get(name, ())
 
     def use_costs(self, costs: CostModel | None) -> None:
-        """What types cost, measured with the present importance matrix; with another one it does not hold."""
-        self._costs = None if costs is None else (self.imatrix, costs)
+        """What types cost, measured with the present importance matrix; None: nothing is known any more."""
+        self._costs = [] if costs is None else [(self.imatrix, costs), *self._costs]
         self._predicted = None
         self.measurements = replace(
             self.measurements, of_tensors={**self.measurements.of_tensors, **self._plan_figures}
@@ -118,8 +118,10 @@ class Session:
 
     @property
     def costs(self) -> CostModel | None:
-        """What types cost in predicted KL divergence, where it is known for the present importance matrix."""
-        return self._costs[1] if self._costs is not None and self._costs[0] is self.imatrix else None
+        """What types cost in predicted KL divergence, where known for the present importance matrix and encoder."""
+        encoder = encoder_of(self.moments, self.plan.shrink, self.plan.feedback_rounds)
+        found = (costs for imatrix, costs in self._costs if imatrix is self.imatrix and costs.encoder == encoder)
+        return next(found, None)
 
     @property
     def predicted(self) -> Predicted | None:
@@ -352,13 +354,14 @@ class Session:
         self.uncovered = frozenset(self._coverage.missing if self._coverage else ())
 
     @cached_property
-    def _plan_figures(self) -> dict[str, PlanFigures]:
+    def _plan_figures(self) -> dict[str, Mapping[str, float]]:
         return {
             "err": PlanErrors(lambda: self.ops, lambda: self.costs),
             "pkld": PlanShares(lambda: self.ops, lambda: self.costs),
+            "fragile": Fragilities(self.model, lambda: self.costs),
         }
 
-    _costs: tuple[Imatrix | None, CostModel] | None = field(default=None, init=False)
+    _costs: list[tuple[Imatrix | None, CostModel]] = field(default_factory=list, init=False)
     _predicted: tuple[Resolution, Predicted | None] | None = field(default=None, init=False)
     _shared: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _coverage: Coverage | None = field(default=None, init=False)

@@ -72,7 +72,8 @@ def test_a_fit_with_feedback_is_written_as_it_was_measured(
     held_out.write_text(TEXT.read_text()[3000:])
     words = ["fit", str(two_layers), "-f", str(TEXT), "-c", "64", "--chunks", "1", "-t", "1"]
     words += ["--types", "Q2_K,Q4_K,Q6_K", "--imatrix", str(demo_imatrix), "--moments", str(demo_moments.path)]
-    words += ["-o", str(recipe), "--write", str(out), "--held-out", str(held_out), "--held-out-chunks", "2", "--like", "Q3_K_M"]
+    words += ["-o", str(recipe), "--write", str(out), "--like", "Q3_K_M"]
+    words += ["--held-out", str(held_out), "--held-out-chunks", "2"]
     assert run([*words, "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     mix = found["mix"]["type"]

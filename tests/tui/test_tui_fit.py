@@ -76,6 +76,29 @@ async def test_plus_and_minus_step_the_size_and_escape_changes_nothing(session: 
         assert session.plan == before
 
 
+async def test_tab_shows_which_parts_are_fragile(session: Session) -> None:
+    async with opened(session) as (app, pilot):
+        await pilot.press("F")
+        assert "next best bytes" in str(app.screen.query_one("#answer").render())
+        await pilot.press("tab")
+        lines = str(app.screen.query_one("#answer").render()).splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("fragile parts"))
+        assert lines[start].split()[2:] == ["0-3", "4-7", "8-11", "at"]
+        assert lines[start + 1].split()[0] == "output"  # a hundred times as fragile as the others
+        assert lines[start + 1].split()[-1] == "Q2_K"
+        assert all("██" in line for line in lines[start + 1 : start + 8])
+        await pilot.press("tab", "escape")
+
+
+async def test_costs_of_the_other_encoder_do_not_hold_and_come_back(session: Session, demo_imatrix: Path) -> None:
+    known = session.costs
+    assert known is not None
+    feedback = made_up_costs(session.model)
+    feedback.encoder = "feedback of other moments"
+    session.use_costs(feedback)
+    assert session.costs is known
+
+
 async def test_a_size_that_cannot_be_had_is_refused_with_the_nearest(session: Session) -> None:
     async with opened(session) as (app, pilot):
         await pilot.press("F")
@@ -114,6 +137,7 @@ async def test_errors_are_a_column_that_filters_and_sorts(session: Session) -> N
     assert figures["err"]["blk.5.ffn_up.weight"] == pytest.approx(4.0 ** (-FORMATS["Q2_K"].bpw / 2))
     assert figures["pkld"]["blk.5.ffn_up.weight"] > figures["pkld"]["blk.5.ffn_gate.weight"]
     assert figures["err"].get("blk.0.attn_norm.weight") is None
+    assert figures["fragile"]["output.weight"] > 10 * figures["fragile"]["blk.5.ffn_up.weight"]
 
 
 async def test_costs_hold_for_the_imatrix_they_were_measured_with(session: Session, demo_imatrix: Path) -> None:

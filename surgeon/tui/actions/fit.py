@@ -24,7 +24,9 @@ class FitActions(MeasureActions):
         plan = self.session.plan
         if plan.pruned or plan.pruned_experts or plan.healing is not None:
             self.say("fit works on whole models: write the pruned one (w) and open that", "warning")
-        elif self.session.costs is None:
+            return
+        self.load_costs()
+        if self.session.costs is None:
             await self._ask_text()
         else:
             await self._choose_size()
@@ -60,11 +62,12 @@ class FitActions(MeasureActions):
     def _prober(self) -> Prober:
         from surgeon.measure.probing import Prober
 
-        return Prober(self.session.model, self.session.imatrix, self.engine)
+        session, plan = self.session, self.session.plan
+        return Prober(session.model, session.imatrix, self.engine, session.moments, plan.shrink, plan.feedback_rounds)
 
     @on(Learned)
     def learned(self, event: Learned) -> None:
-        if event.imatrix is self.session.imatrix:
+        if event.prober.imatrix is self.session.imatrix:
             self.session.use_costs(event.costs)
             self.show_rows()
 
@@ -77,7 +80,7 @@ class FitActions(MeasureActions):
         session = self.session
         assert session.costs is not None  # action_fit looked
         try:
-            allocator = Allocator(session.model, session.plan, session.imatrix, session.costs)
+            allocator = Allocator(session.model, session.plan, session.imatrix, session.costs, moments=session.moments)
             trials = self.journal.trials()
         except SurgeonError as error:
             self.fail(error)
@@ -100,7 +103,9 @@ class FitActions(MeasureActions):
         self.change_plan(change)
 
     def load_costs(self) -> None:
-        """What was measured before with this importance matrix, on whatever text."""
+        """What was measured before with this importance matrix and encoder, on whatever text."""
+        if self.session.costs is not None:
+            return
         from surgeon.measure.sensitivities import newest_costs
 
         with suppress(SurgeonError):  # without a state folder nothing was measured

@@ -13,10 +13,17 @@ from textual.widgets import Input, Static
 
 from surgeon.errors import SurgeonError
 from surgeon.fit.allocation import Allocator, Fit
+from surgeon.fit.fragility import parts_of
 from surgeon.fit.target import read_size
 from surgeon.trials.journal import Trial
 from surgeon.tui.dialogs.base import Dialog
-from surgeon.tui.drawing.fit_lines import bytes_lines, curve_lines, improvement_lines, outcome_lines
+from surgeon.tui.drawing.fit_lines import (
+    bytes_lines,
+    curve_lines,
+    fragile_lines,
+    improvement_lines,
+    outcome_lines,
+)
 from surgeon.tui.drawing.spans import Line
 
 _POINTS = 14  # of the curve
@@ -31,6 +38,7 @@ class FitDialog(Dialog[Fit]):
         Binding("enter", "take", show=False, priority=True),
         Binding("plus,up", "step(1)", show=False, priority=True),
         Binding("minus,down", "step(-1)", show=False, priority=True),
+        Binding("tab", "turn", show=False, priority=True),
     ]
 
     def __init__(self, allocator: Allocator, nbytes: int, trials: Sequence[Trial]) -> None:
@@ -39,11 +47,12 @@ class FitDialog(Dialog[Fit]):
         self.nbytes = min(allocator.most, max(allocator.least, nbytes))
         self.curve = allocator.curve(_POINTS)
         self.fit: Fit | None = None
+        self.shows_parts = False
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog tall") as frame:
             frame.border_title = "fit"
-            frame.border_subtitle = "type a size (6.0MB) or bits per weight (4.25) · + − · Enter apply · Esc"
+            frame.border_subtitle = "type 6.0MB or 4.25 (bpw) · + − · Tab fragile parts · Enter apply · Esc"
             yield Input(self._text())  # selected, so that typing replaces it
             yield Static(id="answer")
 
@@ -80,6 +89,9 @@ class FitDialog(Dialog[Fit]):
     def _lines(self, fit: Fit) -> list[Line]:
         width, height = min(92, self.app.size.width - 8), self.app.size.height - 8
         lines = [*outcome_lines(fit, self.allocator.mix_within(self.nbytes)), *bytes_lines(fit, width)]
+        if self.shows_parts:
+            parts = parts_of(self.allocator.model, self.allocator.costs)
+            return [*lines, [], *fragile_lines(parts, width, height - len(lines) - 1)]
         rows = height - len(lines) - 7
         if rows >= _FEWEST_ROWS:
             lines += curve_lines(self.curve, self.allocator.mixes, self.trials, fit, width, rows)
@@ -90,6 +102,11 @@ class FitDialog(Dialog[Fit]):
         self.nbytes = min(self.allocator.most, max(self.allocator.least, round(self.nbytes * factor)))
         self.query_one(Input).value = self._text()
         self.query_one(Input).cursor_position = len(self._text())
+
+    def action_turn(self) -> None:
+        """The curve and the next best bytes, or the fragile parts."""
+        self.shows_parts = not self.shows_parts
+        self._show(self.query_one(Input).value)
 
     def action_take(self) -> None:
         self._show(self.query_one(Input).value)

@@ -1,16 +1,20 @@
-"""The lines of the fit dialog: outcome, where the bytes are, the curve of divergence over size, the next best bytes."""
+"""The lines of the fit dialog: outcome, where the bytes are, the curve of divergence over size, the next best
+bytes, and which parts are fragile."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from surgeon import figures
 from surgeon.fit.allocation import Fit, Mixed, improvements, shares
+from surgeon.fit.fragility import Part, by_kind, types_of
 from surgeon.trials.journal import Trial
 from surgeon.tui.drawing.scatter import LETTERS, Point, scatter
 from surgeon.tui.drawing.spans import Line, clean, cut
 from surgeon.tui.drawing.spans import fit as fitted
 
+_KIND = 16  # cells of a kind's name
 _COLOURS = ("ramp4", "ramp3", "ramp2", "ramp1", "ramp0")
 
 
@@ -83,3 +87,34 @@ def improvement_lines(fit: Fit, count: int) -> list[Line]:
             ]
         )
     return lines
+
+
+def fragile_lines(parts: Sequence[Part], width: int, height: int) -> list[Line]:
+    """Kind by depth: what each part lost for every million of its weights when it alone was probed at a low type."""
+    kinds = by_kind(list(parts))
+    stretches = list(dict.fromkeys(part.layers for part in parts if part.layers)) or [""]
+    cell = max(8, min(14, (width - _KIND - 8) // len(stretches)))
+    logs = [math.log10(part.fragility) for part in parts if part.fragility > 0] or [0.0]
+    low, high = min(logs), max(logs)
+    head: Line = [(fitted("fragile parts", _KIND), "head")]
+    head += [(fitted(layers, cell), "muted") for layers in stretches]
+    lines: list[Line] = [[*head, ("at", "muted")]]
+    for kind, own in list(kinds.items())[: height - 2]:
+        by_stretch = {part.layers: part for part in own}
+        line: Line = [(fitted(clean(kind), _KIND), "text")]
+        for layers in stretches:
+            part = by_stretch.get(layers, by_stretch.get("") if layers == stretches[0] else None)
+            line += _fragile_cell(part, low, high, cell)
+        lines.append([*line, (types_of(own[0].low), "faint")])
+    note = "measured KLD per million weights with that part alone at the low type"
+    return [*lines, cut([(note, "faint")], width)]
+
+
+def _fragile_cell(part: Part | None, low: float, high: float, cell: int) -> Line:
+    if part is None:
+        return [(" " * cell, "")]
+    if not part.fragility > 0:
+        return [(fitted("0", cell), "faint")]
+    share = (math.log10(part.fragility) - low) / (high - low) if high > low else 0.5
+    said = figures.divergence(part.fragility)
+    return [("██ ", figures.ramp(share)), (fitted(said, cell - 3), "text")]

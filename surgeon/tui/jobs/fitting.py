@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from textual.message import Message
 
+from surgeon.figures import divergence
+from surgeon.fit.fragility import parts_of, types_of
 from surgeon.measure.progress import Standing
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.measuring import MeasureJob
@@ -14,16 +16,16 @@ from surgeon.tui.jobs.measuring import MeasureJob
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
     from surgeon.fit.cost_model import CostModel
-    from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.measure.probing import Prober
     from surgeon.measure.sensitivities import Sensitivities
 
 
 class Learned(Message):
-    """What types cost, measured with this importance matrix."""
+    """What types cost, measured with this prober's importance matrix and encoder."""
 
-    def __init__(self, costs: CostModel, imatrix: Imatrix | None) -> None:
+    def __init__(self, costs: CostModel, prober: Prober) -> None:
         super().__init__()
-        self.costs, self.imatrix = costs, imatrix
+        self.costs, self.prober = costs, prober
 
 
 class SensitivityJob(MeasureJob):
@@ -38,7 +40,7 @@ class SensitivityJob(MeasureJob):
 
     def items(self) -> Iterator[Standing | Message]:
         yield from self.sensitivities.steps()
-        yield Learned(self.sensitivities.costs(), self.sensitivities.prober.imatrix)
+        yield Learned(self.sensitivities.costs(), self.sensitivities.prober)
 
     def engine_run(self) -> EngineRun | None:
         return self.sensitivities.prober.run
@@ -48,10 +50,12 @@ class SensitivityJob(MeasureJob):
         return f"{done} probes measured and kept; F resumes" if done else ""
 
     def result(self) -> list[Line]:
-        """The groups that matter most."""
-        costs = self.sensitivities.costs()
-        ranked = sorted(costs.curves.items(), key=lambda item: -item[1].scale)
-        lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} groups; the most fragile:", "text")]]
-        for group, curve in ranked[:5]:
-            lines.append([(f"{clean(group):<18}", "text"), (f"KLD {curve.scale:.4f} per unit of error", "muted")])
+        """The parts that matter most."""
+        parts = parts_of(self.sensitivities.prober.model, self.sensitivities.costs())
+        ranked = sorted(parts, key=lambda part: -part.fragility)
+        lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} parts; the most fragile:", "text")]]
+        for part in ranked[:5]:
+            where = f"layers {part.layers}" if part.layers else "the only one"
+            said = f"{where}: KLD {divergence(part.low.kld)} with it alone at {types_of(part.low)}"
+            lines.append([(f"{clean(part.kind):<14}", "text"), (said, "muted")])
         return [*lines, [("F chooses a size", "accent")]]
