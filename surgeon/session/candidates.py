@@ -12,6 +12,7 @@ from surgeon.errors import SurgeonError
 from surgeon.model.model import Tensor
 from surgeon.plan import plan as plans
 from surgeon.plan.file_types import FILE_TYPES
+from surgeon.resolve.tensor_op import TensorOp
 from surgeon.session.child_process import lines_of
 from surgeon.session.session import Session
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX
@@ -27,7 +28,11 @@ TYPES: tuple[str, ...] = tuple(
 
 @dataclass(frozen=True)
 class Candidate:
-    """What choosing `name` would give. nbytes: of the tensors asked about; note: why it cannot be chosen, or ''."""
+    """What choosing `name` would give.
+
+    nbytes: of the tensors asked about; note: why it cannot be chosen, or ''; kld: what they add to the predicted KL
+    divergence, None where it is not known.
+    """
 
     name: str
     bpw: float
@@ -36,6 +41,7 @@ class Candidate:
     total_bpw: float
     note: str = ""
     actual: str = ""
+    kld: float | None = None
 
 
 def missing_kernel(name: str) -> str:
@@ -58,7 +64,16 @@ def type_candidates(session: Session, tensors: Sequence[Tensor]) -> Iterator[Can
             total_bpw=resolution.bpw,
             note=missing_kernel(name) or _needs(session, name, tensors),
             actual="/".join(became),
+            kld=_predicted(session, ops),
         )
+
+
+def _predicted(session: Session, ops: Sequence[TensorOp]) -> float | None:
+    costs = session.costs
+    if costs is None:
+        return None
+    found = costs.predicted({op.source: op.to_type for op in ops if op.action == "convert"})
+    return None if found is None else found.kld
 
 
 def _needs(session: Session, name: str, tensors: Sequence[Tensor]) -> str:

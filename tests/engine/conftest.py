@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from surgeon.gguf.identity import model_identity
 from surgeon.model.model import load_model
 from surgeon.moments.files import load_moments
 from surgeon.moments.moments import Moments
+from surgeon.plan.plan import Plan
+from surgeon.resolve.resolve import resolve
+from surgeon.write.operation import WriteOptions, write
 
 HERE = Path(__file__).parent
 
@@ -35,6 +39,16 @@ def base(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
     path = tmp_path_factory.mktemp("base") / "base.kld"
     job = PerplexityJob(str(demo_model), str(TEXT), n_ctx=64, n_chunks=4, save_base=str(path))
     return Base(path, figures(job))
+
+
+@pytest.fixture(scope="session")
+def two_layers(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model without ten of its layers."""
+    out = tmp_path_factory.mktemp("two") / "two.gguf"
+    model = load_model(demo_model)
+    with model.file:
+        list(write(resolve(model, Plan(pruned=frozenset(range(2, 12)))), None, out, WriteOptions(), threading.Event()))
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -22,21 +22,8 @@ from surgeon.measure.probing import Prober, Text
 from surgeon.measure.sensitivities import Sensitivities
 from surgeon.model.model import load_model
 from surgeon.moments.moments import Moments
-from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import load_recipe
-from surgeon.resolve.resolve import resolve
 from surgeon.resolve.tensor_facts import facts_of
-from surgeon.write.operation import WriteOptions, write
-
-
-@pytest.fixture(scope="module")
-def two_layers(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model without ten of its layers."""
-    out = tmp_path_factory.mktemp("two") / "two.gguf"
-    model = load_model(demo_model)
-    with model.file:
-        list(write(resolve(model, Plan(pruned=frozenset(range(2, 12)))), None, out, WriteOptions(), threading.Event()))
-    return out
 
 
 def test_errors_with_feedback_are_smaller_and_of_the_same_kind(

@@ -30,6 +30,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 SHORT = ["-f", str(TEXT), "-c", "16", "-t", "1"]
 FOUR_TIMES = ["-f", str(TEXT)] * 4  # four tokens a column are the fewest to heal on
+FEW = [*SHORT, "--chunks", "1", "--types", "Q2_K,Q4_K,Q6_K"]
 COMMANDS: dict[str, list[str]] = {
     "show": ["show", "MODEL"],
     "show --imatrix": ["show", "--imatrix", IMATRIX, "MODEL"],
@@ -43,6 +44,8 @@ COMMANDS: dict[str, list[str]] = {
     "bench": ["bench", "-m", "MODEL", "-p", "4", "-n", "1", "-r", "1", "-t", "1"],
     "prune-scan": ["prune-scan", "-m", "MODEL", *SHORT, "--chunks", "1", "--layers", "3", "--restart"],
     "expert-scan": ["expert-scan", "-m", "MOE", "--imatrix", "EXPERTS", *SHORT, "--chunks", "1", "--shares", "25"],
+    "fit": ["fit", "TWO", "--like", "Q4_K_M", *FEW, "-o", "OUT"],
+    "fit --ladder": ["fit", "TWO", "--ladder", "3,4", *FEW, "-o", "FOLDER"],
     "heal": ["heal", "MODEL", "--prune-layers", "11", *FOUR_TIMES, "-c", "64", "-t", "1", "-o", "OUT", "--overwrite"],
     "journal": ["journal", "MODEL"],
     "doctor": ["doctor"],
@@ -92,6 +95,7 @@ def moe(state: Path, demo_model: Path) -> dict[str, str]:
 def test_every_command_prints_what_the_page_says(
     command: str,
     demo_model: Path,
+    two_layers: Path,
     moe: dict[str, str],
     state: Path,
     capsys: pytest.CaptureFixture[str],
@@ -99,7 +103,8 @@ def test_every_command_prints_what_the_page_says(
 ) -> None:
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(state))
-    files = {"MODEL": str(demo_model), "OUT": str(state / f"{command}.gguf")} | moe
+    files = {"MODEL": str(demo_model), "TWO": str(two_layers), "OUT": str(state / f"{command}.gguf")} | moe
+    files["FOLDER"] = str(state)
     words = [files.get(word, word) for word in COMMANDS[command]]
     if "--json" not in words:
         words.append("--json")

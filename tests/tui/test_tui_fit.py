@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual.pilot import Pilot
 from tui_helpers import opened, session_of, text_of, typed
 
+from surgeon.figures import divergence
 from surgeon.fit.cost_model import CostModel, GroupProbes, Probe
 from surgeon.fit.groups import groups_of
 from surgeon.model.model import Model
+from surgeon.session.candidates import TYPES as ALL_TYPES
 from surgeon.session.session import Session
 from surgeon.tui.dialogs.fit import FitDialog
 from surgeon.tui.dialogs.form import Form
+from surgeon.tui.dialogs.type_picker import TypePicker
 from surgeon_kernels.formats import FORMATS
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -88,6 +92,37 @@ async def test_tab_shows_which_parts_are_fragile(session: Session) -> None:
         assert lines[start + 1].split()[-1] == "Q2_K"
         assert all("██" in line for line in lines[start + 1 : start + 8])
         await pilot.press("tab", "escape")
+
+
+async def all_found(pilot: Pilot[int], picker: TypePicker) -> None:
+    """Wait for the sizes and costs of every type."""
+    while len(picker.found) < len(ALL_TYPES):
+        await pilot.pause(0.02)
+
+
+async def test_the_type_picker_shows_what_a_type_costs_a_scope(session: Session) -> None:
+    session.set_file_type("Q4_K_S")
+    costs = session.costs
+    assert costs is not None
+    async with opened(session, (120, 40)) as (app, pilot):
+        await pilot.press("slash")
+        await typed(pilot, "blk.5.ffn_up")
+        await pilot.press("enter", "t")
+        picker = app.screen
+        assert isinstance(picker, TypePicker)
+        await all_found(pilot, picker)
+        own = costs.cost("blk.5.ffn_up.weight", "Q3_K")
+        assert own is not None
+        assert picker.found["Q3_K"].kld == pytest.approx(own)
+        assert divergence(own) in "".join(text for text, _ in picker.line("Q3_K"))
+        assert picker.found["IQ2_XXS"].kld is None  # no error of it was measured
+        await pilot.press("tab", "tab")
+        await all_found(pilot, picker)
+        assert picker.scope == "layer"
+        kinds = picker.tensors
+        assert len(kinds) > 1
+        assert picker.found["Q3_K"].kld == pytest.approx(sum(costs.cost(one.name, "Q3_K") or 0 for one in kinds))
+        await pilot.press("escape")
 
 
 async def test_costs_of_the_other_encoder_do_not_hold_and_come_back(session: Session, demo_imatrix: Path) -> None:

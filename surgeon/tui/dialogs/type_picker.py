@@ -48,7 +48,8 @@ class TypePicker(CandidateDialog):
         with Vertical(classes="dialog medium list") as frame:
             frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Static(id="scope")
-            yield Static(self.text([_HEAD]), id="heads")
+            pkld: Line = [("   pKLD", "head")] if self.session.costs is not None else []
+            yield Static(self.text([[*_HEAD, *pkld]]), id="heads")
             yield Choices()
             yield Static(id="answer")
 
@@ -122,6 +123,9 @@ class TypePicker(CandidateDialog):
         error = self.errors.get(name)
         shown = f"{error:.4f}" if error is not None else "…" if name == self.measuring else ""
         line.append((f"  {shown:<6}", "changed"))
+        if self.session.costs is not None:
+            kld = "" if candidate.kld is None else figures.divergence(candidate.kld)
+            line.append((f"  {kld:<6}", "text"))
         note = candidate.note or (f"→ {candidate.actual}" if candidate.actual else "")
         return [*line, (f"  {note}", "faint" if candidate.note else "warning")]
 
