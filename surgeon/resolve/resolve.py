@@ -63,7 +63,7 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None, moments: M
     numbering = _numbering(model, facts, order, plan)
     anatomy = _anatomy(model, plan, findings)
     experts = _experts(model, plan, findings)
-    order = _with_surgery(order, anatomy, experts)
+    order = _with_surgery(order, anatomy, experts, findings)
     heal = fitting_heal(model, plan, findings)
     if heal is not None:
         order = with_healed(order, heal)
@@ -145,9 +145,15 @@ def _experts(model: Model, plan: Plan, findings: Findings) -> ExpertResult | Non
     return result
 
 
-def _with_surgery(order: Order, anatomy: AnatomyResult | None, experts: ExpertResult | None) -> Order:
+def _with_surgery(
+    order: Order, anatomy: AnatomyResult | None, experts: ExpertResult | None, findings: Findings
+) -> Order:
     """The facts with the shapes that sliced tensors will have and the factors of scaled ones."""
     slices = {one.name: one for result in (anatomy, experts) if result is not None for one in result.slices}
+    for facts in order:
+        if facts.tensor.info.format is None and facts.name in slices:
+            del slices[facts.name]
+            findings.error(f"{facts.name} is of the unknown {facts.from_type}, so nothing can be cut out of it")
     scales = {one.name: one.factor for one in anatomy.scales} if anatomy is not None else {}
     if not slices and not scales:
         return order

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.console import Console
 from textual import on
 from textual.filter import LineFilter
 from textual.timer import Timer
@@ -71,6 +72,8 @@ class SurgeonApp(Host):
         self.ascii_filter: LineFilter | None = AsciiFilter() if config.ascii else None
         self._sixteen = SixteenColours(LIGHT if config.theme == "light" else DARK)
         super().__init__()
+        # A traceback at the end passes the filter of hostile text, which would spell out the codes of colours.
+        self.error_console = Console(markup=False, highlight=False, stderr=True, color_system=None)
         self.beside = Beside(None)
         self.animation_level = "none"
         self.session = session

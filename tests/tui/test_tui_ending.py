@@ -19,6 +19,7 @@ from tui_helpers import session_of, text_of
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, load_recipe
 from surgeon.resolve.resolve import resolve
+from surgeon.terminal import escaping
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.autosave import PlanFile, plan_path
 from surgeon.tui.config import Config
@@ -162,3 +163,20 @@ def test_the_terminal_is_given_back(model: Path, tmp_path: Path, number: signal.
         terminal.close()
     (plan,) = (tmp_path / "state" / "surgeon" / "plans").glob("m-*.toml")
     assert load_recipe(plan).plan.pruned == {0}
+
+
+def test_the_traceback_of_a_fault_is_plain_text(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    app = app_of(model)
+    with escaping():
+        try:
+            raise ValueError("file \x1b]0;name\x07")
+        except ValueError:
+            app._fatal_error()
+        app._print_error_renderables()
+    text = capsys.readouterr().err
+    assert "ValueError" in text
+    assert "\x1b" not in text
+    assert r"\x1b[" not in text, "no codes of colours spelt out"
