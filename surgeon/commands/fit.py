@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from surgeon.fit.cost_model import CostModel
     from surgeon.fit.vram import Demand
     from surgeon.imatrix.imatrix import Imatrix
-    from surgeon.measure.probing import Prober
+    from surgeon.measure.probing import Prober, Text
     from surgeon.measure.progress import Standing
     from surgeon.measure.sensitivities import Sensitivities
     from surgeon.model.model import Model
@@ -94,6 +94,8 @@ def main(arguments: list[str]) -> int:
         demand = _demand(options, model) if options.vram is not None else None
         if demand is not None:
             limits = replace(limits, host=on_host(model))
+        if options.held_out:  # first: a text that is too short shall be told before anything long
+            _shown(_base(options, prober))
         sensitivities = _sensitivities(options, prober, limits)
         costs = _measured(sensitivities)
         allocator = Allocator(model, plan, imatrix, costs, limits, moments)
@@ -129,6 +131,8 @@ def _check(options: argparse.Namespace) -> None:
     for text, option in ((options.size, "--size"), (options.vram, "--vram"), (options.vram_reserve, "--vram-reserve")):
         if text is not None:
             read_size(text, option)
+    if options.bpw is not None and not 0 < options.bpw < float("inf"):
+        raise UsageError(f"--bpw {options.bpw}: a number of bits above 0, for instance 4.25")
     if options.like is not None:
         parse_file_type(options.like)
     if options.ladder is not None:
@@ -294,16 +298,29 @@ def _write(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> No
     _shown(standings())
 
 
+def _held_out_text(options: argparse.Namespace) -> Text:
+    from surgeon.measure.probing import Text
+
+    return Text(Path(options.held_out), options.ctx_size, options.held_out_chunks)
+
+
+def _base(options: argparse.Namespace, prober: Prober) -> Iterator[Standing]:
+    """The unchanged model on the text that the outcome is measured on."""
+    from surgeon.measure.probing import Place
+
+    yield from prober.base(_held_out_text(options), Place())
+
+
 def _held_out(options: argparse.Namespace, prober: Prober, fit: Fit, mix: Mixed | None) -> dict[str, dict[str, Any]]:
     """Label -> figures of the fit and of the mix, on the text not used; with feedback also of the stock mix."""
-    from surgeon.measure.probing import Text, measured_plans
+    from surgeon.measure.probing import measured_plans
     from surgeon.resolve.resolve import resolve
 
     wanted = {"fit": fit.resolution} | ({mix.name: mix.resolution} if mix else {})
     if mix and prober.moments is not None:
         stock = replace(mix.resolution.plan, moments_file=None)
         wanted[f"{mix.name} stock"] = resolve(prober.model, stock, prober.imatrix)
-    text = Text(Path(options.held_out), options.ctx_size, options.held_out_chunks)
+    text = _held_out_text(options)
     found: dict[str, dict[str, Any]] = {}
 
     def standings() -> Iterator[Standing]:

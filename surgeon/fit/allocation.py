@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -144,17 +145,27 @@ class Allocator:
 
     def bytes_at(self, bpw: float) -> int:
         """The most bytes of a file whose tensors have at most so many bits per weight."""
-        overhead = self._start.total_bytes - sum(padded(op.nbytes, self._start.alignment) for op in self._start.kept)
-        return overhead + int(bpw * self._start.n_parameters / 8)
+        return self._overhead + int(bpw * self._start.n_parameters / 8)
+
+    @property
+    def _overhead(self) -> int:
+        """Bytes of the file before its tensors."""
+        return self._start.total_bytes - sum(padded(op.nbytes, self._start.alignment) for op in self._start.kept)
+
+    def _said(self, nbytes: int, rounded: Callable[[float], float]) -> str:
+        """`3.95 MB (2.73 bpw)`, the bits per weight rounded so that they can be asked for."""
+        bpw = rounded(100 * 8 * (nbytes - self._overhead) / self._start.n_parameters) / 100
+        return f"{human(nbytes)} ({bpw:.2f} bpw)"
 
     def fit(self, nbytes: int, option: str = "--size") -> Fit:
         """The plan whose file has at most `nbytes`. Raises UsageError where there is none, with the nearest size."""
         if nbytes > self.most:
-            raise UsageError(f"{option}: {human(nbytes)} is more than the model has; the largest is {human(self.most)}")
+            largest = self._said(self.most, math.floor)
+            raise UsageError(f"{option}: {human(nbytes)} is more than the model has; the largest is {largest}")
         try:
             choice = solve(self._costs, self._sizes, nbytes - self.fixed_bytes)
         except UnreachableError as error:
-            least = human(error.least + self.fixed_bytes)
+            least = self._said(error.least + self.fixed_bytes, math.ceil)
             raise UsageError(f"{option}: {human(nbytes)} cannot be had; the smallest is {least}") from None
         chosen = tuple((unit, self._columns[column]) for unit, column in zip(self.units, choice, strict=True))
         return self.assigned(chosen)

@@ -20,7 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from surgeon.engine.protocol import Engine
+from surgeon.engine.protocol import Engine, Swap
 from surgeon.fit.allocation import Allocator, Fit, Limits, Unit
 from surgeon.fit.candidates import TypeSet
 from surgeon.fit.cost_model import CostModel, encoder_of
@@ -117,6 +117,17 @@ class Results:
                 file.write(json.dumps(row) + "\n")
 
 
+class KeepingProber(Prober):
+    """Encodes every plan once for all texts."""
+
+    def swaps(self, plan: Resolution) -> list[Swap]:
+        kept = self.__dict__.setdefault("kept", {})
+        types = frozenset((op.source, op.to_type, op.feedback) for op in plan.kept if op.action == "convert")
+        if types not in kept:
+            kept[types] = super().swaps(plan)
+        return kept[types]
+
+
 def measure(prober: Prober, text: Text, wanted: dict[str, Resolution], costs: CostModel, results: Results) -> float:
     """Measure what is not known yet; seconds of one probe."""
     missing = {label: plan for label, plan in wanted.items() if results.key(plan, text) not in results.rows}
@@ -159,7 +170,7 @@ def main() -> None:
     model, imatrix = load_model(options.model), load_imatrix(options.imatrix) if options.imatrix else None
     moments = load_moments(options.moments) if options.moments else None
     types, seconds = TypeSet.of(options.types, fast=options.fast), {}
-    prober = Prober(model, imatrix, Engine(threads=options.t), moments)
+    prober = KeepingProber(model, imatrix, Engine(threads=options.t), moments)
     sensitivities = Sensitivities(prober, Text(options.file, 512, options.chunks), types)
     start = time.monotonic()
     for standing in sensitivities.steps():

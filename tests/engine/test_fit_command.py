@@ -125,6 +125,9 @@ def test_a_damaged_cache_is_one_line(demo_model: Path, demo_imatrix: Path) -> No
     [
         (["--size", "5MB", "--held-out", str(TEXT)], "is the calibration text"),
         (["--size", "many"], "not a size"),
+        (["--bpw", "-3"], "a number of bits above 0"),
+        (["--like", "Q9"], "unknown TYPE 'Q9'"),
+        (["--bpw", "4", "--held-out", "SHORT"], r"short.txt: \d+ tokens, but -c 64 needs 128: take a longer text"),
         (["--size", "5MB", "--types", "Q9_Z"], "unknown tensor type"),
         (["--size", "5MB", "--write", "/no/such/folder/x.gguf"], "no such folder"),
     ],
@@ -132,8 +135,30 @@ def test_a_damaged_cache_is_one_line(demo_model: Path, demo_imatrix: Path) -> No
 def test_what_cannot_go_well_is_refused(
     more: list[str], told: str, demo_model: Path, demo_imatrix: Path, tmp_path: Path
 ) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("short text")
+    more = [str(short) if word == "SHORT" else word for word in more]
     with pytest.raises(SurgeonError, match=told):
         run(words(demo_model, demo_imatrix, tmp_path / "r.toml", *more))
+    assert not (tmp_path / "r.toml").exists()
+    assert not list(tmp_path.glob("home/state/surgeon/fit/*"))  # nothing was measured before
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--size", "1MB"], r"1.00 MB cannot be had; the smallest is 3.95 MB \(2.65 bpw\)"),
+        (["--bpw", "20"], r"29.0 MB is more than the model has; the largest is 23.2 MB \(\d+\.\d\d bpw\)"),
+    ],
+)
+def test_a_target_outside_is_refused_with_the_nearest(
+    more: list[str], told: str, demo_model: Path, demo_imatrix: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=told) as refused:
+        run(words(demo_model, demo_imatrix, tmp_path / "r.toml", *more))
+    nearest = str(refused.value).partition("(")[2].partition(" bpw")[0]
+    assert run(words(demo_model, demo_imatrix, tmp_path / "s.toml", "--bpw", nearest)) == 0
 
 
 def test_an_existing_recipe_is_not_replaced_unasked(demo_model: Path, demo_imatrix: Path, tmp_path: Path) -> None:
