@@ -66,9 +66,12 @@ class Feedback:
         self, key: Key, rows: NDArray[np.float32], type_name: str, weights: NDArray[np.float32] | None
     ) -> NDArray[np.uint8]:
         """Blocks of rows float32[r, columns]. Raises ValueError as the encoder does, Cancelled, MomentsError."""
-        blocks: NDArray[np.uint8] = surgeon_kernels.quantize_with_feedback(
-            rows, type_name, self._factor(key), weights=weights, rounds=self._rounds
-        )
+        try:
+            blocks: NDArray[np.uint8] = surgeon_kernels.quantize_with_feedback(
+                rows, type_name, self._factor(key), weights=weights, rounds=self._rounds, stop=self._cancelled.is_set
+            )
+        except surgeon_kernels.FeedbackStopped:
+            raise Cancelled("cancelled while rows were encoded") from None
         return blocks
 
     def finished(self, key: Key) -> None:
@@ -136,10 +139,9 @@ class Feedback:
         if self._moments.head.halves < 2 or (one.tokens[key[1]] < width).any():
             return DEFAULT_SHRINK
         rows, type_name = sample(key)
-        first, second = (
-            np.ascontiguousarray(self._moments.blocks(one, key[1], half)[0][:width, :width]) for half in (0, 1)
-        )
-        return float(surgeon_kernels.choose_shrink(np.ascontiguousarray(rows[:, :width]), type_name, first, second))
+        columns = np.arange(width) * self._moments.width(one) // width  # spread over the whole input where it is wider
+        first, second = (self._moments.blocks(one, key[1], half)[0][np.ix_(columns, columns)] for half in (0, 1))
+        return float(surgeon_kernels.choose_shrink(np.ascontiguousarray(rows[:, columns]), type_name, first, second))
 
 
 def feedback_seconds(resolution: Resolution, threads: int) -> float:

@@ -28,6 +28,7 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import RecipeError, load_recipe, read_recipe, save_recipe
 from surgeon.resolve import feedback as deciding
 from surgeon.resolve.resolve import resolve
+from surgeon.write.feedback import Feedback
 from surgeon.write.operation import Progress, Summary, WriteOptions, write
 from surgeon.write_guard import REPLACE
 from surgeon_kernels import feedback_types
@@ -248,6 +249,27 @@ def test_cancelling_waits_for_no_factor_and_no_slab(
     leave.set()
     assert left.wait(60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cancelling_stops_the_encoder(model: Path, moments: Moments, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    real = surgeon_kernels.quantize_with_feedback
+
+    def watched(*arguments: Any, stop: Callable[[], bool], **named: Any) -> Any:
+        asked.append(stop())
+        return real(*arguments, stop=stop, **named)
+
+    monkeypatch.setattr(surgeon_kernels, "quantize_with_feedback", watched)
+    cancelled = threading.Event()
+    encoder = Feedback(moments, Q4, cancelled)
+    key = next(iter(moments.inputs)), 0
+    rows = np.ones((1, moments.inputs[key[0]].columns), np.float32)
+    encoder.begin([key], lambda _: (rows, "Q4_0"))
+    assert len(encoder.encoded(key, rows, "Q4_0", None)) == 1
+    cancelled.set()
+    with pytest.raises(Cancelled):
+        encoder.encoded(key, rows, "Q4_0", None)
+    assert asked == [False, True]
 
 
 def test_a_factor_that_fails_is_told(
