@@ -55,7 +55,7 @@ class Metadata:
     @property
     def trunk(self) -> int:
         """Blocks without the trailing ones of multi-token prediction: llama.cpp's n_layer."""
-        return max(0, self.block_count - self.integer("nextn_predict_layers"))
+        return max(0, self.block_count - max(0, self.integer("nextn_predict_layers")))
 
     @property
     def vocabulary(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.anatomy import layer_roles
+from surgeon.anatomy.roles import Metadata
 from surgeon.errors import UsageError
 from surgeon.model.model import Model
 from surgeon_kernels.formats import FORMATS
@@ -71,8 +72,7 @@ def cache_bytes(model: Model, card: Card) -> int:
 
 def _layer_bytes(model: Model, card: Card) -> Iterator[int]:
     roles = layer_roles(model)
-    trunk = model.block_count - int(_number(model, "nextn_predict_layers", 0, 0))
-    for layer in range(trunk):
+    for layer in range(Metadata(model.architecture, model.file.kv).trunk):
         words = roles.get(layer, "").split()
         recurrent = "recurrent" in words or not _number(model, "attention.head_count", layer, 0)
         heads = _number(model, "attention.head_count_kv", layer, _number(model, "attention.head_count", layer, 0))

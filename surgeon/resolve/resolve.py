@@ -151,9 +151,11 @@ def _with_surgery(
     """The facts with the shapes that sliced tensors will have and the factors of scaled ones."""
     slices = {one.name: one for result in (anatomy, experts) if result is not None for one in result.slices}
     for facts in order:
-        if facts.tensor.info.format is None and facts.name in slices:
+        form = facts.tensor.info.format
+        if facts.name in slices and (form is None or facts.columns % form.block):
             del slices[facts.name]
-            findings.error(f"{facts.name} is of the unknown {facts.from_type}, so nothing can be cut out of it")
+            what = f"is of the unknown {facts.from_type}" if form is None else f"has no whole blocks of {form.name}"
+            findings.error(f"{facts.name} {what}, so nothing can be cut out of it; download the model again")
     scales = {one.name: one.factor for one in anatomy.scales} if anatomy is not None else {}
     if not slices and not scales:
         return order
