@@ -271,7 +271,7 @@ async def test_the_tree_grows_and_a_stopped_collection_goes_on(
         # Chunks longer than a batch go one by one, so that there is a state in between.
         monkeypatch.setattr("surgeon.tui.dialogs.measure_forms.SAVE_EVERY", 1)
         monkeypatch.setattr("surgeon.tui.dialogs.measure_forms.BATCH", 32)
-        await answer(app, pilot, out=str(out), text=str(TEXT), chunks="28", context="32")
+        await answer(app, pilot, out=str(out), text=str(TEXT), chunks="16", context="32")
         job = app.main.measure_job
         assert isinstance(job, CollectJob)
         await until(pilot, lambda: session.measurements.tensors or not job.running)
@@ -288,7 +288,7 @@ async def test_the_tree_grows_and_a_stopped_collection_goes_on(
         assert "it will be resumed" in form.answer
         await pilot.press("enter")
         await ran(app, pilot)
-        assert load_imatrix(out).chunk_count == 28
+        assert load_imatrix(out).chunk_count == 16
         assert not job.collection.partial.exists()
 
 
@@ -313,8 +313,8 @@ async def test_a_scan_fills_a_column_and_goes_on(session: Session) -> None:
         await pilot.press("S")
         form = app.screen
         assert isinstance(form, Form)
-        await answer(app, pilot, text=str(TEXT), chunks="12", context="64")
-        assert form.answer.startswith("text 3.81 kB\n12 layers, one left out at a time: 156 chunks")
+        await answer(app, pilot, text=str(TEXT), chunks="6", context="64")
+        assert form.answer.startswith("text 3.81 kB\n12 layers, one left out at a time: 78 chunks")
         await until(pilot, lambda: len(session.damages) >= 2)
         await pilot.press("x", "y")
         job = await ran(app, pilot)
