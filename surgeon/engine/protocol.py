@@ -241,9 +241,13 @@ class Swap(Message):
 
 @dataclass(frozen=True)
 class Evaluate(Message):
-    """Measure with what was swapped so far, then take it back."""
+    """Measure with what was swapped so far, then take it back.
+
+    exact: measure only if the figures are those of a file to the last digit; else Probed has nothing but `inexact`.
+    """
 
     label: str
+    exact: bool = False
 
 
 # Answers
@@ -317,7 +321,11 @@ class ExpertDamage(Message):
 
 @dataclass(frozen=True)
 class Probed(Message):
-    """One Evaluate measured: the figures of a whole run, keys as in Finished."""
+    """One Evaluate measured: the figures of a whole run, keys as in Finished.
+
+    Besides, `unused`: weights that the graph does not read; `inexact`: weights that llama.cpp would lay out otherwise
+    if it read them from a file.
+    """
 
     label: str
     values: dict[str, Any] = field(default_factory=dict)

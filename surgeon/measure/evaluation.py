@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -134,7 +135,7 @@ class Evaluation:
         if self._model is None and not probed:
             stages.append(self._write)
         if base is not None and probed:
-            stages.append(_stage(self._probe, base))
+            stages.append(partial(self._probe, base))
         elif base is not None and not unchanged:
             stages.append(_stage(self._diverge, base))
         elif wanted.perplexity and base is None:
@@ -176,21 +177,25 @@ class Evaluation:
         yield from self._engine("the unchanged model", "chunks", job, base.text)
         trim(self.cache)
 
-    def _probe(self, base: Base) -> Iterator[Standing]:
+    def _probe(self, base: Base, stack: ExitStack) -> Iterator[Standing]:
+        """The plan's figures without its file; where they would not be the same to the last digit, with it."""
         subject, resolution = self.subject, self.subject.resolution
         assert resolution is not None  # `is_probed` looked
         used(base.path)
         prober = Prober(resolution.model, subject.imatrix, self.engine, cancelled=self.cancelled)
-        wanted = {"the plan": resolution}
-        for item in prober.probe(base, wanted, "KL divergence", Place(self._index, self._count)):
+        wanted, place = {"the plan": resolution}, Place(self._index, self._count)
+        for item in prober.probe(base, wanted, "KL divergence", place, exact=True):
             self.run = prober.run
             if isinstance(item, Standing):
                 yield item
-                continue
-            found = measured({"engine": prober.engine_version, **item[1]}, text=str(base.text))
-            self.trial = record_plan(
-                self.journal, subject.label, resolution, subject.recipe, found, subject.source_size
-            )
+            elif "mean_kld" in item[1]:
+                found = measured({"engine": prober.engine_version, **item[1]}, text=str(base.text))
+                self.trial = record_plan(
+                    self.journal, subject.label, resolution, subject.recipe, found, subject.source_size
+                )
+        if self.trial is None:
+            yield from self._write(stack)
+            yield from self._diverge(base)
 
     def _diverge(self, base: Base) -> Iterator[Standing]:
         used(base.path)
@@ -242,13 +247,13 @@ class Evaluation:
 def is_probed(subject: Subject, wanted: Wanted) -> bool:
     """Whether a plan is measured without its file: figures of the text alone, nothing but types changed.
 
-    Where the head is the token embeddings, llama.cpp may keep a file's two copies of them in different ways.
+    Where the head is the token embeddings, some types make llama.cpp keep a file's two copies of them in different
+    ways; then it takes the file all the same.
     """
     made = subject.resolution
     if made is None or subject.output is not None or wanted.tasks or wanted.speed or not wanted.divergence:
         return False
-    untied = any(tensor.name == "output.weight" for tensor in made.model.others)
-    return untied and changes_types_only(made.plan) and not is_unchanged(made.plan)
+    return changes_types_only(made.plan) and not is_unchanged(made.plan)
 
 
 def _full(cache: Path) -> SurgeonError:

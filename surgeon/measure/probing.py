@@ -93,13 +93,16 @@ class Prober:
         trim(cache_folder())
         return base
 
-    def probe(self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place) -> Iterator[Item]:
+    def probe(
+        self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, exact: bool = False
+    ) -> Iterator[Item]:
         """Standings, and (label, figures) after each of the probes `wanted`, label -> plan.
 
+        exact: a plan whose figures would differ from its file's in the last digits gets none but `inexact`.
         A child that dies is started again and goes on with the probe it was at; one that dies at the same probe once
         more is an error. Raises SurgeonError, EngineError, EngineMissing, Cancelled.
         """
-        probes = _Probes(self, base, wanted, stage, place)
+        probes = _Probes(self, base, wanted, stage, place, exact=exact)
         yield from probes.compiled()
         while probes.left:
             try:
@@ -119,7 +122,10 @@ class Prober:
 class _Probes:
     """A sequence of probes, over as many children as it takes. left: the labels still to be measured."""
 
-    def __init__(self, prober: Prober, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place) -> None:
+    def __init__(
+        self, prober: Prober, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, exact: bool
+    ) -> None:
+        self.exact = exact
         self.prober, self.base, self.wanted, self.stage, self.place = prober, base, wanted, stage, place
         self.left = list(wanted)
         self.died_at = ""
@@ -152,7 +158,7 @@ class _Probes:
             swaps = prober.swaps(self.wanted[self.left[0]])
             while self.left:
                 label = self.left[0]
-                run.send(*swaps, Evaluate(label))
+                run.send(*swaps, Evaluate(label, exact=self.exact))
                 # The next one is made ready while llama.cpp is busy with this one.
                 swaps = prober.swaps(self.wanted[self.left[1]]) if len(self.left) > 1 else []
                 yield from self._answers(run, label)

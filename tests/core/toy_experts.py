@@ -379,12 +379,12 @@ def deepseek2(groups: int = 2, used: int = 1) -> Toy:
     return toy
 
 
-def write_reading(toy: Toy, path: Path, other: Path) -> Path:
-    """The toy with the vocabulary of another model, so that it can read text."""
+def write_reading(toy: Toy, path: Path, other: Path, *, tied: bool = False) -> Path:
+    """The toy with the vocabulary of another model, so that it can read text; tied: its head are the embeddings."""
     model = load_model(other)
     words = {key: value for key, value in model.file.kv.items() if key.startswith("tokenizer.")}
     size = words["tokenizer.ggml.tokens"].count
-    for name in ("token_embd.weight", "output.weight"):
+    for name in ("token_embd.weight",) if tied else ("token_embd.weight", "output.weight"):
         toy.mat(name, EMBD, size)
     kv = {"general.architecture": toy.architecture, **{f"{toy.architecture}.{k}": v for k, v in toy.keys.items()}}
     return build_gguf(path, kv | words, toy.tensors)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import toy_architectures as toys
+import toy_experts
 from engine_helpers import TEXT
 
 from surgeon.engine.errors import EngineError, EngineMissing
@@ -91,6 +93,32 @@ def test_a_plan_of_types_is_measured_without_its_file_and_gives_the_same_figures
     assert again.trial.id == probed.id
     assert again.trial.measured == probed.measured
     assert again.trial.output == str(out)
+
+
+@pytest.mark.parametrize("head", ["Q5_1", "Q4_0"])
+def test_tied_embeddings_are_measured_without_a_file_where_that_gives_the_same_figures(
+    head: str, demo_model: Path, journal: Journal, tmp_path: Path
+) -> None:
+    """Many processors multiply Q4_0 packed, and its file's rows are looked up unpacked; no processor packs Q5_1."""
+    model = toy_experts.write_reading(toys.gemma("gemma3", 6), tmp_path / "tied.gguf", demo_model, tied=True)
+    opened = load_model(model)
+    plan = Plan(types=(("blk.2.ffn_down.weight", "Q4_0"), ("token_embd.weight", head)))
+    made = Subject("plan", model, opened.file.nbytes, recipe_text(plan, None), resolve(opened, plan, None))
+    evaluation = Evaluation(made, KLD, Engine(threads=1), journal, tmp_path / "cache")
+    stages = list(dict.fromkeys(standing.stage for standing in evaluation.steps()))
+    assert stages[:2] == ["the unchanged model", "KL divergence"]
+    if head == "Q5_1":
+        assert stages == stages[:2]
+    found = evaluation.trial
+    assert found is not None
+    out = tmp_path / "out.gguf"
+    assert made.resolution is not None
+    list(write(made.resolution, None, out, WriteOptions(), threading.Event()))
+    again = Evaluation(replace(made, output=out), KLD, Engine(threads=1), journal, tmp_path / "cache")
+    list(again.steps())
+    assert again.trial is not None
+    assert again.trial.measured == found.measured
+    assert not list((tmp_path / "cache").glob("*/plan.gguf"))
 
 
 def test_the_unchanged_model_is_measured_itself(

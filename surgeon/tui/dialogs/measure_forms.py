@@ -256,9 +256,8 @@ def fit_form(model: Model, answers: Answers) -> Form:
             return False, [[(str(error), "warning")]]
         probes = 2 * len(groups_of(model)) + 1
         lines: list[Line] = [file_line("text", found["text"])]
-        lines.append(
-            [(f"{probes} probes of {chunks} chunks each, once for this model; then every size is quick", "muted")]
-        )
+        each = "1 chunk" if chunks == 1 else f"{chunks} chunks"
+        lines.append([(f"{probes} probes of {each} each, once for this model; then every size is quick", "muted")])
         return path_of(found["text"]).is_file(), lines
 
     return Form("fit: measure what matters", fields, check, do="measures")

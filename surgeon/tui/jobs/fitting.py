@@ -55,7 +55,7 @@ class SensitivityJob(MeasureJob):
         ranked = sorted(parts, key=lambda part: -part.fragility)
         lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} parts; the most fragile:", "text")]]
         for part in ranked[:5]:
-            where = f"layers {part.layers}" if part.layers else "the only one"
-            said = f"{where}: KLD {divergence(part.low.kld)} with it alone at {types_of(part.low)}"
+            where = f"layers {part.layers}: " if part.layers else ""
+            said = f"{where}KLD {divergence(part.low.kld)} with it alone at {types_of(part.low)}"
             lines.append([(f"{clean(part.kind):<14}", "text"), (said, "muted")])
         return [*lines, [("F chooses a size", "accent")]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,9 @@ def measure(model: LlamaModel, job: ProbeJob, threads: int, requests: Iterator[M
         if isinstance(request, Swap):
             weights.swap(request.name, request.type, request.arrays["data"].astype(np.uint8, copy=False))
         elif isinstance(request, Evaluate):
-            figures = yield from divergence(model, base, n_chunks, size, threads)
-            values = {**figures, "unused": weights.unused}
+            values: dict[str, Any] = {"unused": weights.unused, "inexact": weights.inexact}
+            if not (request.exact and weights.inexact):
+                values |= yield from divergence(model, base, n_chunks, size, threads)
             weights.restore()
             yield Probed(request.label, values)
         else:

@@ -33,7 +33,12 @@ class _Exchanged:
 
 
 class WeightExchange:
-    """The weights of `model` by name; a context made after `swap` runs with the new ones, until `restore`."""
+    """The weights of `model` by name; a context made after `swap` runs with the new ones, until `restore`.
+
+    unused: exchanged weights that the graph does not read; inexact: those that are both looked up and multiplied (token
+    embeddings that are the head too) of a type that llama.cpp would have loaded twice, the second time packed: their
+    products are rounded in another order than a file's.
+    """
 
     def __init__(self, model: LlamaModel, threads: int) -> None:
         self._model, self._base = model, model.binding.base
@@ -41,6 +46,7 @@ class WeightExchange:
         self._packed = PackedBuffers(model.binding)
         self._exchanged: list[_Exchanged] = []
         self.unused: list[str] = []
+        self.inexact: list[str] = []
 
     def swap(self, name: str, type_number: int, data: NDArray[np.uint8]) -> None:
         """Exchange one weight (all its copies: a tied head may be one). data: its blocks, row after row.
@@ -63,7 +69,7 @@ class WeightExchange:
             c.memmove(c.byref(one.tensor), one.before, len(one.before))
             self._base.ggml_backend_buffer_free(one.buffer)
         self._exchanged.clear()
-        self.unused = []
+        self.unused, self.inexact = [], []
 
     def _exchange(
         self, name: str, tensor: GgmlTensor, operations: set[int], type_number: int, data: NDArray[np.uint8]
@@ -71,7 +77,10 @@ class WeightExchange:
         base, before = self._base, bytes(tensor)
         kind = base.ggml_backend_buffer_get_type(tensor.buffer)
         _retype(base, tensor, type_number)
-        kind = self._packed.kind_for(tensor, kind, operations)
+        kind, present = self._packed.kind_for(tensor, kind, operations), kind
+        multiplied = operations & self._packed.multiplications
+        if multiplied < operations and multiplied and self._packed.kind_for(tensor, present, multiplied) != kind:
+            self.inexact.append(name)
         if base.ggml_nbytes(c.byref(tensor)) != data.nbytes:
             expected = base.ggml_nbytes(c.byref(tensor))
             c.memmove(c.byref(tensor), before, len(before))

@@ -24,6 +24,11 @@ class PackedBuffers:
         self._binding, self._base = binding, binding.base
         self._kinds = [(device, kind) for device in self._devices() for kind in self._extra(device)]
 
+    @property
+    def multiplications(self) -> set[int]:
+        """The operations whose weights may be packed."""
+        return {self._binding.mul_mat, self._binding.mul_mat_id}
+
     def kind_for(self, tensor: GgmlTensor, present: int, operations: set[int]) -> int:
         """The kind of buffer for a weight whose type is the new one already, used by these operations.
 
@@ -32,7 +37,7 @@ class PackedBuffers:
         packed = {kind: device for device, kind in self._kinds}
         if present not in packed and not self._base.ggml_backend_buft_is_host(present):
             return present
-        multiplied = operations <= {self._binding.mul_mat, self._binding.mul_mat_id} and len(operations) == 1
+        multiplied = operations <= self.multiplications and len(operations) == 1
         for device, kind in self._kinds if multiplied else ():
             if self._supports(device, kind, tensor, *operations):
                 return kind
