@@ -90,13 +90,16 @@ def record(
 
 def written_output(journal: Journal, recipe: str) -> Path | None:
     """The file this very plan was written to, if it is still there and still the same."""
-    for trial in reversed(journal.trials()):
-        path = Path(trial.output) if trial.output else None
-        if path is None or trial.recipe != recipe or not path.is_file():
-            continue
-        if model_identity(path) == trial.output_identity:
-            return path
-    return None
+    made = (output_of(trial) for trial in reversed(journal.trials()) if trial.recipe == recipe)
+    return next(filter(None, made), None)
+
+
+def output_of(trial: Trial) -> Path | None:
+    """The trial's file, if it is still there and still the same."""
+    path = Path(trial.output) if trial.output else None
+    if path is None or not path.is_file():
+        return None
+    return path if model_identity(path) == trial.output_identity else None
 
 
 def free_label(label: str, trials: list[Trial]) -> str:

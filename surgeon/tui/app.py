@@ -122,6 +122,7 @@ class SurgeonApp(Host):
         self.main.load_costs()
         self.main.tidy()
         if self.persistent:
+            self.main.tell_of_queue()
             self.main.offer_resume()
         self._schedule_warm_up()
 
@@ -177,6 +178,9 @@ class SurgeonApp(Host):
     def _status(self, text: str) -> None:
         self.main.show_status(text)
 
+    def plan_file_of(self, session: Session) -> PlanFile | None:
+        return self.plan_file if self.persistent else None
+
     # --- the write
 
     def start(self, job: WriteJob) -> bool:
@@ -227,7 +231,10 @@ class SurgeonApp(Host):
             self.tell_of_end(self.job.began, text)
         if self.leaving:
             self.stop_and_exit()
-        elif isinstance(self.screen, ProgressDialog):
+            return
+        if self.job is not None:
+            self.main.job_ended(self.job)
+        if isinstance(self.screen, ProgressDialog):
             self._show_job()
         else:
             self.main.say(text, role)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from surgeon.session.session import Session
+from surgeon.tui.autosave import PlanFile
 from surgeon.tui.config import Config
 from surgeon.tui.jobs.measuring import MeasureJob
 from surgeon.tui.jobs.writing import WriteJob
@@ -28,6 +29,10 @@ class Host(KeyOrder):
     @abstractmethod
     def plan_changed(self) -> None:
         """Keep the plan and make its kernels ready, a little after the last of a series of changes."""
+
+    @abstractmethod
+    def plan_file_of(self, session: Session) -> PlanFile | None:
+        """Where the plan of a session is kept; None: nowhere."""
 
     @abstractmethod
     def start(self, job: WriteJob) -> bool:

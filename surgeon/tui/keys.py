@@ -65,7 +65,7 @@ GROUPS: dict[str, tuple[Action, ...]] = {
     "Measure": (
         Action("evaluate", "e", "evaluate", "evaluate", "measure the plan or its output: PPL, KLD, tasks, speed"),
         Action("fit", "F", "fit", "fit", "the types that lose least within a size; first measures what matters"),
-        Action("journal", "L", "journal", "journal", "the trials: compare, plot, restore a plan, export"),
+        Action("bench", "L", "bench", "bench", "queue and trials: matrix runs, compare, plot, restore a plan, card"),
         Action("collect", "I", "collect", "collect", "collect an importance matrix from a text"),
         Action("heal", "H", "heal", "heal", "refit matrices to make up for the pruned layers, on a text"),
         Action("scan", "S", "scan", "prune-scan", "measure what removing each layer costs"),
@@ -92,7 +92,7 @@ BY_ID: dict[str, Action] = {action.id: action for action in ACTIONS}
 
 # The order of the key bar: what must be seen at 80 columns comes first.
 BAR = (
-    "prune type base command filter undo write help quit evaluate fit journal sort imatrix collect rules mark fold-all "
+    "prune type base command filter undo write help quit evaluate fit bench sort imatrix collect rules mark fold-all "
     "metric columns flat redo scan heal save load palette"
 ).split()
 

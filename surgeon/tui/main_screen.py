@@ -8,17 +8,15 @@ from textual import events, on
 from textual.binding import BindingType
 
 from surgeon.session.rows import SORTS
+from surgeon.tui.actions.bench import BenchActions
 from surgeon.tui.actions.edit import EditActions
-from surgeon.tui.actions.file import FileActions
-from surgeon.tui.actions.fit import FitActions
-from surgeon.tui.actions.heal import HealActions
 from surgeon.tui.actions.view import ViewActions
 from surgeon.tui.drawing.bars import hint_at, strip_layer_at
 from surgeon.tui.drawing.tree_view import TreeView
 from surgeon.tui.keys import bindings
 
 
-class MainScreen(ViewActions, EditActions, FileActions, FitActions, HealActions):
+class MainScreen(ViewActions, EditActions, BenchActions):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings()]
     AUTO_FOCUS = "#tree"
 

@@ -145,7 +145,7 @@ def test_a_folder_is_not_a_text(session: Session, text: Path) -> None:
     session.toggle_prune([6])
     answers = {"text": f"{text},{text.parent}", "held_out": "", "tokens": "30", "context": "512", "out": "out.gguf"}
     with pytest.raises(UsageError, match="a folder; keep typing"):
-        request_of(session, answers)
+        request_of(session.model, session.plan, answers)
 
 
 async def test_a_text_that_is_both_fitted_and_held_out_is_refused(session: Session, text: Path) -> None:

@@ -220,10 +220,13 @@ async def test_one_run_at_a_time_and_quitting_asks(session: Session) -> None:
         await answer(app, pilot, what="speed", **SMALL)
         job = app.main.measure_job
         assert job is not None
-        await pilot.press("b", "I")
-        assert isinstance(app.screen, MeasureDialog), "the run in hand is shown, no other is begun"
-        assert app.main.measure_job is job
-        await pilot.press("b", "q")
+        await pilot.press("b", "e")
+        assert isinstance(app.screen, Form)
+        assert "Enter queue" in app.screen.keys
+        await answer(app, pilot, what="kld", **SMALL)
+        assert app.main.measure_job is job, "no other is begun"
+        assert [entry.kind for entry in app.main.queue.waiting] == ["evaluate"]
+        await pilot.press("q")
         assert isinstance(app.screen, Confirm)
         await pilot.press("n")
         assert job.running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from surgeon import figures
@@ -10,8 +11,10 @@ from surgeon.llama_quantize.translation import export, from_command, from_model
 from surgeon.measure.difference import difference
 from surgeon.model.model import load_model
 from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
+from surgeon.session.queue import Entry as Queued
 from surgeon.session.typed_edits import command_in, is_quantize_command
 from surgeon.trials.records import recipe_text
+from surgeon.tui.actions.measure import MeasureActions
 from surgeon.tui.dialogs.command import CommandReader
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.difference import DifferenceReader
@@ -21,12 +24,11 @@ from surgeon.tui.dialogs.write import Destination, WriteDialog
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.unfinished import forget, job_of, unfinished
-from surgeon.tui.workbench import Workbench
 from surgeon.write.operation import WriteOptions
 from surgeon.write_guard import Kind, Permit, may_write
 
 
-class FileActions(Workbench):
+class FileActions(MeasureActions):
     last_out: Path | None = None
 
     @property
@@ -131,12 +133,14 @@ class FileActions(Workbench):
     # --- writing
 
     async def action_write(self) -> None:
-        job = self.app.job
-        if job is not None and job.running:
+        job = self.app.job if self.app.job is not None and self.app.job.running else None
+        if job is not None and job.resolution.plan == self.session.plan:
             await self.ask(ProgressDialog(job))
             return
         out = self.last_out or default_output(self.session.resolution).absolute()
-        await self.ask(WriteDialog(self.session.resolution, out, self.resumable()), self.start_write)
+        dialog = WriteDialog(self.session.resolution, out, self.resumable())
+        dialog.busy, dialog.to_queue = job is not None, self.queue_write
+        await self.ask(dialog, self.start_write if job is None else self.queue_write)
 
     def start_write(self, destination: Destination | None) -> None:
         """Begin the write the dialog agreed to; consent to replace was given there, or not."""
@@ -145,7 +149,29 @@ class FileActions(Workbench):
         out, replace = destination
         resume = self.resumable() == out.absolute()
         options = WriteOptions(overwrite=replace, resume=resume)
-        self._start(WriteJob(self.session.resolution, self.session.imatrix, out, options))
+        self.begin_write(WriteJob(self.session.resolution, self.session.imatrix, out, options))
+
+    def queue_write(self, destination: Destination | None) -> None:
+        """As `start_write`, when its turn comes."""
+        if destination is None:
+            return
+        out, replace = destination
+        session = self.session
+        try:
+            recipe = recipe_text(session.plan, session.imatrix, session.moments)
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        answers = {"out": str(out.absolute()), "replace": "yes" if replace else ""}
+        self.enqueue(Queued("write", out.stem, answers, recipe))
+
+    def write_job(self, entry: Queued) -> WriteJob:
+        """The write of an entry of the queue. Raises SurgeonError."""
+        resolution, imatrix = self.resolved(entry)
+        out = Path(entry.answers["out"])
+        options = WriteOptions(overwrite=entry.answers.get("replace") == "yes")
+        job = WriteJob(resolution, imatrix, out, options)
+        return replace(job, options=replace(options, resume=job.resume_log.exists()))
 
     def resumable(self) -> Path | None:
         """Where a write of this very plan was stopped, so that it can be resumed."""
@@ -167,7 +193,7 @@ class FileActions(Workbench):
                 self.say(f"not resumed; what was written stays beside {kept.out} until it is written anew")
                 return
             try:
-                self._start(job_of(kept, self.session))
+                self.begin_write(job_of(kept, self.session))
             except SurgeonError as error:
                 self.fail(error)
 
@@ -176,11 +202,12 @@ class FileActions(Workbench):
         confirm.answered = answered
         self.app.push_screen(confirm)
 
-    def _start(self, job: WriteJob) -> None:
+    def begin_write(self, job: WriteJob, *, seen: bool = True) -> None:
+        """seen: with its dialog."""
         if not self.app.start(job):
             self.say("a write is already running; w shows it", "warning")
-            return
-        self.app.push_screen(ProgressDialog(job))
+        elif seen:
+            self.app.push_screen(ProgressDialog(job))
 
     def action_stop(self) -> None:
         self.app.ask_to_stop()

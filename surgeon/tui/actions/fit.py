@@ -9,14 +9,14 @@ from textual import on
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
+from surgeon.session.queue import Entry as Queued
 from surgeon.tui.actions.measure import MeasureActions
-from surgeon.tui.answers import Answers, remember, remembered
+from surgeon.tui.answers import remembered
 from surgeon.tui.jobs.fitting import Learned, SensitivityJob
 
 if TYPE_CHECKING:
     from surgeon.fit.allocation import Fit
     from surgeon.measure.probing import Prober
-    from surgeon.measure.sensitivities import Sensitivities
 
 
 class FitActions(MeasureActions):
@@ -35,29 +35,20 @@ class FitActions(MeasureActions):
         """What matters is measured first, once."""
         from surgeon.tui.dialogs.measure_forms import fit_form
 
-        if not await self._ready():
+        if not self._ready():
             return
         model = self.session.model
-        source = model.file.path
+        form = fit_form(model, remembered(model.file.path, "sensitivities", ("text", "chunks", "context")))
+        await self.offer(form, Queued("sensitivities", model.file.path.name))
 
-        def answered(answers: Answers | None) -> None:
-            if answers is None:
-                return
-            remember(source, "fit", answers)
-            try:
-                self._begin(SensitivityJob(self._sensitivities(answers)))
-            except SurgeonError as error:
-                self.fail(error)
-
-        await self.ask(fit_form(model, remembered(source, "fit", ("text", "chunks", "context"))), answered)
-
-    def _sensitivities(self, answers: Answers) -> Sensitivities:
+    def sensitivity_job(self, entry: Queued) -> SensitivityJob:
         from surgeon.measure.probing import Text
         from surgeon.measure.sensitivities import Sensitivities
         from surgeon.tui.dialogs.measure_forms import number_of, path_of
 
+        answers = dict(entry.answers)
         n_ctx, n_chunks = number_of(answers, "context", 512, 8), number_of(answers, "chunks", 4, 1)
-        return Sensitivities(self._prober(), Text(path_of(answers["text"]), n_ctx, n_chunks))
+        return SensitivityJob(Sensitivities(self._prober(), Text(path_of(answers["text"]), n_ctx, n_chunks)))
 
     def _prober(self) -> Prober:
         from surgeon.measure.probing import Prober

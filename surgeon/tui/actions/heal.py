@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from textual import on
 
-from surgeon.errors import SurgeonError
 from surgeon.layer_lists import spans
 from surgeon.plan import plan as plans
+from surgeon.plan.recipe import read_recipe
+from surgeon.session.queue import Entry as Queued
+from surgeon.trials.records import recipe_text
 from surgeon.tui.actions.measure import MeasureActions
-from surgeon.tui.answers import Answers, remember, remembered
+from surgeon.tui.answers import remembered
 from surgeon.tui.jobs.healing import HealJob, HealMade
 
 
 class HealActions(MeasureActions):
     async def action_heal(self) -> None:
-        from surgeon.folders import cache_folder
-        from surgeon.measure.healing import HealRun
-        from surgeon.tui.dialogs.heal_form import ASKED, heal_form, request_of
+        from surgeon.tui.dialogs.heal_form import ASKED, heal_form
 
         session = self.session
         if not session.plan.pruned:
             self.say("nothing to heal: mark layers to prune first (p)", "warning")
             return
-        if not await self._ready():
+        if not self._ready():
             return
-        source = session.model.file.path
+        form = heal_form(session, remembered(session.model.file.path, "heal", ASKED))
+        entry = Queued("heal", f"without {spans(session.plan.pruned, 4)}", recipe=recipe_text(session.plan, None))
+        await self.offer(form, entry, keep=ASKED)
 
-        def answered(answers: Answers | None) -> None:
-            if answers is None:
-                return
-            remember(source, "heal", {key: answers[key] for key in ASKED})
-            try:
-                self._begin(HealJob(HealRun(request_of(session, answers), self.engine, cache_folder())))
-            except SurgeonError as error:
-                self.fail(error)
+    def heal_job(self, entry: Queued) -> HealJob:
+        from surgeon.folders import cache_folder
+        from surgeon.measure.healing import HealRun
+        from surgeon.tui.dialogs.heal_form import request_of
 
-        await self.ask(heal_form(session, remembered(source, "heal", ASKED)), answered)
+        plan = read_recipe(entry.recipe, Path("/"), entry.title).plan
+        return HealJob(HealRun(request_of(self.session.model, plan, dict(entry.answers)), self.engine, cache_folder()))
 
     @on(HealMade)
     def healed(self, event: HealMade) -> None:

@@ -1,8 +1,10 @@
-"""Collecting, measuring, scanning, and the journal of trials."""
+"""Collecting, measuring, scanning."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +21,12 @@ from surgeon.moments.files import beside, load_moments
 from surgeon.plan.recipe import read_recipe
 from surgeon.resolve.resolve import resolve
 from surgeon.session.layer_figures import last_damages
+from surgeon.session.queue import Entry as Queued
 from surgeon.trials.journal import Journal, Trial
-from surgeon.trials.records import recipe_text, record, written_output
-from surgeon.tui.answers import Answers, remember, remembered
+from surgeon.trials.records import output_of, recipe_text, record, written_output
+from surgeon.tui.actions.queueing import QueueingActions
+from surgeon.tui.answers import Answers, remembered
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.journal import JournalDialog, Wish
 from surgeon.tui.dialogs.measuring import MeasureDialog
 from surgeon.tui.jobs.measuring import (
     CollectJob,
@@ -37,19 +40,24 @@ from surgeon.tui.jobs.measuring import (
     engine_missing,
 )
 from surgeon.tui.jobs.writing import WriteJob, default_output
-from surgeon.tui.workbench import Workbench
 from surgeon.write.operation import Summary
 from surgeon.write_guard import Kind, Permit, may_write
 
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Engine
+    from surgeon.imatrix.imatrix import Imatrix
     from surgeon.measure.evaluation import Subject
+    from surgeon.resolve.resolution import Resolution
 
 END_SECONDS = 3.0  # to wait at the end of the program for a child's end and its temporary files
 
 
-class MeasureActions(Workbench):
+class MeasureActions(QueueingActions):
     measure_job: MeasureJob | None = None
+
+    @abstractmethod
+    def job_ended(self, job: MeasureJob | WriteJob) -> bool:
+        """Whether the job was of the queue, which goes on."""
 
     @property
     def journal(self) -> Journal:
@@ -66,23 +74,19 @@ class MeasureActions(Workbench):
 
     # --- one run at a time
 
-    async def _ready(self) -> bool:
-        """Whether the engine is there and free; the run in hand is shown where it is not."""
-        if self.measure_job is not None and self.measure_job.running:
-            await self.ask(MeasureDialog(self.measure_job))
-            return False
+    def _ready(self) -> bool:
+        """Whether the engine is there; a line says why not."""
         missing = engine_missing(self.app.config.llama_lib)
         if missing:
             self.say(missing, "warning")
         return not missing
 
-    def _begin(self, job: MeasureJob) -> None:
-        if self.measure_job is not None and self.measure_job.running:
-            self.say(f"{self.measure_job.title} is already running", "warning")
-            return
+    def _begin(self, job: MeasureJob, *, seen: bool = True) -> None:
+        """seen: with its dialog."""
         self.measure_job = job
         self._show_status(f"{job.word} …")
-        self.app.push_screen(MeasureDialog(job))
+        if seen:
+            self.app.push_screen(MeasureDialog(job))
         job.start(self.post_message)
 
     @on(Stood)
@@ -100,14 +104,13 @@ class MeasureActions(Workbench):
         self.app.tell_of_end(job.began, job.news())
         if isinstance(job, CollectJob):
             self._collected(job)
-        for screen in self.app.screen_stack:
-            if isinstance(screen, JournalDialog):
-                screen.edit(lambda: None)
         if self.app.leaving:
             self.app.stop_and_exit()
-        elif self._redraw_dialog():
             return
-        elif job.failure and not job.cancelled.is_set():
+        queued = self.job_ended(job)
+        if self._redraw_dialog():
+            return
+        if job.failure and not job.cancelled.is_set() and not queued:
             self.app.push_screen(MeasureDialog(job))  # a line that goes after seconds would be missed
         else:
             self.say(f"{job.title}: {job.failure or 'done'}", "text" if job.failure else "accent")
@@ -137,93 +140,73 @@ class MeasureActions(Workbench):
         if self.session.resolution.errors:
             self.say("the plan cannot be written, so it cannot be measured; press ! for the reason", "warning")
             return
-        if not await self._ready():
+        if not self._ready():
             return
+        session = self.session
         try:
-            subject = self._plan_subject()
+            recipe = recipe_text(session.plan, session.imatrix, session.moments)
         except SurgeonError as error:
             self.fail(error)
             return
-        await self._ask_evaluation(subject)
+        await self.ask_evaluation(Queued("evaluate", default_output(session.resolution).stem, recipe=recipe))
 
-    async def _ask_evaluation(self, subject: Subject) -> None:
+    async def measure_trial(self, trial: Trial) -> None:
+        if self._ready():
+            await self.ask_evaluation(Queued("evaluate", trial.label, {"trial": trial.id}, trial.recipe))
+
+    async def ask_evaluation(self, entry: Queued) -> None:
         from surgeon.tui.dialogs.measure_forms import evaluate_form
 
         model = self.session.model
-        source = model.file.path
+        try:
+            subject = self.subject_of(entry)
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        known = remembered(model.file.path, "evaluate", ("what", "text", "chunks", "context", "tasks", "n_tasks"))
+        await self.offer(evaluate_form(subject, model, known), entry)
 
-        def answered(answers: Answers | None) -> None:
-            if answers is None:
-                return
-            remember(source, "evaluate", answers)
-            try:
-                self._evaluate(subject, answers)
-            except SurgeonError as error:
-                self.fail(error)
-
-        known = remembered(source, "evaluate", ("what", "text", "chunks", "context", "tasks", "n_tasks"))
-        await self.ask(evaluate_form(subject, model, known), answered)
-
-    def _evaluate(self, subject: Subject, answers: Answers) -> None:
+    def evaluate_job(self, entry: Queued) -> EvaluateJob:
         from surgeon.folders import cache_folder
         from surgeon.measure.evaluation import Evaluation
         from surgeon.tui.dialogs.measure_forms import wanted_of
 
-        evaluation = Evaluation(subject, wanted_of(answers), self.engine, self.journal, cache_folder())
-        self._begin(EvaluateJob(evaluation))
+        subject, wanted = self.subject_of(entry), wanted_of(dict(entry.answers))
+        return EvaluateJob(Evaluation(subject, wanted, self.engine, self.journal, cache_folder()))
 
-    def _plan_subject(self) -> Subject:
-        """The plan, or the file it was written to where that is still there."""
+    def subject_of(self, entry: Queued) -> Subject:
+        """A file somebody made, a trial, or a plan (its file where it was written). Raises SurgeonError."""
         from surgeon.measure.evaluation import Subject
 
+        source, size = self.session.model.file.path, self.session.model.file.nbytes
+        if reference := entry.answers.get("file"):
+            return Subject(entry.title, source, size, output=Path(reference))
+        if name := entry.answers.get("trial"):
+            trial = next((trial for trial in self.journal.trials() if trial.id == name), None)
+            output = output_of(trial) if trial is not None else None
+            if trial is not None and output is not None:
+                return Subject(trial.label, source, size, trial.recipe, output=output)
+            if not entry.recipe:
+                raise SurgeonError(f"{entry.title}: its file is gone and its recipe is unknown")
+        resolution, imatrix = self.resolved(entry)
+        output = written_output(self.journal, entry.recipe)
+        return Subject(entry.title, source, size, entry.recipe, resolution, imatrix, output)
+
+    def resolved(self, entry: Queued) -> tuple[Resolution, Imatrix | None]:
+        """What the recipe of an entry comes to, with its importance matrix. Raises SurgeonError."""
         session = self.session
-        recipe = recipe_text(session.plan, session.imatrix, session.moments)
-        return Subject(
-            label=default_output(session.resolution).stem,
-            source=session.model.file.path,
-            source_size=session.model.file.nbytes,
-            recipe=recipe,
-            resolution=session.resolution,
-            imatrix=session.imatrix,
-            output=written_output(self.journal, recipe),
-        )
-
-    def _trial_subject(self, trial: Trial) -> Subject:
-        """A trial's file, or its plan where the file is gone. Raises SurgeonError where neither can be had."""
-        from surgeon.measure.evaluation import Subject
-
-        session = self.session
-        source, size = session.model.file.path, session.model.file.nbytes
-        output = Path(trial.output) if trial.output else None
-        if output is not None and output.is_file() and model_identity(output) == trial.output_identity:
-            return Subject(trial.label, source, size, trial.recipe, output=output)
-        if not trial.recipe:
-            raise SurgeonError(f"{trial.label}: its file is gone and its recipe is unknown")
-        recipe = read_recipe(trial.recipe, Path("/"), trial.label)
-        imatrix = load_imatrix(recipe.imatrix, judged=True) if recipe.imatrix else None
-        moments = load_moments(recipe.moments) if recipe.moments else None
-        resolution = resolve(session.model, recipe.plan, imatrix, moments)
-        return Subject(trial.label, source, size, trial.recipe, resolution, imatrix)
-
-    # --- the journal
-
-    async def action_journal(self) -> None:
-        try:
-            journal = self.journal
-            trials = journal.trials()
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        await self.ask(JournalDialog(journal, trials, self.session.model.file.path), self._wished)
-
-    def _wished(self, wish: Wish | None) -> None:
-        if wish is None:
-            return
-        what, trial = wish
-        if what == "restore":
-            self.restore(trial)
+        if entry.recipe == recipe_text(session.plan, session.imatrix, session.moments):
+            return session.resolution, session.imatrix
+        recipe = read_recipe(entry.recipe, Path("/"), entry.title)
+        known = session.imatrix
+        if recipe.imatrix is None:
+            imatrix = None
+        elif known is not None and str(known.path) == recipe.imatrix:
+            imatrix = known
         else:
-            self.app.before_next_key(self._measure_trial(trial))
+            imatrix = load_imatrix(recipe.imatrix, judged=True)
+        moments = load_moments(recipe.moments) if recipe.moments else None
+        return resolve(session.model, recipe.plan, imatrix, moments), imatrix
 
     def restore(self, trial: Trial) -> None:
         """The trial's plan, as one step that undo takes back."""
@@ -234,16 +217,6 @@ class MeasureActions(Workbench):
             return f"{said}: {figures.size(self.session.resolution.total_bytes)}; u undoes it"
 
         self.change_plan(change)
-
-    async def _measure_trial(self, trial: Trial) -> None:
-        if not await self._ready():
-            return
-        try:
-            subject = self._trial_subject(trial)
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        await self._ask_evaluation(subject)
 
     def record_write(self, job: WriteJob, summary: Summary) -> None:
         """A row for what was written; a journal that cannot be written costs a warning, not the output."""
@@ -260,43 +233,44 @@ class MeasureActions(Workbench):
     # --- collecting an importance matrix
 
     async def action_collect(self) -> None:
-        from surgeon.tui.dialogs.measure_forms import collect_form, path_of
+        from surgeon.tui.dialogs.measure_forms import collect_form
 
-        if not await self._ready():
+        if not self._ready():
             return
         model = self.session.model
-        source = model.file.path
+        form = collect_form(model, remembered(model.file.path, "collect", ("text", "chunks", "context")))
+        await self.offer(form, Queued("collect", model.file.path.name), before=self._before_collecting)
 
-        def answered(answers: Answers | None) -> None:
-            if answers is None:
-                return
-            remember(source, "collect", answers)
-            out = path_of(answers["out"])
-            try:
-                may_write(out, Kind.IMATRIX, Permit((*self.inputs, path_of(answers["text"])), replace=True))
-            except SurgeonError as error:
-                self.fail(error)
-                return
-            if not out.exists():
-                self._collect(answers)
-                return
-            confirm = Confirm("replace", f"{out} already exists. Overwrite it?", "replace it")
-            confirm.answered = lambda yes: self._collect(answers, replace=True) if yes else None
-            self.app.push_screen(confirm)
+    def _before_collecting(self, answers: Answers, go_on: Callable[[Answers], None]) -> None:
+        """Ask before a file is replaced."""
+        from surgeon.tui.dialogs.measure_forms import path_of
 
-        await self.ask(collect_form(model, remembered(source, "collect", ("text", "chunks", "context"))), answered)
+        out = path_of(answers["out"])
+        try:
+            may_write(out, Kind.IMATRIX, Permit((*self.inputs, path_of(answers["text"])), replace=True))
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        if not out.exists():
+            go_on(answers)
+            return
+        confirm = Confirm("replace", f"{out} already exists. Overwrite it?", "replace it")
+        confirm.answered = lambda yes: go_on({**answers, "replace": "yes"}) if yes else None
+        self.app.push_screen(confirm)
 
-    def _collect(self, answers: Answers, *, replace: bool = False) -> None:
+    def collect_job(self, entry: Queued) -> CollectJob:
         from surgeon.measure.imatrix_run import Collection
         from surgeon.measure.moments_run import MomentsCollection
         from surgeon.tui.dialogs.measure_forms import collect_job, path_of
 
-        out = path_of(answers["out"])
-        job = collect_job(answers, self.session.model.file.path)
-        resume = "resume" in answers["how"].split()
-        moments = MomentsCollection(beside(out), overwrite=True) if "moments" in answers["how"].split() else None
-        wanted = Collection(job, out, dat=out.suffix == ".dat", resume=resume, overwrite=replace, moments=moments)
-        self._begin(CollectJob(self.engine, wanted))
+        answers = dict(entry.answers)
+        out, how = path_of(answers["out"]), answers["how"].split()
+        moments = MomentsCollection(beside(out), overwrite=True) if "moments" in how else None
+        wanted = Collection(
+            collect_job(answers, self.session.model.file.path), out, dat=out.suffix == ".dat",
+            resume="resume" in how, overwrite=answers.get("replace") == "yes", moments=moments,
+        )  # fmt: skip
+        return CollectJob(self.engine, wanted)
 
     @on(Grew)
     def grew(self, event: Grew) -> None:
@@ -318,27 +292,18 @@ class MeasureActions(Workbench):
     async def action_scan(self) -> None:
         from surgeon.tui.dialogs.measure_forms import scan_form
 
-        if not await self._ready():
+        if not self._ready():
             return
         model = self.session.model
-        source = model.file.path
+        form = scan_form(model, remembered(model.file.path, "scan", ("text", "chunks", "context")))
+        await self.offer(form, Queued("scan", model.file.path.name))
 
-        def answered(answers: Answers | None) -> None:
-            if answers is None:
-                return
-            remember(source, "scan", answers)
-            try:
-                self._scan(answers)
-            except (SurgeonError, OSError) as error:
-                self.say(str(error), "pruned")
-
-        await self.ask(scan_form(model, remembered(source, "scan", ("text", "chunks", "context"))), answered)
-
-    def _scan(self, answers: Answers) -> None:
+    def scan_job(self, entry: Queued) -> ScanJob:
         from surgeon.engine.protocol import PruneScanJob
         from surgeon.measure.prune_scan import PruneScan
         from surgeon.tui.dialogs.measure_forms import number_of, path_of
 
+        answers = dict(entry.answers)
         model, text = self.session.model, path_of(answers["text"])
         n_ctx, n_chunks = number_of(answers, "context", 512, 8), number_of(answers, "chunks", 4, 1)
         sets = [[layer.index] for layer in model.layers]
@@ -349,7 +314,7 @@ class MeasureActions(Workbench):
         scan = PruneScan(self.engine, job, state_folder() / "prune-scan" / f"{identity}.json", identity)
         scan.load()
         self.session.damages.clear()
-        self._begin(ScanJob(scan))
+        return ScanJob(scan)
 
     @on(Damaged)
     def damaged(self, event: Damaged) -> None:

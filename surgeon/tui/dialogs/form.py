@@ -83,7 +83,12 @@ class Form(Dialog[Answers]):
         Binding("down", "app.focus_next", show=False),
         Binding("up", "app.focus_previous", show=False),
         Binding("enter", "take", show=False, priority=True),
+        Binding("ctrl+l", "queue", show=False, priority=True),
     ]
+    to_queue: Callable[[Answers], None] | None = None
+    """What ^L does with the answers; None where they cannot wait in the queue."""
+    busy = False
+    """Something runs: Enter queues, too."""
 
     def __init__(self, title: str, fields: Sequence[Field], check: FormCheck, *, do: str) -> None:
         """do: what Enter does, in a word."""
@@ -95,12 +100,19 @@ class Form(Dialog[Answers]):
         dark = self.app.current_theme.dark
         with Vertical(classes="dialog form") as frame:
             frame.border_title = self.title_
-            frame.border_subtitle = f"Enter {self.do} · ↑ ↓ fields · Tab complete · ^P earlier · Esc cancel"
+            frame.border_subtitle = self.keys
             for field in self.fields:
                 with Horizontal(classes="field"):
                     yield Static(self.text([[(field.label, "muted")]]), classes="label")
                     yield self._input(field, dark)
             yield Static(id="answer")
+
+    @property
+    def keys(self) -> str:
+        """What keys do, for the frame."""
+        do = "queue" if self.busy and self.to_queue is not None else self.do
+        queue = " · ^L queue" if self.to_queue is not None and do != "queue" else ""
+        return f"Enter {do}{queue} · Tab complete · ^P earlier · Esc cancel"
 
     def _input(self, field: Field, dark: bool) -> Input | Switches:
         if field.options:
@@ -133,9 +145,21 @@ class Form(Dialog[Answers]):
         return good
 
     def action_take(self) -> None:
-        if self.say():
-            for entry in self.query(Entry):
-                entry.keep()
-            self.dismiss(self.answers)
-        else:
+        answers = self._taken()
+        if answers is not None:
+            self.dismiss(answers)
+
+    def action_queue(self) -> None:
+        answers = self._taken() if self.to_queue is not None else None
+        if answers is not None and self.to_queue is not None:
+            self.dismiss(None)
+            self.to_queue(answers)
+
+    def _taken(self) -> Answers | None:
+        """The answers, which can be recalled from now on; None (and a bell) where they do not do."""
+        if not self.say():
             self.app.bell()
+            return None
+        for entry in self.query(Entry):
+            entry.keep()
+        return self.answers

@@ -8,6 +8,8 @@ from surgeon.errors import SurgeonError, UsageError
 from surgeon.figures import size
 from surgeon.layer_lists import spans
 from surgeon.measure.healing import HealRequest, HealRun
+from surgeon.model.model import Model
+from surgeon.plan.plan import Plan
 from surgeon.session.session import Session
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.form import Field, Form
@@ -28,7 +30,7 @@ def heal_form(session: Session, answers: Answers) -> Form:
         Field("out", "file", str(default_file(session)), "the heal file", (".gguf",)),
     ]
     return Form(
-        f"heal the prune of {spans(session.plan.pruned, 4)}", fields, lambda found: _check(session, found), do="heals"
+        f"heal the prune of {spans(session.plan.pruned, 4)}", fields, lambda found: _check(session, found), do="heal"
     )
 
 
@@ -44,8 +46,8 @@ def default_file(session: Session) -> Path:
     return path
 
 
-def request_of(session: Session, answers: Answers) -> HealRequest:
-    """Raises SurgeonError where something is missing or does not fit."""
+def request_of(model: Model, plan: Plan, answers: Answers) -> HealRequest:
+    """The prune of `plan` to be healed. Raises SurgeonError where something is missing or does not fit."""
     out = path_of(answers["out"])
     if out.exists():
         raise UsageError(f"{out}: already exists; choose another name")
@@ -55,9 +57,8 @@ def request_of(session: Session, answers: Answers) -> HealRequest:
     if any(text.is_dir() for text in texts):
         raise UsageError("texts: a folder; keep typing")
     held_out = (path_of(answers["held_out"]),) if answers["held_out"] else ()
-    plan = session.plan
     request = HealRequest(
-        session.model, plan.pruned, texts, out, held_out, per_column=number_of(answers, "tokens", 30, 1),
+        model, plan.pruned, texts, out, held_out, per_column=number_of(answers, "tokens", 30, 1),
         n_ctx=number_of(answers, "context", 512, 8), know_risks=plan.know_risks,
     )  # fmt: skip
     request.check()
@@ -68,7 +69,7 @@ def _check(session: Session, answers: Answers) -> tuple[bool, list[Line]]:
     from surgeon.engine.protocol import Engine
 
     try:
-        cost = HealRun(request_of(session, answers), Engine(), Path()).cost()
+        cost = HealRun(request_of(session.model, session.plan, answers), Engine(), Path()).cost()
     except SurgeonError as error:
         return False, [[(clean(str(error)), "warning")]]
     tokens = f"up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"

@@ -62,7 +62,7 @@ def evaluate_form(subject: Subject, model: Model, answers: Answers) -> Form:
         Field("tasks", "tasks", answers.get("tasks", ""), "task files of llama-perplexity, with commas between", ()),
         Field("n_tasks", "of each", answers.get("n_tasks", "100"), "how many tasks; 0 for all"),
     ]
-    return Form("measure", fields, lambda found: check_evaluation(found, subject, model), do="measures")
+    return Form("measure", fields, lambda found: check_evaluation(found, subject, model), do="measure")
 
 
 def wanted_of(answers: Answers) -> Wanted:
@@ -154,7 +154,7 @@ def collect_form(model: Model, answers: Answers) -> Form:
             ),
         ),
     ]  # fmt: skip
-    return Form("collect an imatrix", fields, lambda found: check_collection(found, model), do="collects")
+    return Form("collect an imatrix", fields, lambda found: check_collection(found, model), do="collect")
 
 
 def moments_line(model: Model, folder: Path) -> tuple[bool, Line]:
@@ -233,7 +233,7 @@ def scan_form(model: Model, answers: Answers) -> Form:
         lines.append([("results are kept; an interrupted scan resumes", "muted")])
         return path_of(found["text"]).is_file(), lines
 
-    return Form("prune-scan: what removing a layer costs", fields, check, do="scans")
+    return Form("prune-scan: what removing a layer costs", fields, check, do="scan")
 
 
 # --- fitting
@@ -260,4 +260,4 @@ def fit_form(model: Model, answers: Answers) -> Form:
         lines.append([(f"{probes} probes of {each} each, once for this model; then every size is quick", "muted")])
         return path_of(found["text"]).is_file(), lines
 
-    return Form("fit: measure what matters", fields, check, do="measures")
+    return Form("fit: measure what matters", fields, check, do="measure")

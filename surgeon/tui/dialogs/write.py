@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,7 +36,12 @@ class WriteDialog(Dialog[Destination]):
         Binding("down,pagedown", "scroll(1)", show=False),
         Binding("up,pageup", "scroll(-1)", show=False),
         Binding("enter", "take", show=False, priority=True),
+        Binding("ctrl+l", "queue", show=False, priority=True),
     ]
+    to_queue: Callable[[Destination], None] | None = None
+    """What ^L does with the destination."""
+    busy = False
+    """A write runs: Enter queues, too."""
 
     def __init__(self, resolution: Resolution, out: Path, resumable: Path | None = None) -> None:
         """resumable: where a write of this plan was stopped."""
@@ -47,7 +53,8 @@ class WriteDialog(Dialog[Destination]):
         width = min(92, self.app.size.width - 10)
         with Vertical(classes="dialog") as frame:
             frame.border_title = "write"
-            frame.border_subtitle = "Enter write · Tab complete · Esc cancel"
+            keys = "Enter queue" if self.busy else "Enter write · ^L queue"
+            frame.border_subtitle = f"{keys} · Tab complete · Esc cancel"
             yield Static(self.text([self._sizes(), *encoder_lines(self.resolution), []]))
             yield Entry(str(self.out), endings=(".gguf",))
             yield Static(id="answer")
@@ -109,6 +116,17 @@ class WriteDialog(Dialog[Destination]):
         return ""
 
     async def action_take(self) -> None:
+        await self._take(self.dismiss)
+
+    async def action_queue(self) -> None:
+        def queue(destination: Destination) -> None:
+            self.dismiss(None)
+            if self.to_queue is not None:
+                self.to_queue(destination)
+
+        await self._take(queue)
+
+    async def _take(self, then: Callable[[Destination], object]) -> None:
         value = self.query_one(Input).value
         path = Path(value).expanduser()
         if self.resolution.errors or not value or path.is_dir() or not path.parent.is_dir() or self._refusal(path):
@@ -117,18 +135,14 @@ class WriteDialog(Dialog[Destination]):
         if path.exists():
             question = f"{elide_start(str(path), 60)} already exists. Overwrite it?"
             confirm = Confirm("replace", question, "replace it")
-            confirm.answered = lambda yes: self._replace(path, yes)
+            confirm.answered = lambda yes: self._accept(path, True, then) if yes else None
             await self.app.push_screen(confirm)
             return
-        self._accept(path, False)
+        self._accept(path, False, then)
 
-    def _accept(self, path: Path, replace: bool) -> None:
+    def _accept(self, path: Path, replace: bool, then: Callable[[Destination], object]) -> None:
         self.query_one(Entry).keep()
-        self.dismiss((path, replace))
-
-    def _replace(self, path: Path, yes: bool | None) -> None:
-        if yes:
-            self._accept(path, True)
+        then((path, replace))
 
 
 def free_line(needed: int, folder: Path) -> Line:

@@ -17,20 +17,24 @@ _AXIS = 9  # cells of the labels at the left
 
 @dataclass(frozen=True)
 class Point:
-    """x: bytes; y: the figure; letter: its sign; front: no other beats it in both."""
+    """x: bytes; y: the figure; letter: its sign; front: no other beats it in both; here: chosen."""
 
     x: float
     y: float
     letter: str
     front: bool = False
     best: bool = False
+    here: bool = False
 
 
-def scatter(points: Sequence[Point], width: int, height: int, title: str) -> list[Line]:
-    """A plot of `width` × `height` cells with both axes; the y axis is logarithmic where values span a decade."""
+def scatter(points: Sequence[Point], width: int, height: int, title: str, *, mark: float | None = None) -> list[Line]:
+    """A plot of `width` × `height` cells with both axes; the y axis is logarithmic where values span a decade.
+
+    mark: a place on the x axis, shown as ▲ on it.
+    """
     columns, rows = max(8, width - _AXIS - 1), max(3, height - 3)
     logarithmic = _logarithmic([point.y for point in points])
-    x_range = _range([point.x for point in points], False)
+    x_range = _range([*(point.x for point in points), *((mark,) if mark is not None else ())], False)
     y_range = _range([point.y for point in points], logarithmic)
 
     def cell(x: float, y: float, fine: bool) -> tuple[int, int]:
@@ -48,7 +52,13 @@ def scatter(points: Sequence[Point], width: int, height: int, title: str) -> lis
     lines: list[Line] = [[(title + (", logarithmic" if logarithmic else ""), "head")]]
     for row in range(rows):
         lines.append([(_label(row, rows, y_range, logarithmic), "faint"), *_row(row, columns, dots, signs)])
-    lines.append([(" " * _AXIS + "└" + "─" * (columns - 1), "faint")])
+    axis = list("└" + "─" * (columns - 1))
+    at = cell(mark, points[0].y, False)[0] if mark is not None and points else None
+    if at is None:
+        lines.append([(" " * _AXIS + "".join(axis), "faint")])
+    else:
+        before, after = "".join(axis[: at + 1]), "".join(axis[at + 2 :])
+        lines.append([(" " * _AXIS + before, "faint"), ("▲", "changed"), (after, "faint")])
     low, high = figures.size(x_range[0]), figures.size(x_range[1])
     lines.append([(" " * (_AXIS + 1) + low + high.rjust(max(1, columns - 1 - len(low))), "faint")])
     return lines
@@ -57,10 +67,12 @@ def scatter(points: Sequence[Point], width: int, height: int, title: str) -> lis
 def _row(row: int, columns: int, dots: dict[tuple[int, int], int], signs: dict[tuple[int, int], Point]) -> Line:
     line: Line = [("│", "faint")]
     for column in range(columns):
-        point = signs.get((column, row))
+        point, left, right = (signs.get((column + by, row)) for by in (0, 1, -1))
         if point is not None:
-            role = "changed" if point.best else "accent" if point.front else "text"
+            role = "map-here" if point.here else "changed" if point.best else "accent" if point.front else "text"
             line.append((point.letter, role))
+        elif (left is not None and left.here) or (right is not None and right.here):
+            line.append(("[" if left is not None and left.here else "]", "changed"))
         else:
             bits = dots.get((column, row), 0)
             line.append((chr(0x2800 + bits) if bits else " ", "muted"))

@@ -9,7 +9,7 @@ from datetime import datetime
 from surgeon import figures
 from surgeon.trials.figure_table import FIGURES, TABLE, Figure, shown_in
 from surgeon.trials.journal import Trial
-from surgeon.trials.tables import compare, measured_on, unlike_conditions
+from surgeon.trials.tables import compare, measured_alike, measured_on, unlike_conditions
 from surgeon.tui.drawing.spans import Line, clean, fit, wrap
 
 NAME_LEAST = 18
@@ -17,22 +17,42 @@ NAME_LEAST = 18
 
 @dataclass(frozen=True)
 class TrialColumn:
-    """key: what it sorts by; rank: the lower, the longer it stays when space gets scarce."""
+    """key: what it sorts by; rank: the lower, the longer it stays when space gets scarce.
+
+    text: of a trial beside the KL divergence of the best (None: not known).
+    """
 
     key: str
     title: str
     width: int
     rank: int
-    text: Callable[[Trial], str]
+    text: Callable[[Trial, float | None], str]
     highest_first: bool = False
+    sorts: bool = True
 
 
-def _cell(figure: Figure) -> Callable[[Trial], str]:
-    def text(trial: Trial) -> str:
+def _cell(figure: Figure) -> Callable[[Trial, float | None], str]:
+    def text(trial: Trial, _: float | None) -> str:
         value = trial.figure(figure.key)
         return "–" if value is None else figure.text(value).removesuffix(figure.unit)
 
     return text
+
+
+def factor(trial: Trial, best: float | None) -> str:
+    """How many times the best one's KL divergence: `1.83×`."""
+    value = trial.figure("mean_kld")
+    if value is None or not best:
+        return "–"
+    return f"{value / best:.2f}×" if value < 100 * best else f"{value / best:.0f}×"
+
+
+def best_divergence(trials: Sequence[Trial]) -> float | None:
+    """The KL divergence of the trial marked as the best, else the least of those measured alike."""
+    alike = measured_alike(trials)
+    known = [(trial.best, value) for trial in trials if trial.id in alike and (value := trial.figure("mean_kld"))]
+    marked = [value for best, value in known if best]
+    return next(iter(marked), min((value for _, value in known), default=None))
 
 
 def when(trial: Trial) -> str:
@@ -43,15 +63,20 @@ def when(trial: Trial) -> str:
         return trial.when[:11]
 
 
+_FACTOR = TrialColumn("factor", "× best", 7, 4, factor, sorts=False)
+_MEASURED = [
+    TrialColumn(
+        figure.key, place.title, place.width, place.rank, _cell(figure), highest_first=figure.better == "higher"
+    )
+    for figure in TABLE
+    if (place := figure.column) is not None
+]
+_AFTER = next(place for place, column in enumerate(_MEASURED) if column.key == "mean_kld_error") + 1
 COLUMNS: tuple[TrialColumn, ...] = (
-    *(
-        TrialColumn(
-            figure.key, place.title, place.width, place.rank, _cell(figure), highest_first=figure.better == "higher"
-        )
-        for figure in TABLE
-        if (place := figure.column) is not None
-    ),
-    TrialColumn("when", "when", 11, 7, when, highest_first=True),
+    *_MEASURED[:_AFTER],
+    _FACTOR,
+    *_MEASURED[_AFTER:],
+    TrialColumn("when", "when", 11, 9, lambda trial, _: when(trial), highest_first=True),
 )
 
 
@@ -77,8 +102,8 @@ def head_line(width: int, sort: str, descending: bool) -> Line:
     return line
 
 
-def trial_line(trial: Trial, width: int, *, chosen: bool, sign: str = "") -> Line:
-    """One trial: ● chosen for comparison, * the best, and one of `signs`."""
+def trial_line(trial: Trial, width: int, *, chosen: bool, sign: str = "", best: float | None = None) -> Line:
+    """One trial: ● chosen for comparison, * the best, and one of `signs`; best: KL divergence of the best."""
     columns, name = columns_for(width)
     line: Line = [
         ("● " if chosen else "  ", "marked"),
@@ -87,8 +112,9 @@ def trial_line(trial: Trial, width: int, *, chosen: bool, sign: str = "") -> Lin
         (fit(clean(trial.label), name), "strong" if trial.best else "text"),
     ]
     for column in columns:
-        role = "faint" if sign == "≠" and _is_of_text(column.key) else "text" if column.rank < 4 else "muted"
-        line.append(("  " + fit(column.text(trial), column.width, "right"), role))
+        unlike = sign == "≠" and (column is _FACTOR or _is_of_text(column.key))
+        role = "faint" if unlike else "text" if column.rank < 6 else "muted"
+        line.append(("  " + fit(column.text(trial, None if unlike else best), column.width, "right"), role))
     return line
 
 

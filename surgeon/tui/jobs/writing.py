@@ -87,4 +87,6 @@ def default_output(resolution: Resolution) -> Path:
     parts.append(plan.file_type if plan.file_type != "COPY" else "copy")
     if resolution.with_feedback:
         parts.append("feedback")
+    if "-".join(parts) == source.stem:  # F16 of an F16 file: the input is never written
+        parts.append("rewritten")
     return source.with_name("-".join(parts) + ".gguf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgeon import figures
+from surgeon.session.session import Session
 from surgeon.trials.journal import Trial
 from surgeon.trials.tables import measured_alike, measured_front, measured_on
 from surgeon.tui.dialogs.reader import Reader
@@ -15,15 +16,28 @@ MOST_ROWS = 30  # of the plot; a higher one is not easier to read
 
 
 class TrialPlot(Reader):
-    def __init__(self, trials: Sequence[Trial], height: int) -> None:
-        super().__init__("size against KL divergence", "◆ and the line: the front, nothing beats it · Esc", tall=True)
-        self.trials, self.height = trials, height
+    def __init__(self, trials: Sequence[Trial], height: int, *, now: Now | None = None, here: str = "") -> None:
+        """now: the plan on the table; here: id of the trial under the cursor."""
+        hint = "◆ front, nothing beats it · [a] selected · + or ▲ the plan now · Esc"
+        super().__init__("size against KL divergence", hint, tall=True)
+        self.trials, self.height, self.now, self.here = trials, height, now, here
 
     def lines(self, width: int) -> list[Line]:
-        return plot_lines(self.trials, width, self.height)
+        return plot_lines(self.trials, width, self.height, now=self.now, here=self.here)
 
 
-def plot_lines(trials: Sequence[Trial], width: int, height: int) -> list[Line]:
+# The plan on the table: bytes, and the KL divergence that is predicted for it, where it is.
+Now = tuple[int, float | None]
+
+
+def planned_point(session: Session) -> Now:
+    predicted = session.predicted
+    return session.resolution.total_bytes, predicted.kld if predicted is not None else None
+
+
+def plot_lines(
+    trials: Sequence[Trial], width: int, height: int, *, now: Now | None = None, here: str = ""
+) -> list[Line]:
     """The plot and its legend, smallest first; trials that cannot be compared with the newest are counted below it."""
     alike = measured_alike(trials)
     measured = ((trial, trial.figure("mean_kld")) for trial in trials if trial.id in alike)
@@ -33,20 +47,28 @@ def plot_lines(trials: Sequence[Trial], width: int, height: int) -> list[Line]:
         return [[("no trial has a KL divergence yet: e measures", "muted")]]
     on_front = measured_front(trials)
     points = [
-        Point(trial.size, kld, letter, trial.id in on_front, trial.best)
+        Point(trial.size, kld, letter, trial.id in on_front, trial.best, trial.id == here)
         for (trial, kld), letter in zip(placed, LETTERS, strict=False)
     ]
+    plan = now[0] if now is not None else None
+    shown = list(points)
+    if now is not None and now[1]:
+        shown.append(Point(now[0], now[1], "+"))
     rows = min(MOST_ROWS, max(8, height - min(len(points), 6) - 2))
-    lines = scatter(points, width, rows, f"mean KLD, {clean(measured_on(placed[0][0]))}")
+    lines = scatter(shown, width, rows, f"mean KLD, {clean(measured_on(placed[0][0]))}", mark=plan)
     for (trial, kld), point in zip(placed, points, strict=False):
         lines.append(
             [
+                ("▸" if point.here else " ", "changed"),
                 (f"{point.letter} ", "changed" if point.best else "accent" if point.front else "text"),
                 ("◆ " if point.front else "  ", "accent"),
-                (fit(clean(trial.label), max(12, width - 32)), "strong" if trial.best else "text"),
+                (fit(clean(trial.label), max(12, width - 33)), "strong" if trial.best else "text"),
                 (figures.size(trial.size).rjust(10), "muted"),
                 (f"{kld:.6f}".rjust(12), "text"),
             ]
         )
+    if now is not None:
+        words = f"KLD {now[1]:.6f} predicted" if now[1] else "its KLD is not known: F measures what predicts it, e it"
+        lines.append([(f"{'+' if now[1] else '▲'} the plan now: {figures.size(now[0])}, {words}", "changed")])
     left = len(trials) - len(points)
     return lines if not left else [*lines, [(f"{left} more: not measured, or not on the same text", "faint")]]

@@ -1,11 +1,11 @@
-"""The trials of the model: sorted, compared, plotted, restored, exported."""
+"""The bench: the queue of work above the trials, which are sorted, compared, plotted, restored, exported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -15,31 +15,67 @@ from textual.widgets import OptionList, Static
 
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import shards_of
+from surgeon.session.queue import Queue
+from surgeon.session.session import Session
 from surgeon.trials.journal import Journal, Trial
 from surgeon.trials.records import free_label
 from surgeon.trials.tables import markdown, signs
+from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
+from surgeon.tui.dialogs.bench.plot import TrialPlot, planned_point
+from surgeon.tui.dialogs.bench.queue_keys import QUEUE_KEYS, QueueKeys, Wish
+from surgeon.tui.dialogs.bench.queue_lines import entry_lines
 from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.form import Form
 from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.reader import Reader
-from surgeon.tui.dialogs.trial_plot import TrialPlot
 from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, wrap
-from surgeon.tui.drawing.trial_lines import COLUMNS, compare_lines, figure_lines, head_line, ordered, trial_line
+from surgeon.tui.drawing.trial_lines import (
+    COLUMNS,
+    best_divergence,
+    compare_lines,
+    figure_lines,
+    head_line,
+    ordered,
+    trial_line,
+)
 from surgeon.whole_files import write_whole
 from surgeon.write_guard import Permit
 
 Answer = TypeVar("Answer")
-# What the screen is to do with a trial once the journal is closed.
-Wish = tuple[Literal["restore", "evaluate"], Trial]
 _KEYS = (
-    ("Enter", "restore"), ("e", "measure"), ("s", "sort"), ("Space c", "compare"), ("p", "plot"),
-    ("b", "best"), ("n", "rename"), ("x", "delete"), ("m", "Markdown"), ("Esc", "close"),
+    ("Enter", "restore"), ("e", "measure"), ("a", "matrix"), ("r", "reference"), ("s", "sort"), ("Space c", "compare"),
+    ("M", "map"), ("p", "plot"), ("b", "best"), ("n", "rename"), ("x", "delete"), ("m", "card"), ("Tab", "queue"),
+    ("Esc", "close"),
 )  # fmt: skip
 
 
-class JournalDialog(Dialog[Wish]):
-    """Edits the journal directly; restoring and measuring are the screen's."""
+class Bench(Protocol):
+    """What the page asks of the main screen."""
+
+    session: Session
+
+    @property
+    def queue(self) -> Queue: ...
+
+    @property
+    def queue_status(self) -> str:
+        """How far what the queue runs is."""
+
+    def begin_next(self) -> None: ...
+
+    def matrix_form(self) -> Form: ...
+
+    def add_matrix(self, answers: Answers) -> None: ...
+
+    def reference_form(self, path: Path) -> Form: ...
+
+    def add_reference(self, path: Path, answers: Answers) -> None: ...
+
+
+class BenchPage(QueueKeys, Dialog[Wish]):
+    """Edits queue and journal directly; restoring, measuring and the map are the screen's."""
 
     # With priority, so that all keys are dealt with in the order typed.
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -47,75 +83,118 @@ class JournalDialog(Dialog[Wish]):
         *(
             Binding(keys, action, show=False, priority=True)
             for keys, action in (
+                ("tab,shift+tab", "other_list"),
                 ("space", "choose"),
-                ("enter", "restore"),
+                ("enter", "take"),
                 ("e", "measure"),
                 ("s", "sort"),
                 ("c", "compare"),
+                ("M", "map"),
                 ("p", "plot"),
                 ("b", "best"),
                 ("n", "rename"),
                 ("x,delete", "delete"),
                 ("m", "markdown"),
+                ("a", "matrix"),
+                ("r", "reference"),
+                ("J", "shift(1)"),
+                ("K", "shift(-1)"),
+                ("P", "pause"),
+                ("D", "remove_done"),
                 ("q,L", "leave"),
             )
         ),
     ]
 
-    def __init__(self, journal: Journal, trials: list[Trial], model: Path) -> None:
+    def __init__(self, bench: Bench, journal: Journal, trials: list[Trial], model: Path) -> None:
         super().__init__()
-        self.journal, self.trials, self.model = journal, trials, model
+        self.bench, self.journal, self.trials, self.model = bench, journal, trials, model
         self.sort, self.descending = "when", True
         self.chosen: list[str] = []
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog tall wide journal") as frame:
-            frame.border_title = f"trials of {clean(self.model.name)}"
+        with Vertical(classes="dialog tall wide bench") as frame:
+            frame.border_title = f"bench of {clean(self.model.name)}"
+            yield Static(id="queue-head")
+            yield Choices(id="queue")
             yield Static(id="heads")
-            yield Choices()
+            yield Choices(id="trials")
             yield Static(id="about")
             yield Static(id="keys")
 
     def on_mount(self) -> None:
-        self.set_focus(self.query_one(Choices))
+        self.set_focus(self.trials_list)
         self.show_trials()
+        self.show_queue()
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.show_trials)
+        self.call_after_refresh(self.show_queue)
 
     @property
-    def room(self) -> int:
-        return max(40, self.app.size.width - 6)
+    def trials_list(self) -> Choices:
+        return self.query_one("#trials", Choices)
+
+    @property
+    def in_queue(self) -> bool:
+        """Whether keys mean the queue, not the trials."""
+        return self.focused is self.query_one("#queue", Choices)
+
+    def action_list(self, move: str) -> None:
+        getattr(self.query_one("#queue" if self.in_queue else "#trials", Choices), f"action_{move}")()
+
+    def action_other_list(self) -> None:
+        to_queue = not self.in_queue and bool(self.bench.queue.entries)
+        self.set_focus(self.query_one("#queue" if to_queue else "#trials", Choices))
+        self.about()
+        self.show_keys()
+
+    def action_take(self) -> None:
+        if self.in_queue:
+            self.take_entry()
+        else:
+            self.restore_trial()
+
+    @on(OptionList.OptionSelected)
+    def clicked(self, event: OptionList.OptionSelected) -> None:
+        self.set_focus(event.option_list)
+        self.action_take()
 
     @property
     def trial(self) -> Trial | None:
         """The one under the cursor."""
-        key = self.query_one(Choices).highlighted_id
+        key = self.trials_list.highlighted_id
         return next((trial for trial in self.trials if trial.id == key), None)
 
     def show_trials(self, at: str | None = None) -> None:
         dark, width = self.app.current_theme.dark, self.room - 2
-        sign = signs(self.trials)
+        sign, best = signs(self.trials), best_divergence(self.trials)
         rows = []
         for trial in ordered(self.trials, self.sort, self.descending):
-            line = trial_line(trial, width, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""))
+            line = trial_line(trial, width, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""), best=best)
             rows.append((trial.id, text_of([line], dark)))
         empty: Line = [("no trials yet: w writes one, e measures the plan", "muted")]
-        choices = self.query_one(Choices)
+        choices = self.trials_list
         choices.fill(rows or [("", text_of([empty], dark))], at)
         if at is not None:
             choices.highlighted = next((index for index, row in enumerate(rows) if row[0] == at), choices.highlighted)
         self.query_one("#heads", Static).update(self.text([[(" ", ""), *head_line(width, self.sort, self.descending)]]))
-        self.query_one("#keys", Static).update(self.text(key_lines(self.room)))
+        self.show_keys()
         self.about()
+
+    def show_keys(self) -> None:
+        self.query_one("#keys", Static).update(self.text(key_lines(self.room, QUEUE_KEYS if self.in_queue else _KEYS)))
 
     @on(OptionList.OptionHighlighted)
     def about(self) -> None:
-        """All figures and the recipe of the trial under the cursor."""
-        trial = self.trial
+        """All figures and the recipe of the trial under the cursor, or what an entry of the queue asks for."""
+        trial, height = self.trial, max(3, self.app.size.height // 3 - 1)
         lines: list[Line] = [[("─" * self.room, "faint")]]
-        if trial is not None:
-            lines += about_lines(trial, self.room, max(3, self.app.size.height // 3 - 1))
+        entry = self.entry if self.in_queue else None
+        if entry is not None:
+            lines += entry_lines(entry, self.room)[:height]
+        elif trial is not None:
+            lines += about_lines(trial, self.room, height)
         self.query_one("#about", Static).update(self.text(lines))
 
     def reload(self, at: str | None = None) -> None:
@@ -141,8 +220,7 @@ class JournalDialog(Dialog[Wish]):
 
     # --- what the keys do
 
-    @on(OptionList.OptionSelected)
-    def action_restore(self) -> None:
+    def restore_trial(self) -> None:
         trial = self.trial
         if trial is None:
             return
@@ -163,13 +241,14 @@ class JournalDialog(Dialog[Wish]):
             self.chosen.remove(trial.id)
         else:
             self.chosen = [*self.chosen[-1:], trial.id]
-        choices = self.query_one(Choices)
+        choices = self.trials_list
         at = choices.highlighted or 0
         self.show_trials(trial.id)
         choices.highlighted = min(at + 1, choices.option_count - 1)
 
     def action_sort(self) -> None:
-        titles = {"label": "trial"} | {column.key: column.title for column in COLUMNS if column.key != "ppl_error"}
+        sorting = [column for column in COLUMNS if column.sorts and "±" not in column.title]
+        titles = {"label": "trial"} | {column.key: column.title for column in sorting}
         entries = [Entry(key, [(title, "text")]) for key, title in titles.items()]
 
         def taken(key: str | None) -> None:
@@ -188,6 +267,14 @@ class JournalDialog(Dialog[Wish]):
             return
         self.app.push_screen(Comparison(*pair))
 
+    def action_map(self) -> None:
+        """The plan on the table against this trial, tensor by tensor."""
+        trial = self.trial
+        if trial is None or not trial.recipe:
+            self.note("its recipe is unknown: only trials with a plan can be shown on the map", "warning")
+            return
+        self.dismiss(("map", trial))
+
     def _pair(self) -> tuple[Trial, Trial] | None:
         """The two marked; or the one marked, else the best, and the one under the cursor."""
         marked = [trial for key in self.chosen for trial in self.trials if trial.id == key]
@@ -198,7 +285,11 @@ class JournalDialog(Dialog[Wish]):
         return (other, here) if here is not None and other is not None and other.id != here.id else None
 
     def action_plot(self) -> None:
-        self.app.push_screen(TrialPlot(self.trials, int(self.app.size.height * 0.9) - 2))
+        trial = self.trial
+        now = planned_point(self.bench.session)
+        self.app.push_screen(
+            TrialPlot(self.trials, int(self.app.size.height * 0.9) - 2, now=now, here=trial.id if trial else "")
+        )
 
     def action_best(self) -> None:
         trial = self.trial
@@ -224,6 +315,9 @@ class JournalDialog(Dialog[Wish]):
         self.ask(Prompt("name of the trial", check, value=trial.label), taken)
 
     def action_delete(self) -> None:
+        if self.in_queue:
+            self.remove_entry()
+            return
         trial = self.trial
         if trial is None:
             return
@@ -262,7 +356,7 @@ class JournalDialog(Dialog[Wish]):
             self._save_card(path, tables, replace=False)
             return
         self.ask(
-            Confirm("replace", f"{path} is there already. Replace it?", "replace it"),
+            Confirm("replace", f"{path} already exists. Overwrite it?", "replace it"),
             lambda yes: self._save_card(path, tables, replace=True) if yes else None,
         )
 
@@ -287,11 +381,11 @@ class Comparison(Reader):
         return compare_lines(self.first, self.second, width)
 
 
-def key_lines(width: int) -> list[Line]:
+def key_lines(width: int, keys: Sequence[tuple[str, str]] = _KEYS) -> list[Line]:
     """The keys, in as many lines as they need."""
     lines: list[Line] = [[]]
     used = 0
-    for key, word in _KEYS:
+    for key, word in keys:
         need = len(key) + len(word) + 3
         if used + need > width:
             lines.append([])

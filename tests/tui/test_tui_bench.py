@@ -16,11 +16,11 @@ from surgeon.session.session import Session
 from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
 from surgeon.trials.tables import signs
 from surgeon.tui.app import SurgeonApp
+from surgeon.tui.dialogs.bench.page import BenchPage, Comparison, key_lines
+from surgeon.tui.dialogs.bench.plot import TrialPlot, plot_lines
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.form import Form
-from surgeon.tui.dialogs.journal import Comparison, JournalDialog, key_lines
 from surgeon.tui.dialogs.prompt import Prompt
-from surgeon.tui.dialogs.trial_plot import TrialPlot, plot_lines
 from surgeon.tui.dialogs.write import WriteDialog
 from surgeon.tui.drawing.scatter import Point, scatter
 from surgeon.tui.drawing.spans import plain, width_of
@@ -62,14 +62,14 @@ def journal(session: Session) -> Journal:
     return journal
 
 
-async def open_journal(app: SurgeonApp, pilot: Pilot[int]) -> JournalDialog:
+async def open_bench(app: SurgeonApp, pilot: Pilot[int]) -> BenchPage:
     await pilot.press("L")
     dialog = app.screen
-    assert isinstance(dialog, JournalDialog)
+    assert isinstance(dialog, BenchPage)
     return dialog
 
 
-async def go(pilot: Pilot[int], dialog: JournalDialog, label: str) -> None:
+async def go(pilot: Pilot[int], dialog: BenchPage, label: str) -> None:
     await pilot.press("g")
     for _ in dialog.trials:
         if dialog.trial is not None and dialog.trial.label == label:
@@ -83,7 +83,7 @@ async def go(pilot: Pilot[int], dialog: JournalDialog, label: str) -> None:
 
 async def test_an_empty_journal_says_what_fills_it(session: Session) -> None:
     async with opened(session) as (app, pilot):
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         assert dialog.trial is None
         await pilot.press("enter", "b", "x", "c", "e", "m")
         assert app.screen is dialog
@@ -94,14 +94,14 @@ async def test_an_empty_journal_says_what_fills_it(session: Session) -> None:
 async def test_restoring_a_plan_is_one_step(session: Session, journal: Journal) -> None:
     async with opened(session) as (app, pilot):
         session.set_file_type("F16")
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         await go(pilot, dialog, "pruned")
         await pilot.press("enter")
         assert app.screen is app.main
         assert (session.plan.file_type, session.plan.pruned) == ("Q4_0", {9})
         await pilot.press("u")
         assert (session.plan.file_type, session.plan.pruned) == ("F16", frozenset())
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         await go(pilot, dialog, "written")
         await pilot.press("enter")
         assert app.screen is dialog, "its recipe is not known"
@@ -110,11 +110,11 @@ async def test_restoring_a_plan_is_one_step(session: Session, journal: Journal) 
 async def test_sorting(session: Session, journal: Journal) -> None:
     def shown() -> list[str]:
         names = {entry.id: entry.label for entry in dialog.trials}
-        choices = dialog.query_one("Choices")
+        choices = dialog.query_one("#trials")
         return [names[option.id] for option in choices.options]  # type: ignore[attr-defined]
 
     async with opened(session) as (app, pilot):
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         await pilot.press("s", "g", "j", "enter")
         assert dialog.sort == "size"
         assert shown() == ["pruned", "q4", "written", "worse", "q8"]
@@ -124,7 +124,7 @@ async def test_sorting(session: Session, journal: Journal) -> None:
 
 async def test_comparing_two(session: Session, journal: Journal) -> None:
     async with opened(session, (100, 30)) as (app, pilot):
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         await pilot.press("c")
         assert app.screen is dialog, "two are needed"
         await go(pilot, dialog, "q4")
@@ -141,7 +141,7 @@ async def test_comparing_two(session: Session, journal: Journal) -> None:
 
 async def test_best_rename_and_delete(session: Session, journal: Journal) -> None:
     async with opened(session) as (app, pilot):
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         await go(pilot, dialog, "q4")
         await pilot.press("b")
         assert [entry.label for entry in journal.trials() if entry.best] == ["q4"]
@@ -168,7 +168,7 @@ async def test_best_rename_and_delete(session: Session, journal: Journal) -> Non
 
 async def test_exporting_markdown(session: Session, journal: Journal, model_copy: Path) -> None:
     async with opened(session) as (app, pilot):
-        await open_journal(app, pilot)
+        await open_bench(app, pilot)
         await pilot.press("m", "enter")
         tables = model_copy.with_name("novels-12M-F16.trials.md").read_text()
         assert "| q8 | 23.00 | 12.00 | 47.8% |" in tables
@@ -177,7 +177,7 @@ async def test_exporting_markdown(session: Session, journal: Journal, model_copy
 
 async def test_the_plot(session: Session, journal: Journal) -> None:
     async with opened(session) as (app, pilot):
-        await open_journal(app, pilot)
+        await open_bench(app, pilot)
         await pilot.press("p")
         assert isinstance(app.screen, TrialPlot)
         assert "a ◆ pruned" in app.screen.shown
@@ -186,14 +186,14 @@ async def test_the_plot(session: Session, journal: Journal) -> None:
 
 async def test_measuring_a_trial_again(session: Session, journal: Journal) -> None:
     async with opened(session) as (app, pilot):
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         await go(pilot, dialog, "pruned")
         await pilot.press("e")
         await pilot.pause()
         assert isinstance(app.screen, Form)
         assert "the plan, " in app.screen.answer
         await pilot.press("escape")
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         await go(pilot, dialog, "written")
         await pilot.press("e")
         await pilot.pause()
@@ -213,7 +213,7 @@ async def test_every_write_is_a_row(session: Session, model_copy: Path) -> None:
             if app.job is not None and app.job.summary is not None:
                 break
         await pilot.press("enter")
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         assert dialog.trial is not None
         assert dialog.trial.label == "novels-12M-pruned-9-F16"
         assert dialog.trial.size == model_copy.with_name("novels-12M-pruned-9-F16.gguf").stat().st_size
@@ -227,7 +227,7 @@ async def test_every_write_is_a_row(session: Session, model_copy: Path) -> None:
 
 async def test_a_journal_that_cannot_be_written_costs_a_line(session: Session, journal: Journal) -> None:
     async with opened(session) as (app, pilot):
-        dialog = await open_journal(app, pilot)
+        dialog = await open_bench(app, pilot)
         content = journal.path.read_bytes()
         journal.path.unlink()
         journal.path.mkdir()

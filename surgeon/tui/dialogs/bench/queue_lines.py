@@ -1,0 +1,51 @@
+"""The queue as lines of spans. Pure."""
+
+from __future__ import annotations
+
+from surgeon.session.queue import DONE, FAILED, KINDS, RUNNING, WAITING, Entry, Queue
+from surgeon.tui.drawing.spans import Line, clean, fit, wrap
+
+_SIGNS = {WAITING: ("·", "muted"), RUNNING: ("▸", "accent"), DONE: ("✓", "good"), FAILED: ("!", "warning")}
+_KIND = 22  # cells of what it is called
+
+
+def queue_head(queue: Queue) -> Line:
+    """`queue  3 waiting, paused`."""
+    line: Line = [("queue  ", "title")]
+    if not queue.entries and not queue.paused:
+        return [*line, ("empty; a: base types to write and measure, r: a file to measure, ^L in any form", "muted")]
+    counts = ((state, sum(entry.state == state for entry in queue.entries)) for state in (WAITING, DONE, FAILED))
+    line.append((", ".join(f"{count} {state}" for state, count in counts if count) or f"{len(queue.entries)} running", "text"))
+    if queue.paused:
+        line.append((" · paused, P goes on", "warning"))
+    return line
+
+
+def entry_line(entry: Entry, place: int, status: str, width: int) -> Line:
+    """place: from 1; status: how far the running one is."""
+    sign, role = _SIGNS[entry.state]
+    note = status if entry.state == RUNNING else entry.note
+    room = max(12, (width - _KIND - 8) // 2)
+    return [
+        (f"{place:>3} ", "faint"),
+        (f"{sign} ", role),
+        (fit(KINDS[entry.kind], _KIND), "text" if entry.state in (WAITING, RUNNING) else "muted"),
+        (fit(clean(entry.title), room) + "  ", "strong" if entry.state == RUNNING else "text"),
+        (fit(clean(note), max(0, width - _KIND - 8 - room)).rstrip(), "warning" if entry.state == FAILED else "muted"),
+    ]
+
+
+def entry_lines(entry: Entry, width: int) -> list[Line]:
+    """All of an entry: what came of it, and what was answered."""
+    lines: list[Line] = []
+    if entry.note:
+        lines += wrap(clean(entry.note), width, "warning" if entry.state == FAILED else "text")
+    shown = [f"{key} {clean(value)}" for key, value in entry.answers.items() if value and key not in _UNSEEN]
+    lines += wrap(" · ".join(shown), width, "muted")
+    words = [line.strip().rstrip(",") for line in entry.recipe.splitlines()]
+    skip = ("format =", "sha256 =", "digest =", "stored-as =", "[", "]", "rules = [")
+    lines += [[(fit(clean(word), width).rstrip(), "faint")] for word in words if word and not word.startswith(skip)]
+    return lines
+
+
+_UNSEEN = ("recipes", "trial", "replace")  # answers that only the program reads
