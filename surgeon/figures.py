@@ -43,6 +43,11 @@ def divergence(kld: float) -> str:
     return f"{kld:.{4 if kld < 0.1 else 3}f}".removeprefix("0")
 
 
+def signed_divergence(change: float) -> str:
+    """`+.0030`, `−.0012`: how much a KL divergence grew."""
+    return f"{'−' if change < 0 else '+'}{divergence(abs(change))}"
+
+
 def duration(seconds: float) -> str:
     """`47 s`, `3:09`, `1:02:00`."""
     whole = round(seconds)

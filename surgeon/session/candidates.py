@@ -12,6 +12,7 @@ from surgeon.errors import SurgeonError
 from surgeon.model.model import Tensor
 from surgeon.plan import plan as plans
 from surgeon.plan.file_types import FILE_TYPES
+from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.tensor_op import TensorOp
 from surgeon.session.child_process import lines_of
 from surgeon.session.session import Session
@@ -97,7 +98,13 @@ def base_candidates(session: Session) -> Iterator[Candidate]:
             total=resolution.total_bytes,
             total_bpw=resolution.bpw,
             note=f"no kernel yet: {' '.join(missing)}" if missing else "",
+            kld=_predicted_of(session, resolution),
         )
+
+
+def _predicted_of(session: Session, resolution: Resolution) -> float | None:
+    found = None if session.costs is None else session.costs.predicted_of(resolution)
+    return None if found is None else found.kld
 
 
 SAMPLE_WEIGHTS = 1 << 20  # of one tensor: errors of rows scatter little, and a million take a fraction of a second

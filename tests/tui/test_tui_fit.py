@@ -14,6 +14,7 @@ from surgeon.fit.groups import groups_of
 from surgeon.model.model import Model
 from surgeon.session.candidates import TYPES as ALL_TYPES
 from surgeon.session.session import Session
+from surgeon.tui.dialogs.base_picker import BasePicker
 from surgeon.tui.dialogs.fit import FitDialog
 from surgeon.tui.dialogs.form import Form
 from surgeon.tui.dialogs.type_picker import TypePicker
@@ -92,6 +93,31 @@ async def test_tab_shows_which_parts_are_fragile(session: Session) -> None:
         assert lines[start + 1].split()[-1] == "Q2_K"
         assert all("██" in line for line in lines[start + 1 : start + 8])
         await pilot.press("tab", "escape")
+
+
+async def test_an_edit_by_hand_says_what_it_costs(session: Session) -> None:
+    session.set_file_type("Q4_K_S")
+    before = session.predicted
+    assert before is not None
+    async with opened(session, (120, 40)) as (app, pilot):
+        await pilot.press("slash")
+        await typed(pilot, "blk.5.ffn_up")
+        await pilot.press("enter", "t")
+        await typed(pilot, "q2_k")
+        await pilot.press("enter")
+        after = session.predicted
+        assert after is not None
+        assert after.kld > before.kld
+        assert f"KLD {divergence(after.kld)} (+{divergence(after.kld - before.kld)})" in app.main.message
+        await pilot.press("m")
+        picker = app.screen
+        assert isinstance(picker, BasePicker)
+        while "Q3_K_M" not in picker.found:
+            await pilot.pause(0.02)
+        kld = picker.found["Q3_K_M"].kld
+        assert kld is not None
+        assert kld > after.kld
+        assert divergence(kld) in "".join(text for text, _ in picker.line("Q3_K_M"))
 
 
 async def all_found(pilot: Pilot[int], picker: TypePicker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from surgeon import figures
@@ -112,14 +113,27 @@ class EditActions(Workbench):
                 self.say("no type is set by hand here")
 
     def _set_types(self, names: list[str], type_name: str | None) -> None:
-        self.change_plan(lambda: f"{self.session.set_types(names, type_name)}: {self._sizes()}")
+        self._change(lambda: self.session.set_types(names, type_name))
 
     async def action_base(self) -> None:
         def taken(name: str | None) -> None:
             if name is not None:
-                self.change_plan(lambda: f"{self.session.set_file_type(name)}: {self._sizes()}")
+                self._change(lambda: self.session.set_file_type(name))
 
         await self.ask(BasePicker(self.session), taken)
+
+    def _change(self, edit: Callable[[], str]) -> None:
+        """Run an edit, and say what it costs: size, and predicted KL divergence where it is known."""
+        before = self.session.predicted
+
+        def change() -> str:
+            said, after = f"{edit()}: {self._sizes()}", self.session.predicted
+            if after is None:
+                return said
+            more = "" if before is None else f" ({figures.signed_divergence(after.kld - before.kld)})"
+            return f"{said}, KLD {figures.divergence(after.kld)}{more}"
+
+        self.change_plan(change)
 
     def _sizes(self) -> str:
         resolution = self.session.resolution
@@ -148,6 +162,9 @@ class EditActions(Workbench):
         if not changed and edit.plan.file_type == "COPY" and edit.plan.rules:
             return True, [("rules need a base type; press m, or type base q4_k_m", "warning")]
         sizes = f"{figures.size(resolution.total_bytes)}  {resolution.bpw:.2f} bpw"
+        costs = self.session.costs
+        predicted = None if costs is None else costs.predicted_of(resolution)
+        sizes += "" if predicted is None else f"  KLD {figures.divergence(predicted.kld)}"
         return True, [(f"{changed} tensors change", "accent" if changed else "warning"), (f"  → {sizes}", "text")]
 
     def _check_layer(self, number: int) -> tuple[bool, Line]:

@@ -40,7 +40,8 @@ class BasePicker(CandidateDialog):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog medium list") as frame:
             frame.border_title, frame.border_subtitle = self.title_, self.hint
-            yield Static(self.text([_HEAD]), id="heads")
+            pkld: Line = [("   pKLD", "head")] if self.session.costs is not None else []
+            yield Static(self.text([[*_HEAD, *pkld]]), id="heads")
             yield Choices()
 
     def on_mount(self) -> None:
@@ -63,4 +64,7 @@ class BasePicker(CandidateDialog):
         role = "faint" if candidate and candidate.note else "text"
         sizes = f"{figures.size(candidate.total):>9} {candidate.total_bpw:6.2f}" if candidate else " " * 16
         note = candidate.note if candidate and candidate.note else FILE_TYPES[name].description
+        if self.session.costs is not None:
+            kld = candidate.kld if candidate else None
+            sizes += f"  {'' if kld is None else figures.divergence(kld):<7}"
         return [(fit(name, 11), role), (f" {sizes}  ", role), (note, "faint" if role == "faint" else "muted")]
