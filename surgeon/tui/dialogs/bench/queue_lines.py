@@ -14,8 +14,8 @@ def queue_head(queue: Queue) -> Line:
     line: Line = [("queue  ", "title")]
     if not queue.entries and not queue.paused:
         return [*line, ("empty; a: base types to write and measure, r: a file to measure, ^L in any form", "muted")]
-    counts = ((state, sum(entry.state == state for entry in queue.entries)) for state in (WAITING, DONE, FAILED))
-    line.append((", ".join(f"{count} {state}" for state, count in counts if count) or f"{len(queue.entries)} running", "text"))
+    counts = [(state, sum(entry.state == state for entry in queue.entries)) for state in _SIGNS]
+    line.append((", ".join(f"{count} {state}" for state, count in counts if count), "text"))
     if queue.paused:
         line.append((" · paused, P goes on", "warning"))
     return line
