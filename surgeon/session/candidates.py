@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import surgeon_kernels
 from surgeon.errors import SurgeonError
@@ -110,27 +111,64 @@ def _predicted_of(session: Session, resolution: Resolution) -> float | None:
 SAMPLE_WEIGHTS = 1 << 20  # of one tensor: errors of rows scatter little, and a million take a fraction of a second
 MAP_WEIGHTS = 1 << 17  # of each of many
 
+SHRINK = 0.5  # of second moments, where the plan does not say; a write chooses it for each input
+
 Wanted = Sequence[tuple[str, Sequence[str]]]
 """Tensor names, and the types to be measured of each."""
+
+
+class Lost(NamedTuple):
+    """Relative error of the output; feedback: with the feedback encoder, None without second moments."""
+
+    stock: float
+    feedback: float | None = None
 
 
 def measured_errors(
     session: Session, wanted: Wanted, cancelled: threading.Event, most: int = SAMPLE_WEIGHTS
 ) -> Iterator[tuple[str, str, float | None]]:
-    """(tensor, type, relative error) for each type that fits, measured in a process of its own (`error_child`).
+    """(tensor, type, relative error) of the stock encoder, weighted by the importance matrix where it has the tensor.
 
-    Before each there is (tensor, type, None). Weighted by the importance matrix where it has the tensor. Raises
-    SurgeonError when a tensor cannot be read or decoded.
+    Before each there is (tensor, type, None). Raises as `measured_losses`.
     """
+    groups = [(name, [name], types) for name, types in wanted]
+    for name, kind, lost in _measured(session, groups, cancelled, most, None):
+        yield name, kind, None if lost is None else lost.stock
+
+
+def measured_losses(
+    session: Session, names: Sequence[str], types: Sequence[str], cancelled: threading.Event
+) -> Iterator[tuple[str, Lost | None]]:
+    """(type, error) of all these tensors together, better after each of them; (type, None) before the first.
+
+    With second moments in the plan errors are those of the output under them, of both encoders. Measured in a process
+    of its own (`error_child`) on a sample of each tensor. Raises SurgeonError when one cannot be read or decoded.
+    """
+    moments = None if session.moments is None else str(session.moments.path.absolute())
+    for _, kind, lost in _measured(session, [("", names, types)], cancelled, SAMPLE_WEIGHTS // len(names), moments):
+        yield kind, lost
+
+
+def _measured(
+    session: Session,
+    groups: Sequence[tuple[str, Sequence[str], Sequence[str]]],
+    cancelled: threading.Event,
+    most: int,
+    moments: str | None,
+) -> Iterator[tuple[str, str, Lost | None]]:
+    plan = session.plan
     job = {
         "model": str(session.model.file.path.absolute()),
         "imatrix": None if session.imatrix is None else str(session.imatrix.path.absolute()),
-        "tensors": [[name, list(types)] for name, types in wanted],
+        "moments": moments,
+        "shrink": SHRINK if plan.shrink is None else plan.shrink,
+        "rounds": plan.feedback_rounds,
+        "groups": [[label, list(names), list(types)] for label, names, types in groups],
         "most": most,
     }
     for line in lines_of(("-m", "surgeon.session.error_child"), json.dumps(job), cancelled):
         item = json.loads(line)
         if isinstance(item, dict):
             raise SurgeonError(item["failed"])
-        name, kind, error = item
-        yield name, kind, error
+        label, kind, lost = item
+        yield label, kind, None if lost is None else Lost(*lost)

@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,27 +20,136 @@ from surgeon.errors import SurgeonError
 from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import Model, Tensor, load_model
+from surgeon.moments.files import is_moments, load_moments
+from surgeon.moments.moments import Moments
+from surgeon.moments.thresholds import FEWEST
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Sums = NDArray[np.float64]
+
+_UNDER_MOMENTS = 1 << 18  # weights of a sample that both encoders work on: a tenth of a second a type
+
 
 def main() -> None:
-    """One JSON object in: model, imatrix (a path or null), tensors (name and types each), most (weights of a sample).
+    """One JSON object in: model, imatrix, moments (paths or null), shrink, rounds, groups (label, tensor names and
+    types each), most (weights of a sample of one tensor).
 
-    Lines out: [tensor, type, error or null], or {"failed": why} at the first that cannot be read.
+    Lines out: [label, type, null] before the first of a group, then [label, type, [stock, feedback or null]] after each
+    tensor, for all of the group so far; or {"failed": why} at the first that cannot be read.
     """
     job: dict[str, Any] = json.load(sys.stdin)
     try:
-        model = load_model(Path(job["model"]))
-        imatrix = load_imatrix(job["imatrix"]) if job["imatrix"] is not None else None
-        tensors = {tensor.name: tensor for tensor in model.tensors}
-        for name, types in job["tensors"]:
-            for kind, error in measured(model, tensors[name], types, weights_of(imatrix, tensors[name]), job["most"]):
-                print(json.dumps([name, kind, error]), flush=True)
+        bench = Bench.of(job)
+        for label, names, types in job["groups"]:
+            sums: dict[str, Sums] = {}
+            for name in names:
+                for kind, lost in bench.losses(name, types):
+                    if lost is not None:
+                        sums[kind] = sums[kind] + lost if kind in sums else lost
+                    told = None if kind not in sums else relative(sums[kind], feedback=bench.moments is not None)
+                    print(json.dumps([label, kind, told]), flush=True)
     except SurgeonError as error:
         print(json.dumps({"failed": str(error)}), flush=True)
+
+
+def relative(sums: Sums, *, feedback: bool) -> tuple[float, float | None]:
+    """Of [stock loss, feedback loss, energy] the square roots of loss over energy."""
+    stock, fed, energy = (float(value) for value in sums)
+    share = [math.sqrt(loss / energy) if energy > 0 else 0.0 for loss in (stock, fed)]
+    return share[0], share[1] if feedback else None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What errors are measured with. shrink: of second moments towards their diagonal; rounds: of better codes."""
+
+    model: Model
+    imatrix: Imatrix | None
+    moments: Moments | None
+    shrink: float
+    rounds: int
+    most: int
+
+    @classmethod
+    def of(cls, job: dict[str, Any]) -> Bench:
+        """Raises SurgeonError for files that cannot be read."""
+        moments = load_moments(job["moments"]) if job["moments"] is not None else None
+        imatrix = None if moments is None else moments.as_imatrix
+        if job["imatrix"] is not None:
+            path = job["imatrix"]
+            imatrix = load_moments(path).as_imatrix if is_moments(path) else load_imatrix(path, judged=True)
+        return cls(load_model(Path(job["model"])), imatrix, moments, job["shrink"], job["rounds"], job["most"])
+
+    def losses(self, name: str, types: Sequence[str]) -> Iterator[tuple[str, Sums | None]]:
+        """(type, [stock loss, feedback loss, energy]) of a tensor for each of `types` that fits.
+
+        Before each there is (type, None): compiling a kernel for the first time takes seconds, and that should be seen.
+        Under second moments H of its input a row's loss is e H e' and its energy w H w'; without, both are weighed by
+        the importance matrix, the same for every type, also for those that do not use it. Raises SurgeonError when the
+        tensor cannot be read or decoded.
+        """
+        tensor = next(one for one in self.model.tensors if one.name == name)
+        weights = weights_of(self.imatrix, tensor)
+        under = self._under(tensor)
+        rows = sample_rows(self.model, tensor, self.most if under is None else min(self.most, _UNDER_MOMENTS))
+        for kind in types:
+            if rows.shape[1] % FORMATS[kind].block or kind not in surgeon_kernels.quantizable:
+                continue
+            if kind in REQUIRES_IMATRIX and weights is None:
+                continue
+            yield kind, None
+            try:
+                yield kind, _weighed(rows, kind, weights) if under is None else under.losses(rows, kind, weights)
+            except ValueError as reason:
+                raise SurgeonError(f"{name}: {reason}") from None
+
+    def _under(self, tensor: Tensor) -> Under | None:
+        one = None if self.moments is None else self.moments.of(tensor.name)
+        if self.moments is None or one is None or one.columns != tensor.ne[0] or one.tokens[0].sum() == 0:
+            return None
+        if self.moments.ratios[one.name][0] < FEWEST:
+            return None
+        return Under(self.moments.blocks(one), self.shrink, self.rounds)
+
+
+class Under:
+    """Losses under the second moments `blocks`, square blocks along the diagonal."""
+
+    def __init__(self, blocks: list[NDArray[np.float32]], shrink: float, rounds: int) -> None:
+        self._blocks, self._rounds = blocks, rounds
+        self._factor = surgeon_kernels.factor(blocks, shrink=shrink)
+
+    def losses(self, rows: NDArray[np.float32], kind: str, weights: NDArray[np.float32] | None) -> Sums:
+        """[stock loss, feedback loss, energy]; for a type without feedback the second is the first."""
+        diagonal = self._factor.diagonal if weights is None else weights
+        stock = fed = self._lost(rows, surgeon_kernels.quantize(rows, kind, diagonal), kind)
+        if kind in surgeon_kernels.feedback_types:
+            encoded = surgeon_kernels.quantize_with_feedback(
+                rows, kind, self._factor, weights=weights, rounds=self._rounds
+            )
+            fed = self._lost(rows, encoded, kind)
+        return np.array([stock, fed, self._energy(rows)])
+
+    def _lost(self, rows: NDArray[np.float32], blocks: NDArray[np.uint8], kind: str) -> float:
+        return float(surgeon_kernels.feedback_error(rows, blocks, kind, self._blocks).sum())
+
+    def _energy(self, rows: NDArray[np.float32]) -> float:
+        at, energy = 0, 0.0
+        for block in self._blocks:
+            part = rows[:, at : at + len(block)]
+            energy += float(np.sum((part @ block) * part, dtype=np.float64))
+            at += len(block)
+        return energy
+
+
+def _weighed(rows: NDArray[np.float32], kind: str, weights: NDArray[np.float32] | None) -> Sums:
+    squares = np.square(rows, dtype=np.float64)
+    energy = float(np.sum(squares * weights if weights is not None else squares))
+    lost = float(np.sum(surgeon_kernels.quantization_error(rows, kind, weights).weighted))
+    return np.array([lost, lost, energy])
 
 
 def weights_of(imatrix: Imatrix | None, tensor: Tensor) -> NDArray[np.float32] | None:
@@ -48,32 +158,6 @@ def weights_of(imatrix: Imatrix | None, tensor: Tensor) -> NDArray[np.float32] |
         return None
     weights = imatrix.weights(tensor.name)
     return weights[: tensor.ne[0]] if len(weights) >= tensor.ne[0] else None
-
-
-def measured(
-    model: Model, tensor: Tensor, types: Sequence[str], weights: NDArray[np.float32] | None, most: int
-) -> Iterator[tuple[str, float | None]]:
-    """(type, relative error) for each of `types` that fits: sqrt(sum w (x - q)^2 / sum w x^2) over at most
-    `most` weights of it.
-
-    Before each there is (type, None): compiling a kernel for the first time takes seconds, and that should be seen.
-    weights: float32[columns], the same for every type, also for those that do not use them, so that the errors can be
-    compared. Raises SurgeonError when the tensor cannot be read or decoded.
-    """
-    rows = sample_rows(model, tensor, most)
-    squares = np.square(rows, dtype=np.float64)
-    energy = float(np.sum(squares * weights if weights is not None else squares))
-    for name in types:
-        if rows.shape[1] % FORMATS[name].block or name not in surgeon_kernels.quantizable:
-            continue
-        if name in REQUIRES_IMATRIX and weights is None:
-            continue
-        yield name, None
-        try:
-            error = surgeon_kernels.quantization_error(rows, name, weights)
-        except ValueError as reason:
-            raise SurgeonError(f"{tensor.name}: {reason}") from None
-        yield name, math.sqrt(float(np.sum(error.weighted)) / energy) if energy else 0.0
 
 
 def sample_rows(model: Model, tensor: Tensor, most: int) -> NDArray[np.float32]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from moments_toy import HEAD, Toy, toy_moments
-from test_tui_measure import TEXT, answer, ran
+from test_tui_measure import TEXT, answer, ran, until
 from tui_helpers import opened, session_of, text_of
 
 from surgeon.errors import SurgeonError
@@ -17,13 +18,17 @@ from surgeon.gguf.identity import model_identity
 from surgeon.moments import account
 from surgeon.moments.files import beside, load_moments
 from surgeon.plan.plan import Plan, with_file_type
+from surgeon.session.candidates import measured_losses
+from surgeon.session.error_child import sample_rows
 from surgeon.session.typed_edits import parse_command
 from surgeon.trials.records import is_unchanged, recipe_text
 from surgeon.tui.dialogs.form import Form
 from surgeon.tui.dialogs.measure_forms import check_collection
+from surgeon.tui.dialogs.type_picker import TypePicker
 from surgeon.tui.dialogs.write import WriteDialog, encoder_lines
 from surgeon.tui.drawing.spans import plain
 from surgeon.tui.jobs.writing import default_output
+from surgeon_kernels import dequantize, quantize
 
 
 @pytest.fixture
@@ -58,6 +63,44 @@ def test_moments_beside_the_imatrix_are_found_and_can_be_taken_back(model: Path)
     assert encoder_lines(session.resolution) == []
     assert not is_unchanged(with_file_type(Plan(), "Q4_0"))
     assert is_unchanged(session.plan)
+
+
+def test_errors_of_both_encoders_are_those_of_the_output(model: Path) -> None:
+    """e H e' over w H w', by the formula; of a scope the losses are added up before they are divided."""
+    rng = np.random.default_rng(1)
+    rows = (rng.standard_normal((5000, 256)) @ rng.standard_normal((256, 256))).astype(np.float32)
+    toy = Toy({"blk.0.attn_q.weight": rows, "blk.1.attn_output.weight": rows[:4500]})
+    toy_moments(model.with_name("other.moments.gguf"), toy, replace(HEAD, model=model_identity(model)))
+    session = session_of(model, model.with_name("other.moments.gguf"))
+    assert session.moments is not None
+    names = ["blk.0.attn_q.weight", "blk.1.attn_output.weight"]
+    sums = []
+    for name in names:
+        h = session.moments.blocks(session.moments.inputs[name])[0].astype(np.float64)
+        tensor = next(one for one in session.model.tensors if one.name == name)
+        weights = sample_rows(session.model, tensor, 1 << 20)
+        restored = dequantize(quantize(weights, "Q4_0", session.moments.as_imatrix.weights(name)), "Q4_0")
+        e, w = (weights - restored).astype(np.float64), weights.astype(np.float64)
+        sums.append([np.sum((e @ h) * e), np.sum((w @ h) * w)])
+    for some in ([0], [0, 1]):
+        found = measured_losses(session, [names[n] for n in some], ["F16", "Q4_0"], threading.Event())
+        lost = {kind: value for kind, value in found if value is not None}
+        loss, energy = (sum(sums[n][part] for n in some) for part in (0, 1))
+        assert lost["Q4_0"].stock == pytest.approx(np.sqrt(loss / energy), rel=1e-3)
+        assert lost["Q4_0"].feedback < 0.8 * lost["Q4_0"].stock
+        assert lost["F16"].feedback == lost["F16"].stock
+
+
+async def test_the_type_picker_shows_both_encoders(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surgeon.tui.dialogs.type_picker.TYPES", ("F16", "Q8_0", "Q4_0"))
+    async with opened(session_of(model, model.with_name("model.imatrix.gguf")), (100, 30)) as (app, pilot):
+        await pilot.press("l", "j", "t")
+        picker = app.screen
+        assert isinstance(picker, TypePicker)
+        await until(pilot, lambda: len(picker.losses) == 3)
+        assert "stock  feedback" in plain([(str(picker.query_one("#heads").render()), "")])
+        lost = picker.losses["Q4_0"]
+        assert plain(picker.line("Q4_0")).rstrip().endswith(f"{lost.stock:.4f}  {lost.feedback:.4f}")
 
 
 def test_a_plan_is_restored_with_its_encoder(model: Path) -> None:

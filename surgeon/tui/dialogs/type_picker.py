@@ -15,7 +15,15 @@ from textual.widgets import Static
 
 from surgeon import figures
 from surgeon.model.model import Tensor
-from surgeon.session.candidates import TYPES, Candidate, measured_errors, missing_kernel, type_candidates
+from surgeon.session.candidates import (
+    TYPES,
+    Candidate,
+    Lost,
+    measured_errors,
+    measured_losses,
+    missing_kernel,
+    type_candidates,
+)
 from surgeon.session.rows import Row, TensorRow
 from surgeon.session.session import Scope, Session
 from surgeon.tui.dialogs.base import Choices
@@ -24,6 +32,7 @@ from surgeon.tui.drawing.spans import Line, clean, fit
 from surgeon_kernels.formats import FORMATS
 
 BY_MIX = "auto"
+MOST_MEASURED = 16  # tensors of a scope whose error is measured, spread over it
 
 
 class TypePicker(CandidateDialog):
@@ -43,13 +52,21 @@ class TypePicker(CandidateDialog):
         self.scopes = available_scopes(session, row, shown)
         self.scope: Scope = "marked" if "marked" in self.scopes else self.scopes[0]
         self.measuring = ""
+        self.losses: dict[str, Lost] = {}
+
+    @property
+    def _both(self) -> bool:
+        """Whether the errors of both encoders are shown."""
+        return self.session.moments is not None
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog medium list") as frame:
             frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Static(id="scope")
-            pkld: Line = [("   pKLD", "head")] if self.session.costs is not None else []
-            yield Static(self.text([[*_HEAD, *pkld]]), id="heads")
+            more = ["feedback"] if self._both else []
+            more += ["  pKLD"] if self.session.costs is not None else []
+            heads = f"{_HEAD}{' stock' if self._both else ' error'}  {'  '.join(more)}"
+            yield Static(self.text([[(heads.rstrip(), "head")]]), id="heads")
             yield Choices()
             yield Static(id="answer")
 
@@ -70,6 +87,7 @@ class TypePicker(CandidateDialog):
     def action_scope(self, step: int) -> None:
         self.scope = self.scopes[(self.scopes.index(self.scope) + step) % len(self.scopes)]
         self.found.clear()
+        self.losses.clear()
         self._preview()
 
     def _preview(self) -> None:
@@ -82,14 +100,24 @@ class TypePicker(CandidateDialog):
         self.begin(partial(self._source, tensors))
 
     def _source(self, tensors: tuple[Tensor, ...], stop: threading.Event) -> Iterator[object]:
-        """Sizes first, they are quick; then the errors of the row's own tensor."""
+        """Sizes first, they are quick; then the errors: of the row's own tensor, or of the scope's together."""
         yield from type_candidates(self.session, tensors)
-        if isinstance(self.row, TensorRow) and len(self.row.tensor.ne) > 1:
+        names = [tensor.name for tensor in tensors if self.session.can_quantize(tensor)]
+        if not names:
+            return
+        if self.scope == "row" and not self._both:
             wanted = [name for name in TYPES if name not in self.errors]
             yield "errors are being measured …" if wanted else ""
-            for _, name, error in measured_errors(self.session, [(self.row.key, wanted)] if wanted else [], stop):
-                yield name, error
+            for _, name, error in measured_errors(self.session, [(names[0], wanted)] if wanted else [], stop):
+                yield name, None if error is None else Lost(error)
             yield ""
+            return
+        chosen = names[:: -(-len(names) // MOST_MEASURED)]
+        what = f"{len(chosen)} of {len(names)} tensors" if len(chosen) < len(names) else "the whole scope"
+        yield f"errors are being measured: {what} …"
+        for name, lost in measured_losses(self.session, chosen, TYPES, stop):
+            yield name, lost
+        yield f"errors: {what}" if len(chosen) < len(names) else ""
 
     @on(Came)
     def came(self, event: Came) -> None:
@@ -99,10 +127,12 @@ class TypePicker(CandidateDialog):
             self.found[event.item.name] = event.item
             self.show_line(event.item.name)
         elif isinstance(event.item, tuple):
-            name, error = event.item
-            self.measuring = name if error is None else ""
-            if error is not None:
-                self.errors[name] = error
+            name, lost = event.item
+            self.measuring = name if lost is None else ""
+            if lost is not None:
+                self.losses[name] = lost
+                if self.scope == "row" and not self._both:
+                    self.errors[name] = lost.stock
             self.show_line(name)
         else:
             self.query_one("#answer", Static).update(self.text([[(str(event.item), "muted")]]))
@@ -120,17 +150,25 @@ class TypePicker(CandidateDialog):
             (fit(figures.size(candidate.total), 11, "right"), "muted" if role == "text" else role),
             (f"{candidate.total_bpw:7.2f}", "muted" if role == "text" else role),
         ]
-        error = self.errors.get(name)
-        shown = f"{error:.4f}" if error is not None else "…" if name == self.measuring else ""
-        line.append((f"  {shown:<6}", "changed"))
+        line += self._errors_of(name)
         if self.session.costs is not None:
             kld = "" if candidate.kld is None else figures.divergence(candidate.kld)
             line.append((f"  {kld:<6}", "text"))
         note = candidate.note or (f"→ {candidate.actual}" if candidate.actual else "")
         return [*line, (f"  {note}", "faint" if candidate.note else "warning")]
 
+    def _errors_of(self, name: str) -> Line:
+        known = Lost(self.errors[name]) if self.scope == "row" and not self._both and name in self.errors else None
+        lost = self.losses.get(name, known)
+        shown = f"{lost.stock:.4f}" if lost is not None else "…" if name == self.measuring else ""
+        line: Line = [(f"  {shown:<6}", "changed")]
+        if self._both:
+            better = "" if lost is None or lost.feedback is None else f"{lost.feedback:.4f}"
+            line.append((f"  {better:<8}", "good"))
+        return line
 
-_HEAD: Line = [("  type       bpw        size       model    bpw  error", "head")]
+
+_HEAD = "  type       bpw        size       model    bpw "
 _SCOPES: dict[Scope, str] = {
     "row": "this tensor",
     "marked": "marked",
