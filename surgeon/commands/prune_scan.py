@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import sys
 from dataclasses import replace
@@ -61,8 +60,6 @@ def _parser() -> Parser:
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     scan = _scan(options)
-    if not options.restart:
-        scan.load()
     choice = _choice(scan, options)
     messages = scan.messages() if choice is None else choice.messages()
     try:
@@ -92,26 +89,16 @@ def _choice(scan: PruneScan, options: argparse.Namespace) -> PruneChoice | None:
 
 def _scan(options: argparse.Namespace) -> PruneScan:
     from surgeon.engine.protocol import PruneScanJob
-    from surgeon.folders import state_folder
-    from surgeon.gguf.identity import model_identity
-    from surgeon.measure.layer_files import repair_layers
-    from surgeon.measure.prune_scan import PruneScan
+    from surgeon.measure.prune_scan import open_scan
     from surgeon.model.model import load_model
 
     model_path, text = Path(require_file(options.model)), Path(require_file(options.file))
     model = load_model(model_path)
     sets = layer_sets(options.layers, model.block_count, pairs=options.pairs and options.count is None)
     job = PruneScanJob(str(model_path), str(text), sets, options.ctx_size, options.ubatch_size, options.chunks)
-    text_digest = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
-    identity = f"{model_identity(model_path)}-{text_digest}-c{options.ctx_size}-n{options.chunks}"
     if options.healed:
-        identity += f"-healed{options.heal_chunks}"
         job = replace(job, n_fit=options.heal_chunks)
-    state = state_folder() / "prune-scan" / f"{identity}.json"
-    scan = PruneScan(engine_of(options), job, state, identity)
-    if options.healed:
-        scan.repairs_of = lambda folder: repair_layers(model, folder)
-    return scan
+    return open_scan(engine_of(options), model, job, restart=options.restart)
 
 
 def layer_sets(text: str | None, n_layer: int, *, pairs: bool) -> list[list[int]]:

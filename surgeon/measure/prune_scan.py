@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,12 +14,32 @@ from typing import Any
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, LayerDamage, Message, PruneScanJob
-from surgeon.folders import make_private
+from surgeon.folders import make_private, state_folder
 from surgeon.gguf.file import shards_of
+from surgeon.gguf.identity import model_identity
 from surgeon.json_text import json_text, read_json
+from surgeon.measure.layer_files import repair_layers
 from surgeon.model.kinds import refuse_without_text
+from surgeon.model.model import Model
 from surgeon.whole_files import write_whole
 from surgeon.write_guard import Permit
+
+
+def open_scan(engine: Engine, model: Model, job: PruneScanJob, *, restart: bool = False) -> PruneScan:
+    """The scan that `job` (without base and folder) asks for, with what an earlier run measured unless `restart`.
+
+    n_fit > 0: measured after the matrix before each gap is refitted. Raises SurgeonError, EngineError.
+    """
+    digest = hashlib.sha256(Path(job.text).read_bytes()).hexdigest()[:16]
+    identity = f"{model_identity(model.file.path)}-{digest}-c{job.n_ctx}-n{job.n_chunks}"
+    if job.n_fit:
+        identity += f"-healed{job.n_fit}"
+    scan = PruneScan(engine, job, state_folder() / "prune-scan" / f"{identity}.json", identity)
+    if job.n_fit:
+        scan.repairs_of = lambda folder: repair_layers(model, folder)
+    if not restart:
+        scan.load()
+    return scan
 
 
 @dataclass

@@ -176,6 +176,11 @@ def with_pruned(plan: Plan, layers: Iterable[int]) -> Plan:
     return _pruning(plan, plan.pruned | frozenset(layers))
 
 
+def with_only_pruned(plan: Plan, layers: Iterable[int]) -> Plan:
+    """These layers pruned and no others."""
+    return _pruning(plan, frozenset(layers))
+
+
 def without_pruned(plan: Plan, layers: Iterable[int]) -> Plan:
     return _pruning(plan, plan.pruned - frozenset(layers))
 

@@ -183,6 +183,12 @@ class Session:
         self.change(plans.with_pruned_toggled(self.plan, chosen), label)
         return label
 
+    def set_pruned(self, layers: Iterable[int]) -> str:
+        """Prune these layers and no others; returns what was done."""
+        label = f"prune {spans(sorted(layers))}"
+        self.change(plans.with_only_pruned(self.plan, layers), label)
+        return label
+
     def set_types(self, names: Iterable[str], type_name: str | None) -> str:
         """The type of these tensors by hand, or by rules and mix again (None)."""
         chosen = list(names)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 from tui_helpers import opened, session_of, text_of, typed
 
 from surgeon import figures
@@ -29,7 +30,7 @@ from surgeon.tui.dialogs.form import Form, Switches
 from surgeon.tui.dialogs.measure_forms import number_of, task_files, wanted_of
 from surgeon.tui.dialogs.measuring import Log, MeasureDialog, standing_lines
 from surgeon.tui.drawing.spans import plain
-from surgeon.tui.jobs.measuring import CollectJob, EvaluateJob, MeasureJob
+from surgeon.tui.jobs.measuring import CollectJob, EvaluateJob, MeasureJob, ScanJob
 
 TEXT = Path(__file__).parents[1] / "data" / "lighthouse.txt"
 SMALL = {"text": str(TEXT), "chunks": "2", "context": "64"}
@@ -341,6 +342,34 @@ async def test_a_scan_fills_a_column_and_goes_on(session: Session) -> None:
     async with opened(again) as (app, pilot):
         await until(pilot, lambda: again.damages)
         assert again.damages == session.damages
+
+
+async def test_the_layers_that_a_scan_chooses_are_pruned_by_enter(session: Session) -> None:
+    session.toggle_prune([3])
+    async with opened(session, (100, 30)) as (app, pilot):
+        await pilot.press("S")
+        form = app.screen
+        assert isinstance(form, Form)
+        await answer(app, pilot, text=str(TEXT), chunks="1", context="64", count="12")
+        assert "the model has 12 layers, and one must stay" in form.answer
+        form.query_one("#count", Input).value = "2"
+        await pilot.pause()
+        assert "about 23 sets of layers, 1 chunk each" in form.answer
+        await pilot.press("enter")
+        job = await ran(app, pilot)
+        assert isinstance(job, ScanJob)
+        chosen = job.chosen()
+        assert len(chosen) == 2
+        singles = {layers[0]: one.mean_kld for layers, one in job.scan.damages.items() if len(layers) == 1}
+        assert min(singles, key=singles.__getitem__) in chosen, "greedy keeps the best single one"
+        dialog = app.screen
+        assert isinstance(dialog, MeasureDialog)
+        assert f"prune these: {chosen[0]},{chosen[1]}   KLD {job.scan.damages[chosen].mean_kld:.4f}" in dialog.shown
+        await pilot.press("enter")
+        assert app.screen is app.main
+        assert session.plan.pruned == set(chosen), "and no others"
+        await pilot.press("u")
+        assert session.plan.pruned == {3}
 
 
 # --- what needs no engine

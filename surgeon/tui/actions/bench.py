@@ -59,7 +59,7 @@ class BenchActions(FileActions, FitActions, HealActions):
         if isinstance(job, WriteJob):
             self.app.push_screen(ProgressDialog(job))
         elif job is not None:
-            self.app.push_screen(MeasureDialog(job))
+            self.app.push_screen(MeasureDialog(job, self.take_choice))
 
     def _compare_on_map(self, trial: Trial) -> None:
         """The map with the trial's types beside the plan's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -86,7 +85,7 @@ class MeasureActions(QueueingActions):
         self.measure_job = job
         self._show_status(f"{job.word} …")
         if seen:
-            self.app.push_screen(MeasureDialog(job))
+            self.app.push_screen(MeasureDialog(job, self.take_choice))
         job.start(self.post_message)
 
     @on(Stood)
@@ -111,7 +110,7 @@ class MeasureActions(QueueingActions):
         if self._redraw_dialog():
             return
         if job.failure and not job.cancelled.is_set() and not queued:
-            self.app.push_screen(MeasureDialog(job))  # a line that goes after seconds would be missed
+            self.app.push_screen(MeasureDialog(job, self.take_choice))  # a line that goes after seconds would be missed
         else:
             self.say(f"{job.title}: {job.failure or 'done'}", "text" if job.failure else "accent")
 
@@ -295,26 +294,28 @@ class MeasureActions(QueueingActions):
         if not self._ready():
             return
         model = self.session.model
-        form = scan_form(model, remembered(model.file.path, "scan", ("text", "chunks", "context")))
+        form = scan_form(model, remembered(model.file.path, "scan", ("text", "chunks", "context", "count", "how")))
         await self.offer(form, Queued("scan", model.file.path.name))
 
     def scan_job(self, entry: Queued) -> ScanJob:
-        from surgeon.engine.protocol import PruneScanJob
-        from surgeon.measure.prune_scan import PruneScan
-        from surgeon.tui.dialogs.measure_forms import number_of, path_of
+        from surgeon.measure.prune_choice import PruneChoice
+        from surgeon.measure.prune_scan import open_scan
+        from surgeon.tui.dialogs.measure_forms import count_of, scan_job
 
-        answers = dict(entry.answers)
-        model, text = self.session.model, path_of(answers["text"])
-        n_ctx, n_chunks = number_of(answers, "context", 512, 8), number_of(answers, "chunks", 4, 1)
-        sets = [[layer.index] for layer in model.layers]
-        job = PruneScanJob(str(model.file.path), str(text), sets, n_ctx, n_chunks=n_chunks)
-        digest = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
-        # As `surgeon prune-scan` calls it, so that either goes on with what the other measured.
-        identity = f"{model_identity(model.file.path)}-{digest}-c{n_ctx}-n{n_chunks}"
-        scan = PruneScan(self.engine, job, state_folder() / "prune-scan" / f"{identity}.json", identity)
-        scan.load()
-        self.session.damages.clear()
-        return ScanJob(scan)
+        answers, model = dict(entry.answers), self.session.model
+        scan = open_scan(self.engine, model, scan_job(model, answers))
+        if not scan.job.n_fit:  # of a healed scan the figures are others than those the tree shows
+            self.session.damages.clear()
+        count, order = count_of(model, answers)
+        return ScanJob(scan, PruneChoice(scan, order, count, model.block_count) if count else None)
+
+    def take_choice(self, layers: tuple[int, ...]) -> None:
+        """Prune the layers that a scan has chosen, and bring back others, as one step."""
+
+        def change() -> str:
+            return f"{self.session.set_pruned(layers)}: {self._sizes()}"
+
+        self.change_plan(change)
 
     @on(Damaged)
     def damaged(self, event: Damaged) -> None:

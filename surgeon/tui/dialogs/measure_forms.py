@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgeon import figures
-from surgeon.engine.protocol import ImatrixJob
+from surgeon.engine.protocol import ImatrixJob, PruneScanJob
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.fit.groups import groups_of
 from surgeon.measure.base_cache import estimated_bytes
@@ -213,27 +213,58 @@ def collect_job(answers: Answers, model: Path) -> ImatrixJob:
 # --- scanning
 
 
+ORDER = (("pairs", "two neighbours at a time"), ("healed", "measured after healing"))  # else one by one, plain
+HEAL_CHUNKS = 24  # that a healed scan fits on, as `surgeon prune-scan` does
+
+
 def scan_form(model: Model, answers: Answers) -> Form:
     folder = f"{model.file.path.absolute().parent}/"
     fields = [
         Field("text", "text", answers.get("text", folder), "a text file", TEXTS),
         Field("chunks", "chunks", answers.get("chunks", "4"), "how many for each layer"),
         Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
+        Field("count", "choose", answers.get("count", ""), "how many layers to prune; empty: measure each alone"),
+        Field("how", "chosen", answers.get("how", ""), options=ORDER),
     ]
 
     def check(found: Answers) -> tuple[bool, list[Line]]:
-        layers = len(model.layers)
         try:
-            chunks = number_of(found, "chunks", 4, 1)
-            number_of(found, "context", 512, 8)
+            job, (count, order) = scan_job(model, found), count_of(model, found)
         except UsageError as error:
             return False, [[(str(error), "warning")]]
         lines: list[Line] = [file_line("text", found["text"])]
-        lines.append([(f"{layers} layers, one left out at a time: {(layers + 1) * chunks} chunks in all", "muted")])
+        layers, chunks = len(job.layer_sets), job.n_chunks
+        if not count:
+            lines.append([(f"{layers} layers, one left out at a time: {(layers + 1) * chunks} chunks in all", "muted")])
+        else:
+            sets = sum(layers - gone for gone in range(count)) if order == "greedy" else -(-count // 2) * (layers - 1)
+            what = f"about {sets} sets of layers, {chunks} chunk{'s' if chunks > 1 else ''} each"
+            lines.append([(what + (", each healed first" if job.n_fit else ""), "muted")])
         lines.append([("results are kept; an interrupted scan resumes", "muted")])
         return path_of(found["text"]).is_file(), lines
 
     return Form("prune-scan: what removing a layer costs", fields, check, do="scan")
+
+
+def count_of(model: Model, answers: Answers) -> tuple[int, str]:
+    """How many layers a scan shall choose (0: none), and in which order. Raises UsageError."""
+    count = number_of(answers, "count", 0, 0)
+    if count >= len(model.layers):
+        raise UsageError(f"choose: the model has {len(model.layers)} layers, and one must stay")
+    return count, "pairs" if "pairs" in answers.get("how", "").split() else "greedy"
+
+
+def scan_job(model: Model, answers: Answers) -> PruneScanJob:
+    """The engine's job. Raises UsageError."""
+    healed = "healed" in answers.get("how", "").split() and number_of(answers, "count", 0, 0) > 0
+    return PruneScanJob(
+        model=str(model.file.path),
+        text=str(path_of(answers["text"])),
+        layer_sets=[[layer.index] for layer in model.layers],
+        n_ctx=number_of(answers, "context", 512, 8),
+        n_chunks=number_of(answers, "chunks", 4, 1),
+        n_fit=HEAL_CHUNKS if healed else 0,
+    )
 
 
 # --- fitting

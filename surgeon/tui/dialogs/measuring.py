@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -26,9 +27,22 @@ class MeasureDialog(JobDialog):
     keys_running = "Esc run in background · x stop · l log"
     keys_ended = "Enter close · l log"
 
-    def __init__(self, job: MeasureJob) -> None:
+    def __init__(self, job: MeasureJob, take: Callable[[tuple[int, ...]], None]) -> None:
+        """take: prunes the layers that a scan has chosen."""
         super().__init__(job, job.title)
-        self.job = job
+        self.job, self._take = job, take
+
+    def _keys(self) -> str:
+        chosen = self.job.chosen()
+        if not chosen:
+            return super()._keys()
+        return f"Enter prune {','.join(map(str, chosen))} · Esc close · l log"
+
+    def action_close(self) -> None:
+        chosen = self.job.chosen()
+        super().action_close()
+        if chosen:
+            self._take(chosen)
 
     def redraw(self) -> None:
         super().redraw()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from surgeon.imatrix.influence import Influence
     from surgeon.measure.evaluation import Evaluation
     from surgeon.measure.imatrix_run import Collection, ImatrixRun
+    from surgeon.measure.prune_choice import PruneChoice
     from surgeon.measure.prune_scan import PruneScan
 
 TICK = 0.1  # seconds between two reports at most: each is a few hundred bytes on the wire
@@ -92,6 +93,10 @@ class MeasureJob(ABC):
     def kept(self) -> str:
         """What a run that was stopped leaves, in a few words."""
         return ""
+
+    def chosen(self) -> tuple[int, ...]:
+        """Layers that the run says to prune: Enter does it."""
+        return ()
 
     @property
     def doing(self) -> str:
@@ -233,20 +238,23 @@ class ScanJob(MeasureJob):
 
     title, word = "prune-scan", "prune-scan"
 
-    def __init__(self, scan: PruneScan) -> None:
+    def __init__(self, scan: PruneScan, choice: PruneChoice | None = None) -> None:
+        """choice: which layers to prune, found by measuring more sets."""
         super().__init__()
-        self.scan = scan
+        self.scan, self.choice = scan, choice
         scan.cancelled = self.cancelled
 
     def items(self) -> Iterator[Standing | Message]:
         from surgeon.engine.protocol import LayerDamage
 
-        for damage in self.scan.damages.values():
+        plain = not self.scan.job.n_fit
+        for damage in self.scan.damages.values() if plain else ():
             yield Damaged(damage)
-        for item in followed(self.scan.messages(), "leaving layers out", "chunks"):
+        messages = self.scan.messages() if self.choice is None else self.choice.messages()
+        for item in followed(messages, "leaving layers out", "chunks"):
             if isinstance(item, Standing):
                 yield item
-            elif isinstance(item, LayerDamage):
+            elif isinstance(item, LayerDamage) and plain:
                 yield Damaged(item)
 
     def engine_run(self) -> EngineRun | None:
@@ -254,11 +262,25 @@ class ScanJob(MeasureJob):
 
     def kept(self) -> str:
         done, count = len(self.scan.damages), len(self.scan.job.layer_sets)
+        if self.choice is not None:
+            return f"{done} sets of layers measured and kept; S resumes" if done else ""
         return f"{done} of {count} layers measured and kept; S resumes" if done else ""
+
+    def chosen(self) -> tuple[int, ...]:
+        return () if self.choice is None or self.running or self.failure else self.choice.chosen
 
     def result(self) -> list[Line]:
         ranked = sorted(self.scan.damages.values(), key=lambda damage: damage.mean_kld)
-        lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} layers; least damage when removed:", "text")]]
+        what = "layers" if self.choice is None else "sets of layers"
+        lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} {what}; least damage when removed:", "text")]]
+        if self.choice is not None:
+            layers = ",".join(map(str, self.choice.chosen))
+            how = "healed" if self.scan.job.n_fit else "plain"
+            kld = f"   KLD {self.choice.damage:.4f} {how}"
+            lines = [[("prune these: ", "good"), (layers, "strong"), (kld, "text")]]
+            lines.append([(f"of {len(ranked)} sets measured, the best of each size:", "muted")])
+            best = {len(damage.layers): damage for damage in reversed(ranked)}
+            ranked = [best[size] for size in sorted(best)]
         for damage in ranked[:5]:
             name = "+".join(f"blk.{layer}" for layer in damage.layers)
             same = f"same top {100 * damage.same_top:.1f}%"
