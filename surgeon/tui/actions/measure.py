@@ -311,11 +311,7 @@ class MeasureActions(QueueingActions):
 
     def take_choice(self, layers: tuple[int, ...]) -> None:
         """Prune the layers that a scan has chosen, and bring back others, as one step."""
-
-        def change() -> str:
-            return f"{self.session.set_pruned(layers)}: {self._sizes()}"
-
-        self.change_plan(change)
+        self.change_plan(lambda: self.session.set_pruned(layers))
 
     @on(Damaged)
     def damaged(self, event: Damaged) -> None:
