@@ -76,10 +76,8 @@ def main(arguments: list[str]) -> int:
 
 def metadata_lines(model: Model) -> list[str]:
     """A line for each key: name, type, value."""
-    from surgeon.measure.difference import shown
-
     width = max(map(len, model.file.kv), default=0)
-    return [f"{key:<{width}}  {value.type.name.lower():<8} {shown(value)}" for key, value in model.file.kv.items()]
+    return [f"{key:<{width}}  {value.type.name.lower():<8} {value.brief()}" for key, value in model.file.kv.items()]
 
 
 def _print_key(model: Model, key: str, *, as_json: bool) -> int:

@@ -56,6 +56,7 @@ SIZES: dict[ValueType, int] = {type_: struct.calcsize("<" + code) for type_, cod
 LENGTH = struct.Struct("<Q")
 ARRAY_HEAD = struct.Struct("<IQ")
 LARGEST_SMALL = 1 << 20
+LONGEST_BRIEF = 60  # characters of a value in a list
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,15 @@ class Value:
         For keys of which a number, a word or one entry per layer is expected: a file may hold anything there.
         """
         return None if self.type is ValueType.ARRAY and len(self.raw) > LARGEST_SMALL else self.decode()
+
+    def brief(self) -> str:
+        """In a few words: long texts and arrays by their length."""
+        if self.element_type is not None:
+            return f"{self.count} × {self.element_type.name.lower()}"
+        if self.type is ValueType.FLOAT32:
+            return f"{self.decode():.7g}"
+        text = str(self.decode()).replace("\n", "⏎")
+        return text if len(text) <= LONGEST_BRIEF else f"{text[: LONGEST_BRIEF - 1]}… ({len(text)} characters)"
 
     def decode(self) -> Any:
         """The Python value: int, float, bool, str or a list of these.

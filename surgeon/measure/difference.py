@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from surgeon.gguf.values import Value
 from surgeon.model.model import Model, Tensor
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAMPLE_WEIGHTS = 1 << 18  # of a tensor: the error of rows scatters by a few per cent of itself
-_LONGEST = 60  # characters of a value that is shown whole
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,8 @@ def difference(first: Model, second: Model) -> Difference:
 
 
 def shown(value: Value | None) -> str | None:
-    """A value in a few words: long texts and arrays by their length."""
-    if value is None:
-        return None
-    if value.element_type is not None:
-        return f"{value.count} × {value.element_type.name.lower()}"
-    found: Any = value.decode()
-    text = str(found).replace("\n", "⏎")
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}… ({len(text)} characters)"
+    """A value in a few words; None where there is none."""
+    return None if value is None else value.brief()
 
 
 def type_counts(tensors: Sequence[Tensor | None]) -> str:

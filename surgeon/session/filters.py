@@ -2,6 +2,7 @@ r"""What `/` understands: terms joined by blanks, all of which must hold.
 
 ffn_down            a regular expression searched in the tensor's name
 !norm               its opposite
+~ffdn               these letters in this order, whatever is between
 size>100MB          size of the output; also before, elements, cols, rows, layer and every statistic (cos>0.99)
 type=Q4_K           the new type; from=F16 the stored one
 layer.cos>0.99      the statistic of the whole layer
@@ -18,6 +19,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from surgeon.plan.patterns import Pattern
+from surgeon.session.fuzzy import has_letters
 from surgeon.session.metrics import ALIASES, METRICS
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -86,6 +88,9 @@ def _term(word: str) -> Predicate:
     if word.startswith("!") and len(word) > 1:
         inner = _term(word[1:])
         return lambda row: not inner(row)
+    if word.startswith("~") and len(word) > 1:
+        letters = word[1:]
+        return lambda row: has_letters(letters, row.name)
     if word.lower().startswith("is:"):
         return _flag(word[3:].lower())
     match = _TERM.fullmatch(word)

@@ -59,6 +59,7 @@ GROUPS: dict[str, tuple[Action, ...]] = {
         Action("base", "m", "base", "base", "choose the base file type (Q4_K_M …)"),
         Action("command", "colon", "command", "rule", "attn_v=q6_k · prune 26,29 · llama-quantize options"),
         Action("rules", "r", "rules", "rules", "list, change, order and delete rules"),
+        Action("metadata", "D", "metadata", "metadata", "all metadata keys: search, read, edit, add, delete"),
         Action("undo", "u", "undo", "undo", "undo"),
         Action("redo", "ctrl+r", "redo", "redo", "redo"),
     ),

@@ -210,6 +210,7 @@ def test_flat_order_ranks_tensors_across_layers(session: Session) -> None:
     [
         ("ffn_", 48),
         ("!norm ffn_", 36),
+        ("~ffdn", 12),
         ("size>2MB", 2),
         ("size>=393216B", 38),
         ("from=f32", 25),

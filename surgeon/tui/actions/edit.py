@@ -14,6 +14,7 @@ from surgeon.session.session import Scope, layer_number
 from surgeon.session.typed_edits import parse_command
 from surgeon.tui.dialogs.base_picker import BasePicker
 from surgeon.tui.dialogs.experts import Experts
+from surgeon.tui.dialogs.metadata import Metadata
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
 from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker, available_scopes
@@ -196,6 +197,9 @@ class EditActions(Workbench):
 
     async def action_rules(self) -> None:
         await self.ask(Rules(self.session), lambda _: self.show_rows())
+
+    async def action_metadata(self) -> None:
+        await self.ask(Metadata(self.session), lambda _: self.show_rows())
 
     # --- undo and redo
 

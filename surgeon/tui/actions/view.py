@@ -97,7 +97,7 @@ class ViewActions(Workbench):
 
     async def action_filter(self) -> None:
         current = self.view.filter.text if self.view.filter else ""
-        hint = "ffn_down · size>100MB · cos>0.99 · type=Q6_K · is:pruned · !norm"
+        hint = "ffn_down · ~ffdn · size>100MB · cos>0.99 · type=Q6_K · is:pruned · !norm"
         prompt = Prompt("filter", self._check_filter, value=current, hint=hint, history="filters")
         await self.ask(prompt, self.apply_filter)
 
@@ -109,7 +109,10 @@ class ViewActions(Workbench):
             rows = visible_rows(self.session, View(filter=found, flat=True))
         except (ValueError, SlowPatternError) as error:
             return False, [(clean(str(error)), "pruned")]
-        return True, [(f"{len(rows)} of {len(self.session.model.tensors)} tensors", "accent" if rows else "warning")]
+        count = f"{len(rows)} of {len(self.session.model.tensors)} tensors"
+        if not rows and text.strip().isidentifier():
+            return True, [(count, "warning"), (f"; ~{text.strip()} finds its letters in that order", "muted")]
+        return True, [(count, "accent" if rows else "warning")]
 
     def apply_filter(self, text: str | None) -> None:
         if text is None:
