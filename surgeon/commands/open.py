@@ -17,8 +17,11 @@ def main(arguments: list[str]) -> int:
         prog="surgeon open",
         description="The screen on a model: look, mark, choose types, write.",
     )
-    parser.add_argument("model", type=Path, help="a GGUF file, any shard of a set, or a checkpoint's folder")
-    parser.add_argument("--imatrix", type=Path, metavar="F", help="importance matrix, GGUF or .dat")
+    parser.add_argument(
+        "models", type=Path, nargs="+", metavar="MODEL",
+        help="a GGUF file, any shard of a set, or a checkpoint's folder; of several, Ctrl+T shows the next",
+    )  # fmt: skip
+    parser.add_argument("--imatrix", type=Path, metavar="F", help="importance matrix of the first, GGUF or .dat")
     parser.add_argument("--recipe", type=Path, metavar="R", help="start with this plan instead of the saved one")
     parser.add_argument("--light", action="store_true", default=None, help="colours for a light terminal")
     parser.add_argument("--dark", dest="light", action="store_false", help="colours for a dark terminal (the default)")
@@ -26,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--no-mouse", dest="mouse", action="store_false", default=None, help="do not capture the mouse")
     add_llama_options(parser.add_argument_group("for measurements on the screen"), default=None)
     options = parser.parse_args(arguments)
-    model = _converted(options.model) if options.model.is_dir() else options.model
+    model, *others = [_converted(path) if path.is_dir() else path for path in options.models]
     require_terminal(str(model))
 
     gc.disable()  # nothing of what is loaded now is garbage: a tenth of the start goes into looking; `run` enables it
@@ -37,6 +40,7 @@ def main(arguments: list[str]) -> int:
         model,
         options.imatrix,
         options.recipe,
+        others=others,
         mouse=options.mouse,
         ascii=options.ascii,
         theme=theme,

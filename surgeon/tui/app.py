@@ -23,6 +23,7 @@ from textual.timer import Timer
 from surgeon.errors import SurgeonError
 from surgeon.model.kinds import refuse_imatrix
 from surgeon.model.model import load_model
+from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import load_recipe
 from surgeon.session.session import Session, statistics_of
 from surgeon.signals import ENDING, exit_code, heeded
@@ -52,6 +53,15 @@ LONG_JOB = 10.0  # seconds after which nobody is taken to wait for a job's end
 WARM_DELAY = 0.4  # seconds after the first paint, or a change of types, before kernels are compiled
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A session, what to say at its start, and where its plan is kept (None: nowhere)."""
+
+    session: Session
+    greeting: str
+    plan_file: PlanFile | None
+
+
 class SurgeonApp(Host):
     CSS_PATH = "surgeon.tcss"
     TITLE = "surgeon"
@@ -67,8 +77,10 @@ class SurgeonApp(Host):
         greeting: str = "",
         plan_file: PlanFile | None = None,
         persistent: bool = True,
+        others: Sequence[Opened] = (),
     ) -> None:
-        """plan_file: where the plan is kept between sessions; persistent: compile kernels ahead, keep the plan."""
+        """plan_file: where the plan is kept between sessions; persistent: compile kernels ahead, keep the plan;
+        others: more models, to which Ctrl+T switches."""
         self.ascii_filter: LineFilter | None = AsciiFilter() if config.ascii else None
         self._sixteen = SixteenColours(LIGHT if config.theme == "light" else DARK)
         super().__init__()
@@ -76,12 +88,13 @@ class SurgeonApp(Host):
         self.error_console = Console(markup=False, highlight=False, stderr=True, color_system=None)
         self.beside = Beside(None)
         self.animation_level = "none"
-        self.session = session
-        self.config = config
-        self.greeting = greeting
-        self.plan_file = plan_file
         if plan_file is None and persistent:
-            self.plan_file = PlanFile(session.model.file.path, 1, -1)
+            plan_file = PlanFile(session.model.file.path, 1, -1)
+        self.tables = [Opened(session, greeting, plan_file), *others]
+        self.at = 0
+        self.mains: list[MainScreen] = []
+        self._kept: dict[int, Plan] = {}  # the plans as they are in their files
+        self.config = config
         self.persistent = persistent
         self.job: WriteJob | None = None
         self.leaving = False
@@ -106,14 +119,47 @@ class SurgeonApp(Host):
             for number in heeded(ENDING):
                 asyncio.get_running_loop().add_signal_handler(number, self.end, number)
             self.set_interval(TERMINAL_SECONDS, self._end_without_terminal)
-        self.main = MainScreen(self.session, self.config)
+        self.mains = [MainScreen(table.session, self.config) for table in self.tables]
+        for place, main in enumerate(self.mains):
+            self.install_screen(main, f"model-{place}")
+            for other in self.tables:
+                if other.session is not main.session:
+                    main.take_for_comparison(other.session.model)
         self.beside = Beside(self._driver)
         await self.push_screen(self.main)  # keys typed while the program starts are for it
         self.call_after_refresh(self._after_first_paint)
 
+    @property
+    def main(self) -> MainScreen:
+        """The main screen of the model that is shown."""
+        return self.mains[self.at]
+
+    @property
+    def session(self) -> Session:
+        return self.tables[self.at].session
+
+    @property
+    def other_models(self) -> list[Path]:
+        return [table.session.model.file.path for table in self.tables if table.session is not self.session]
+
+    async def switch_model(self) -> None:
+        """Show the next of the open models."""
+        if len(self.mains) < 2:
+            self.main.say("one model is open; surgeon A B opens two")
+            return
+        self.at = (self.at + 1) % len(self.mains)
+        first = not self.main.is_attached
+        await self.switch_screen(f"model-{self.at}")
+        self.main.show_status(self.main.status)
+        if first:
+            self.call_after_refresh(self._after_first_paint)
+        else:
+            self.main.say(self.session.model.file.path.name)
+        self._schedule_warm_up()
+
     def _after_first_paint(self) -> None:
-        self.main.show_status("")
-        said = [*self.config.problems, self.greeting]
+        self.main.show_status(self.main.status)
+        said = [*self.config.problems, self.tables[self.at].greeting]
         if any(said):
             self.main.say(next(filter(None, said)), "warning" if self.config.problems else "text")
         if self.session.measure_later:
@@ -135,9 +181,10 @@ class SurgeonApp(Host):
 
     @on(StatisticsReady)
     def measured(self, event: StatisticsReady) -> None:
-        if event.imatrix is self.session.imatrix:
-            self.session.show_statistics(event.rows, event.layers, event.influence)
-            self.main.show_rows()
+        for main in self.mains:
+            if event.imatrix is main.session.imatrix:
+                main.session.show_statistics(event.rows, event.layers, event.influence)
+                main.show_rows()
 
     # --- the plan
 
@@ -150,13 +197,19 @@ class SurgeonApp(Host):
         self._schedule_warm_up()
 
     def keep_plan(self) -> None:
+        """Of every model, where it has changed."""
         self._autosave = None
-        try:
-            problem = self.plan_file.keep(self.session.recipe()) if self.plan_file is not None else ""
-        except SurgeonError as error:
-            problem = str(error)
-        if problem:
-            self.main.say(problem, "warning")
+        for place, table in enumerate(self.tables):
+            if table.plan_file is None or self._kept.get(place) is table.session.plan:
+                continue
+            try:
+                problem = table.plan_file.keep(table.session.recipe())
+            except SurgeonError as error:
+                problem = str(error)
+            if problem:
+                self.main.say(problem, "warning")
+            else:
+                self._kept[place] = table.session.plan
 
     def _schedule_warm_up(self) -> None:
         if not self.persistent:
@@ -179,7 +232,17 @@ class SurgeonApp(Host):
         self.main.show_status(text)
 
     def plan_file_of(self, session: Session) -> PlanFile | None:
-        return self.plan_file if self.persistent else None
+        if not self.persistent:
+            return None
+        return next((table.plan_file for table in self.tables if table.session is session), None)
+
+    def _owner(self, job: WriteJob) -> MainScreen:
+        """The main screen of the model that is written."""
+        return next((main for main in self.mains if main.session.model is job.resolution.model), self.main)
+
+    def begin_queues(self) -> None:
+        for main in self.mains:
+            main.begin_next()
 
     # --- the write
 
@@ -209,8 +272,9 @@ class SurgeonApp(Host):
         if self.job is not None:
             self.job.summary = event.summary
             self._settle(self.job)
-            self.main.record_write(self.job, event.summary)
-            self.main.last_out = None
+            owner = self._owner(self.job)
+            owner.record_write(self.job, event.summary)
+            owner.last_out = None
             self._ended(f"written {event.summary.paths[0]}", "accent")
 
     @on(WriteFailed)
@@ -218,7 +282,7 @@ class SurgeonApp(Host):
         if self.job is not None:
             self.job.failure = event.text
             self._settle(self.job)
-            self.main.last_out = self.job.out
+            self._owner(self.job).last_out = self.job.out
             self._ended(event.text, "warning" if event.cancelled else "pruned")
 
     def tell_of_end(self, began: float, text: str) -> None:
@@ -233,7 +297,7 @@ class SurgeonApp(Host):
             self.stop_and_exit()
             return
         if self.job is not None:
-            self.main.job_ended(self.job)
+            self._owner(self.job).job_ended(self.job)
         if isinstance(self.screen, ProgressDialog):
             self._show_job()
         else:
@@ -311,21 +375,13 @@ class SurgeonApp(Host):
     @property
     def running_jobs(self) -> list[WriteJob | MeasureJob]:
         """The write and the run of the engine that have not ended."""
-        return [job for job in (self.job, self.main.measure_job) if job is not None and job.running]
+        jobs = (self.job, *(main.measure_job for main in self.mains))
+        return [job for job in jobs if job is not None and job.running]
 
     async def on_unmount(self) -> None:
         self.beside.leave()
         if self._autosave is not None:
             self.keep_plan()
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A session, what to say at its start, and where its plan is kept (None: nowhere)."""
-
-    session: Session
-    greeting: str
-    plan_file: PlanFile | None
 
 
 def open_session(
@@ -362,14 +418,19 @@ def open_session(
     return Opened(session, greeting, plan_file)
 
 
-def run(path: Path, imatrix: Path | None = None, recipe: Path | None = None, **settings: Any) -> int:
+def run(
+    path: Path, imatrix: Path | None = None, recipe: Path | None = None, *, others: Sequence[Path] = (), **settings: Any
+) -> int:
     """Open the screen on a model; the exit code. `settings`, fields of Config, go before the config file unless None.
+
+    others: more models, without an importance matrix or a recipe of the command line.
 
     Raises SurgeonError before the screen starts when a file cannot be read.
     """
     config = replace(load_config(), **{name: value for name, value in settings.items() if value is not None})
     opened = open_session(path, imatrix, recipe, measure_later=True)
-    app = SurgeonApp(opened.session, config, greeting=opened.greeting, plan_file=opened.plan_file)
+    more = [open_session(other, None, None, measure_later=True) for other in others]
+    app = SurgeonApp(opened.session, config, greeting=opened.greeting, plan_file=opened.plan_file, others=more)
     # What is there by now stays to the end: looking through it for garbage would hold up a key for 30 ms.
     gc.freeze()
     gc.enable()

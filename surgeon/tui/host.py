@@ -6,6 +6,7 @@ They know this class and not the application, which imports them all: the import
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 
 from surgeon.session.session import Session
 from surgeon.tui.autosave import PlanFile
@@ -17,14 +18,31 @@ from surgeon.tui.terminal import Beside
 
 
 class Host(KeyOrder):
-    """session, config: of the whole program; job: the newest write; leaving: the program ends once its jobs have;
+    """config: of the whole program; job: the newest write; leaving: the program ends once its jobs have;
     beside: what is said to the terminal beside the picture."""
 
-    session: Session
     config: Config
     job: WriteJob | None
     leaving: bool
     beside: Beside
+
+    @property
+    @abstractmethod
+    def session(self) -> Session:
+        """What is on the table of the model that is shown."""
+
+    @property
+    @abstractmethod
+    def other_models(self) -> list[Path]:
+        """The open models that are not shown."""
+
+    @abstractmethod
+    async def switch_model(self) -> None:
+        """Show the next of the open models."""
+
+    @abstractmethod
+    def begin_queues(self) -> None:
+        """Begin the next entry of a model's queue, where nothing runs."""
 
     @abstractmethod
     def plan_changed(self) -> None:

@@ -82,6 +82,7 @@ GROUPS: dict[str, tuple[Action, ...]] = {
     "Program": (
         Action("help", "question_mark,f1", "help", "help", "this help"),
         Action("palette", "ctrl+p", "palette", "palette", "every command by name"),
+        Action("switch", "ctrl+t", "switch", "switch", "the next model, where several are open (surgeon A B)"),
         Action("stop", "x", "stop", "stop", "stop the job that runs, after a question; what is done is kept"),
         Action("suspend", "ctrl+z", "suspend", "suspend", "back to the shell; fg returns"),
         Action("interrupt", "ctrl+c", "interrupt", "interrupt", "say how to stop what runs, and how to quit"),

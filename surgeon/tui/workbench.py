@@ -14,6 +14,7 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
+from surgeon.model.model import Model
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import Row, TensorRow, View, visible_rows
 from surgeon.session.session import Session, layer_key
@@ -104,6 +105,10 @@ class Workbench(Screen[None]):
         if found is None:
             return frozenset()
         return frozenset(row.key for row in visible_rows(self.session, View(filter=found, flat=True)))
+
+    def take_for_comparison(self, other: Model) -> None:
+        """Another model's types, to be shown beside the plan's on the map."""
+        self.compared[other.file.path.name] = {tensor.name: tensor.type_name for tensor in other.tensors}
 
     def go_to_layer(self, number: int) -> None:
         if number in self.session.tensors_of:
@@ -218,6 +223,8 @@ class Workbench(Screen[None]):
 
     def say(self, text: str, role: str = "text") -> None:
         """One line in place of the key bar, for a few seconds: no pop-up covers the tree."""
+        if not self.is_attached:
+            return
         self._message = [(f" {text}", role)]
         self.query_one("#bar", Canvas).redraw()
         if self._said is not None:
@@ -231,7 +238,11 @@ class Workbench(Screen[None]):
     def show_status(self, text: str) -> None:
         """What runs in the background, in the header and the terminal's title."""
         self.status = text
+        if not self.is_attached:  # of another model, not shown so far
+            return
         self.query_one("#header", Canvas).redraw()
+        if self.app.session is not self.session:
+            return
         name = self.session.model.file.path.name
         self.app.beside.title(f"surgeon {name}{f' · {text}' if text else ''}")
 

@@ -159,7 +159,7 @@ class BenchActions(FileActions, FitActions, HealActions):
             else:
                 self._mark(name, FAILED if job.failure else DONE, job.failure or self._news(job))
         self.show_bench(reload=True)
-        self.begin_next()
+        self.app.begin_queues()
         return queued
 
     def _news(self, job: MeasureJob | WriteJob) -> str:

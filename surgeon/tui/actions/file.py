@@ -105,11 +105,16 @@ class FileActions(MeasureActions):
         prompt = Prompt(
             "compare with",
             existing_file,
-            value=self.folder,
+            value=self._other_model or self.folder,
             hint="another GGUF · Tab complete · ↑ earlier",
             endings=(".gguf",),
         )
         await self.ask(prompt, self.compare_with)
+
+    @property
+    def _other_model(self) -> str:
+        """Path of another open model, '' without one."""
+        return next((str(path.absolute()) for path in self.app.other_models), "")
 
     def compare_with(self, text: str | None) -> None:
         """Show what another GGUF differs in; its types can then be compared with on the map."""
@@ -120,7 +125,7 @@ class FileActions(MeasureActions):
         except SurgeonError as error:
             self.fail(error)
             return
-        self.compared[other.file.path.name] = {tensor.name: tensor.type_name for tensor in other.tensors}
+        self.take_for_comparison(other)
         self.app.push_screen(DifferenceReader(difference(self.session.model, other)))
 
     async def action_copy_command(self) -> None:
@@ -211,6 +216,9 @@ class FileActions(MeasureActions):
 
     def action_stop(self) -> None:
         self.app.ask_to_stop()
+
+    async def action_switch(self) -> None:
+        await self.app.switch_model()
 
     def action_suspend(self) -> None:
         self.app.action_suspend_process()

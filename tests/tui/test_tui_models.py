@@ -1,0 +1,50 @@
+"""Two models open at once: each has its plan, and they are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from test_tui_keys import Screen, kept
+
+from surgeon.tui.app import SurgeonApp, open_session
+from surgeon.tui.config import Config
+from surgeon.tui.dialogs.prompt import Prompt
+
+
+def other_of(model: Path) -> Path:
+    other = model.with_name("other.gguf")
+    other.write_bytes(model.read_bytes())
+    return other
+
+
+async def test_each_has_its_plan_and_view(model_copy: Path) -> None:
+    first, second = (open_session(path, None, None) for path in (model_copy, other_of(model_copy)))
+    app = SurgeonApp(first.session, Config(), plan_file=first.plan_file, persistent=False, others=[second])
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("J", "p", "ctrl+t")
+        assert app.session is second.session
+        assert app.screen is app.mains[1]
+        await pilot.press("J", "J", "p")
+        assert (first.session.plan.pruned, second.session.plan.pruned) == ({1}, {2})
+        await pilot.press("C")
+        assert isinstance(app.screen, Prompt)
+        assert app.screen.entry.value == str(model_copy), "the other one is at hand"
+        await pilot.press("escape", "ctrl+t")
+        assert app.screen is app.mains[0]
+        assert app.main.row is not None
+        assert app.main.row.layer == 1, "the cursor is where it was"
+        assert next(iter(app.main.bases())) == "other.gguf"
+        await pilot.press("u")
+        assert first.session.plan.pruned == set()
+        assert second.session.plan.pruned == {2}
+    for opened in (first, second):
+        assert opened.plan_file is not None
+        opened.plan_file.release()
+
+
+def test_both_plans_are_kept(model_copy: Path) -> None:
+    other = other_of(model_copy)
+    screen = Screen(model_copy, other)
+    screen.write("3Gp\x144Gpq")
+    assert screen.end() == 0
+    assert (kept(model_copy).pruned, kept(other).pruned) == ({3}, {4})
