@@ -26,7 +26,8 @@ def measure(model: LlamaModel, job: HealJob, threads: int) -> Iterator[Message]:
     selection = select(model, job)
     before_only = job.before_only or selection.tokens < _FEWEST_FOR_STACK * job.columns
     layers = _needed([HealLayer(**layer) for layer in job.layers], before_only)
-    total = selection.n_chunks * (1 + sum(1 if layer.pruned else 3 for layer in layers))
+    entry = max(1, layers[0].number)  # layers that a chunk goes through before the first that is affected
+    total = selection.n_chunks * (entry + sum(1 if layer.pruned else 3 for layer in layers))
     runner = Runner(model, selection, Store(job.folder, selection.tokens), job.n_ctx, threads, total)
     yield Started(selection.tokens, total, job.n_ctx)
     yield from _walk(runner, layers, job, before_only)

@@ -50,11 +50,11 @@ class Runner:
 
     def enter(self, first: int, stream: Float32) -> Iterator[Message]:
         """The whole model's stream before its layer `first`, into `stream`."""
-        yield from self._counted(self._entry(first, stream))
+        yield from self._counted(self._entry(first, stream), max(1, first))
 
-    def _counted(self, chunks: Iterator[int]) -> Iterator[Message]:
+    def _counted(self, chunks: Iterator[int], layers: int = 1) -> Iterator[Message]:
         for _ in chunks:
-            self.done += 1
+            self.done += layers
             yield Step(self.done, self.total)
 
     def check(self, number: int, behind: Float32) -> None:
