@@ -71,10 +71,11 @@ class Decider:
         self.findings.fallbacks += wanted.fell_back
         if wanted.type is None or wanted.type == from_type:
             return _copy(facts, name, wanted._replace(why=self._copied(facts, name, wanted)))
-        entry, reason = self._weigh(facts, name, wanted.type), wanted.why + _experts_left(facts)
-        if entry is None and self.feedback is not None and facts.name == "token_embd.weight":
-            entry = self._embedding_entry(facts, wanted.type)
-            reason += f"; weighed by the input of {entry}" if entry is not None else ""
+        entry, reason = self._embedding_entry(facts, wanted.type), wanted.why + _experts_left(facts)
+        if entry is not None:
+            reason += f"; weighed by the input of {entry}"
+        else:
+            entry = self._weigh(facts, name, wanted.type)
         if entry is None and self._looked_for(facts, wanted.type):
             reason += "; no imatrix entry"
         unseen, stay = self.weights.unseen(entry, facts) if entry is not None else (0, 0)
@@ -132,8 +133,11 @@ class Decider:
         return None
 
     def _embedding_entry(self, facts: TensorFacts, type_name: str) -> str | None:
-        """The imatrix entry of another weight that weighs token embeddings, where there are second moments."""
-        entry = self.feedback.embedding_weights(facts.columns) if self.feedback is not None else None
+        """The imatrix entry of another weight that weighs token embeddings, where there are second moments and the
+        embeddings have no entry of their own."""
+        if self.feedback is None or facts.name != "token_embd.weight" or facts.name in self.weights.sizes:
+            return None
+        entry = self.feedback.embedding_weights(facts.columns)
         fits = entry is not None and self.weights.sizes.get(entry) == facts.columns
         return entry if fits and type_name in USES_IMATRIX else None
 

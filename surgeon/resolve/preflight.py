@@ -182,11 +182,12 @@ def _imatrix(model: Model, findings: Findings, has_imatrix: bool) -> None:
             f"--exclude-weights {name}, or collect the imatrix again"
         )
     if findings.needs_imatrix:
-        found = "the imatrix has no entry for them" if has_imatrix else "there is none"
+        them = "it" if len(findings.needs_imatrix) == 1 else "them"
+        found = f"the imatrix has no entry for {them}" if has_imatrix else "there is none"
         prediction = _prediction_hint(model, findings.needs_imatrix)
         findings.error(
             f"{_count(findings.needs_imatrix, 'tensor')} cannot be made without an imatrix, and {found}: "
-            f"{named(findings.needs_imatrix)}; {prediction or 'give --imatrix or choose a larger type for them'}"
+            f"{named(findings.needs_imatrix)}; {prediction or 'give --imatrix or choose a larger type'}"
         )
     if findings.without_entry:
         findings.warning(

@@ -168,6 +168,18 @@ def test_reasons_say_who_encodes(model: Path, tmp_path: Path, monkeypatch: pytes
     assert not resolution.errors
 
 
+def test_embeddings_in_few_bits_are_weighed_by_the_first_layers_input(model: Path, tmp_path: Path) -> None:
+    moments = moments_of(model, tmp_path / "both.gguf", layers=(0, 1))
+    plan = replace(Q4, types=(("token_embd.weight", "IQ2_XXS"),))
+    resolution = resolve(load_model(model), plan, None, moments)
+    assert not resolution.errors
+    (embeddings,) = (op for op in resolution.kept if op.source == "token_embd.weight")
+    assert "weighed by the input of blk.0.attn_q.weight" in embeddings.reason
+    assert run(model, plan, tmp_path / "out.gguf", moments)["token_embd.weight"]
+    without = resolve(load_model(model), plan, moments.as_imatrix)
+    assert any("no entry for it: token_embd.weight" in problem.text for problem in without.errors)
+
+
 def test_moments_of_other_models(model: Path, moments: Moments, tmp_path: Path) -> None:
     copy = build_gguf(tmp_path / "b.gguf", llama_kv() | {"general.name": "other"}, llama_tensors())
     told = resolve(load_model(copy), Q4, None, moments).problems

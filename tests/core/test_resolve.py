@@ -330,7 +330,7 @@ def test_a_missing_imatrix_names_the_tensors(dense: Model) -> None:
     assert len(resolution.needs_imatrix) == 71
     partial = resolve(dense, Plan("IQ2_S"), weights_for(dense, "blk.7.ffn_gate.weight"))
     assert partial.needs_imatrix == ("blk.7.ffn_gate.weight",)
-    assert "1 tensor cannot be made without an imatrix, and the imatrix has no entry for them" in errors(partial)
+    assert "1 tensor cannot be made without an imatrix, and the imatrix has no entry for it" in errors(partial)
 
 
 def test_entries_that_are_missing_are_told(dense: Model) -> None:
