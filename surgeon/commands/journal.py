@@ -29,7 +29,7 @@ def _parser() -> Parser:
     parser.add_argument("--best", metavar="ID", help="mark the best one")
     parser.add_argument("--forget", metavar="ID", help="remove a trial from the list")
     parser.add_argument("--recipe", metavar="ID", help="print the recipe of a trial")
-    parser.add_argument("--markdown", action="store_true", help="tables for a model card")
+    parser.add_argument("--card", "--markdown", dest="markdown", action="store_true", help="tables for a model card")
     parser.add_argument("--json", action="store_true")
     return parser
 
