@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import SurgeonError
 from surgeon.machine import MOST_THREADS
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
     from surgeon.engine.protocol import Engine
+    from surgeon.fleet.cluster import Fleet
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, model_required: bool = True) -> None:
@@ -36,6 +38,30 @@ def add_llama_options(parser: argparse._ActionsContainer, *, default: int | None
         help="layers to offload, where this llama.cpp has a GPU back end (default 0)",
     )  # fmt: skip
     parser.add_argument("--llama-lib", metavar="DIR", help="a llama.cpp build to use (or $LLAMA_CPP_LIB_DIR)")
+
+
+def add_scheduler_option(parser: argparse._ActionsContainer) -> None:
+    """`--scheduler`."""
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="measure on the workers of this Dask scheduler (extra `fleet`; default: the config file's; none: not)",
+    )  # fmt: skip
+
+
+@contextmanager
+def fleet_of(options: argparse.Namespace, engine: Engine, *, needs_engine: bool = True) -> Iterator[Fleet | None]:
+    """The fleet that `--scheduler` or the config file names; None for this machine alone. Raises FleetError."""
+    from surgeon.fleet.settings import scheduler_address
+
+    address = scheduler_address(options.scheduler)
+    if address is None:
+        yield None
+        return
+    from surgeon.fleet.cluster import Fleet
+
+    with Fleet(address, engine, needs_engine=needs_engine) as fleet:
+        tell([f"surgeon: {fleet.title} at {address}{': ' + fleet.build if fleet.build else ''}"], sys.stderr)
+        yield fleet
 
 
 def add_window_options(parser: argparse.ArgumentParser) -> None:

@@ -88,7 +88,11 @@ class ProgressLine:
             return
         self._last = now
         left = (now - self._start) / max(1, step.done) * (step.total - step.done)
-        figures = "".join(f"  {name} {value:.4f}" for name, value in step.values.items() if not name.endswith("error"))
+        figures = "".join(
+            f"  {name} {value:.4f}" if isinstance(value, float) else f"  {value} {name}"
+            for name, value in step.values.items()
+            if not name.endswith("error")
+        )
         text = f"{self._what}: {step.done}/{step.total} {self._unit}{figures}  {duration(left)} left"
         if self._terminal:
             redraw(self._stream, text[:110])

@@ -10,7 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import add_engine_options, engine_of, positive, require_file
+from surgeon.commands.engine_options import (
+    add_engine_options,
+    add_scheduler_option,
+    engine_of,
+    fleet_of,
+    positive,
+    require_file,
+)
 from surgeon.commands.parser import Once, Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
@@ -19,6 +26,10 @@ from surgeon.json_text import json_text
 from surgeon.layer_lists import read_spans
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from surgeon.engine.protocol import Message, PruneScanJob
+    from surgeon.fleet.cluster import Fleet
     from surgeon.measure.prune_choice import PruneChoice
     from surgeon.measure.prune_scan import PruneScan
 
@@ -53,6 +64,7 @@ def _parser() -> Parser:
         help="chunks to refit on with --healed, behind those that are measured (24)",
     )  # fmt: skip
     parser.add_argument("--imatrix", metavar="F", help="show its layer statistics beside the damage")
+    add_scheduler_option(parser)
     parser.add_argument("--restart", action="store_true", help="ignore earlier results")
     return parser
 
@@ -63,8 +75,11 @@ def main(arguments: list[str]) -> int:
     choice = _choice(scan, options)
     messages = scan.messages() if choice is None else choice.messages()
     try:
-        for _ in ProgressLine("prune-scan", "chunks").watch(messages):
-            pass
+        with fleet_of(options, scan.engine) as fleet:
+            if fleet is not None:
+                scan.elsewhere = _over(fleet)
+            for _ in ProgressLine("prune-scan", "chunks" if fleet is None else "tasks").watch(messages):
+                pass
     except (KeyboardInterrupt, Cancelled):
         kept = f"{len(scan.damages)} of {len(scan.job.layer_sets)} measured and kept; run it again to resume"
         print(f"surgeon: {kept}", file=sys.stderr)
@@ -74,6 +89,12 @@ def main(arguments: list[str]) -> int:
             print(scan.run.log_text(), file=sys.stderr)
     _print(scan, options, choice)
     return 0
+
+
+def _over(fleet: Fleet) -> Callable[[PruneScanJob], Iterator[Message]]:
+    from surgeon.fleet.scans import scanned
+
+    return lambda job: scanned(fleet, job)
 
 
 def _choice(scan: PruneScan, options: argparse.Namespace) -> PruneChoice | None:

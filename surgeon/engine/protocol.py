@@ -130,7 +130,8 @@ class BenchJob(Message):
 
 @dataclass(frozen=True)
 class PruneScanJob(Message):
-    """KL divergence with each set of layers left out, against the whole model; base: where its records may be put.
+    """KL divergence with each set of layers left out, against the whole model; base: where its records may be put, or
+    lie already (base_is_made).
 
     repairs: HealLayers as dicts, of every layer; then each gap's ffn_down is refitted, on n_fit chunks that are not
     measured, before the gap is measured. folder: for their streams.
@@ -146,6 +147,7 @@ class PruneScanJob(Message):
     repairs: list[dict[str, Any]] = field(default_factory=list)
     n_fit: int = 0
     folder: str = ""
+    base_is_made: bool = False
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class PruneScan:
     """Damage of leaving layers out, measured set after set and kept in `state` (a JSON file) so that it can go on.
 
     identity: what the figures belong to (model, text, chunks); another identity in the file makes it start anew.
+    elsewhere: gives a job's messages where it is not this machine's engine that runs it.
     """
 
     engine: Engine
@@ -57,6 +58,7 @@ class PruneScan:
     damages: dict[tuple[int, ...], LayerDamage] = field(default_factory=dict)
     run: EngineRun | None = None
     repairs_of: Callable[[Path], list[dict[str, Any]]] | None = None  # PruneScanJob.repairs, their arrays in a folder
+    elsewhere: Callable[[PruneScanJob], Iterator[Message]] | None = None
 
     def load(self) -> None:
         """Take what an earlier run measured."""
@@ -76,18 +78,22 @@ class PruneScan:
         missing = [layers for layers in self.job.layer_sets if tuple(layers) not in self.damages]
         if not missing:
             return
+        refuse_without_text(self.job.model)
+        job = replace(self.job, layer_sets=missing)
+        for message in self._here(job) if self.elsewhere is None else self.elsewhere(job):
+            if isinstance(message, LayerDamage):
+                self.damages[tuple(message.layers)] = message
+                self._save()
+            yield message
+
+    def _here(self, job: PruneScanJob) -> Iterator[Message]:
         # The folder is ours, so that nothing stays behind when the child is killed.
         with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
-            job = replace(self.job, layer_sets=missing, base=str(Path(folder, "base.kld")), folder=folder)
+            job = replace(job, base=str(Path(folder, "base.kld")), folder=folder)
             if self.repairs_of is not None:
                 job = replace(job, repairs=self.repairs_of(Path(folder)))
-            refuse_without_text(job.model)
             self.run = EngineRun(self.engine, job, self.cancelled)
-            for message in self.run.messages():
-                if isinstance(message, LayerDamage):
-                    self.damages[tuple(message.layers)] = message
-                    self._save()
-                yield message
+            yield from self.run.messages()
 
     def _save(self) -> None:
         kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}

@@ -86,7 +86,8 @@ def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Mess
     _require_layers(model, job.layer_sets)
     tokens = read_tokens(model, job.text)
     n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks)
-    runs = 1 + len(job.layer_sets)
+    before = 0 if job.base_is_made else 1
+    runs = before + len(job.layer_sets)
     yield Started(len(tokens), runs * n_chunks, job.n_ctx)
     repairs = _repairs(model, job, tokens, n_chunks, threads) if job.repairs else None
     if repairs is not None:
@@ -97,9 +98,11 @@ def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Mess
     size = ContextSize(job.n_ctx, 1, job.n_ctx, job.n_ubatch)
     bypass = Bypass(model)
     with opened(model, size, threads, bypass) as context:
-        for chunk in save_base(context, job.base, chunks):
+        for chunk in () if job.base_is_made else save_base(context, job.base, chunks):
             yield Step(chunk + 1, runs * n_chunks)
         base = BaseFile(job.base)
+        if not np.array_equal(base.tokens, chunks):
+            raise EngineError(f"{job.base}: was saved from another text or with another -c; remove it")
         for number, layers in enumerate(job.layer_sets):
             bypass.skipped, bypass.passed = frozenset(layers), set()
             if repairs is not None:
@@ -107,7 +110,7 @@ def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Mess
             parts: list[Comparison] = []
             for chunk, part in compared(context, base):
                 parts.append(part)
-                yield Step((1 + number) * n_chunks + chunk + 1, runs * n_chunks)
+                yield Step((before + number) * n_chunks + chunk + 1, runs * n_chunks)
             if bypass.passed != bypass.skipped:
                 raise EngineError(f"{model.path}: this model's graph does not show where its layers end")
             figures = statistics(Comparison.joined(parts), final=False)

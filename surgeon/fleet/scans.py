@@ -1,0 +1,95 @@
+"""A scan of layers over the fleet: one task a candidate. Each machine makes the whole model's base once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from surgeon.engine.client import EngineRun
+from surgeon.engine.libraries import find_libraries
+from surgeon.engine.protocol import Finished, LayerDamage, Message, PruneScanJob, Started, Step
+from surgeon.errors import Cancelled, SurgeonError
+from surgeon.fleet.cluster import Fleet
+from surgeon.fleet.order import Here
+from surgeon.folders import cache_folder, make_private
+from surgeon.measure.base_cache import Base, trim, used
+from surgeon.measure.layer_files import repair_layers
+from surgeon.model.model import load_model
+from surgeon.whole_files import written_whole
+from surgeon.write_guard import REPLACE, Kind
+
+_POLL_SECONDS = 0.2
+
+
+def scanned(fleet: Fleet, job: PruneScanJob) -> Iterator[Message]:
+    """The messages that the engine gives for this job, a Step for each task; LayerDamages come in any order."""
+    job = replace(job, model=os.path.abspath(job.model), text=os.path.abspath(job.text))
+    calls = {tuple(layers): (replace(job, layer_sets=[layers]),) for layers in job.layer_sets}
+    yield Started(0, len(calls), job.n_ctx)
+    for done, (_, damage) in enumerate(fleet.each(measure_candidate, calls, (job.model, job.text)), 1):
+        yield damage
+        yield Step(done, len(calls), {"workers": fleet.n_workers})
+    yield Finished({})
+
+
+def measure_candidate(here: Here, job: PruneScanJob) -> LayerDamage:
+    """The damage of the job's only set of layers. Raises EngineError, Cancelled."""
+    base = _base(here, job)
+    with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
+        job = replace(job, base=str(base), base_is_made=True, folder=folder)
+        if job.n_fit:
+            model = load_model(Path(job.model))
+            with model.file:
+                job = replace(job, repairs=repair_layers(model, Path(folder)))
+        for message in EngineRun(here.engine, job, here.cancelled).messages():
+            if isinstance(message, LayerDamage):
+                return message
+    raise SurgeonError(f"{job.model}: layers {job.layer_sets[0]} were not measured")
+
+
+def _base(here: Here, job: PruneScanJob) -> Path:
+    """The whole model's log-probabilities as a scan needs them, made by the first task on this machine."""
+    how = f"{find_libraries(here.engine.library).label} scan -ub {job.n_ubatch} -ngl {here.engine.n_gpu_layers}"
+    path = Base(Path(job.model), Path(job.text), job.n_ctx, job.n_chunks, how, cache_folder()).path
+    with alone(path, here):
+        if path.is_file():
+            used(path)
+            return path
+        with written_whole(path, Kind.LOGITS, REPLACE) as temporary:
+            alone_job = replace(job, layer_sets=[], base=str(temporary), n_fit=0)
+            for _ in EngineRun(here.engine, alone_job, here.cancelled).messages():
+                pass
+        trim(cache_folder())
+    return path
+
+
+@contextmanager
+def alone(path: Path, here: Here) -> Iterator[None]:
+    """Hold the right to make `path`, of all workers on this machine. Raises Cancelled, SurgeonError."""
+    try:
+        make_private(path.parent)
+        lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SurgeonError(f"{path.parent}: cannot be written: {error.strerror}") from error
+    try:
+        while not _locked(lock):
+            if here.cancelled.is_set():
+                raise Cancelled("the run was cancelled")
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
