@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.commands.engine_options import add_llama_options, engine_of, positive, require_file
+from surgeon.commands.engine_options import (
+    add_llama_options,
+    add_scheduler_option,
+    engine_of,
+    fleet_of,
+    positive,
+    require_file,
+)
 from surgeon.commands.parser import Once, Parser
 from surgeon.errors import Cancelled, UsageError
 from surgeon.json_text import json_text
@@ -56,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--chunks", type=positive, default=4, metavar="N", help="of TEXT, per probe (4)")
     measured.add_argument("--held-out-chunks", type=positive, default=8, metavar="N", help="of TEXT2 (8)")
     add_llama_options(measured, default=0)
+    add_scheduler_option(measured)
     chosen = parser.add_argument_group("what may be chosen")
     chosen.add_argument("--imatrix", metavar="F", help="importance matrix")
     chosen.add_argument("--moments", metavar="F", help="second moments: measure and write with the feedback encoder")
@@ -88,9 +97,10 @@ def main(arguments: list[str]) -> int:
     from surgeon.model.model import load_model
 
     model = load_model(options.model)
-    with model.file:
+    with ExitStack() as stack:
+        stack.enter_context(model.file)
         plan, imatrix, moments = _plan(options)
-        limits, prober = _limits(options), _prober(options, model, plan, imatrix, moments)
+        limits, prober = _limits(options), stack.enter_context(_prober(options, model, plan, imatrix, moments))
         demand = _demand(options, model) if options.vram is not None else None
         if demand is not None:
             limits = replace(limits, host=on_host(model))
@@ -189,12 +199,22 @@ def _limits(options: argparse.Namespace) -> Limits:
     return Limits(TypeSet.of(options.types, fast=options.fast), tuple(map(parse_rule, options.floor)), same)
 
 
+@contextmanager
 def _prober(
     options: argparse.Namespace, model: Model, plan: Plan, imatrix: Imatrix | None, moments: Moments | None
-) -> Prober:
+) -> Iterator[Prober]:
+    """Of this machine, or over the fleet that was asked for."""
     from surgeon.measure.probing import Prober
 
-    return Prober(model, imatrix, engine_of(options), moments, plan.shrink, plan.feedback_rounds)
+    engine = engine_of(options)
+    prober = Prober(model, imatrix, engine, moments, plan.shrink, plan.feedback_rounds)
+    with fleet_of(options, engine) as fleet:
+        if fleet is None:
+            yield prober
+            return
+        from surgeon.fleet.probes import FleetProber
+
+        yield FleetProber.of(prober, fleet)
 
 
 def _sensitivities(options: argparse.Namespace, prober: Prober, limits: Limits) -> Sensitivities:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon import streams
-from surgeon.commands.engine_options import add_engine_options, add_window_options, engine_of, require_file
+from surgeon.commands.engine_options import (
+    add_engine_options,
+    add_scheduler_option,
+    add_window_options,
+    engine_of,
+    fleet_of,
+    positive,
+    require_file,
+)
 from surgeon.commands.influence_table import influence_json, influence_table
 from surgeon.commands.parser import Once, Parser
 from surgeon.commands.progress_line import ProgressLine
@@ -18,7 +27,7 @@ from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from surgeon.imatrix.imatrix import Imatrix
-    from surgeon.measure.imatrix_run import Collection
+    from surgeon.measure.imatrix_run import Collection, ImatrixRun
     from surgeon.measure.moments_run import MomentsRun
 
 DESCRIPTION = """Collect an importance matrix of MODEL over TEXT, as llama-imatrix does, and in the same pass the block
@@ -42,6 +51,12 @@ def _parser() -> Parser:
     parser.add_argument(
         "-ofreq", "--output-frequency", type=int, default=10, metavar="N", help="save every N chunks (10)"
     )
+    parser.add_argument(
+        "--block-chunks", type=positive, metavar="N",
+        help="collect blocks of N chunks and add up their sums: the same bits on any number of workers (with "
+        "--scheduler: 32)",
+    )  # fmt: skip
+    add_scheduler_option(parser)
     _add_moments_options(parser)
     parser.add_argument("--resume", action="store_true", help="resume from OUT.partial, left by an interrupted run")
     parser.add_argument("--overwrite", action="store_true", help="overwrite OUT if it exists")
@@ -71,7 +86,7 @@ def _add_moments_options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     from surgeon.engine.protocol import ImatrixJob
-    from surgeon.measure.imatrix_run import Collection
+    from surgeon.measure.imatrix_run import Collection, ImatrixRun
     from surgeon.measure.moments_run import MomentsCollection
 
     files = tuple(Path(require_file(name)) for group in options.in_file for name in group.split(","))
@@ -95,7 +110,16 @@ def main(arguments: list[str]) -> int:
             Path(options.moments), options.moments_block, options.moments_halves, _layers(options), moments_files,
             options.overwrite,
         )  # fmt: skip
-    return _collect(Collection(job, out, merge, dat, options.resume, options.overwrite, moments), options)
+    wanted = Collection(job, out, merge, dat, options.resume, options.overwrite, moments, options.block_chunks or 0)
+    engine = engine_of(options)
+    with fleet_of(options, engine) as fleet:
+        if fleet is None:
+            return _collect(ImatrixRun(engine, wanted), options)
+        from surgeon.fleet.collection import FleetCollector
+        from surgeon.measure.blocks import DEFAULT_CHUNKS
+
+        wanted = replace(wanted, block_chunks=wanted.block_chunks or DEFAULT_CHUNKS)
+        return _collect(ImatrixRun(engine, wanted, elsewhere=FleetCollector(fleet, wanted)), options)
 
 
 def _sorted_files(files: tuple[Path, ...], options: argparse.Namespace) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -154,11 +178,10 @@ def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) ->
     return 0
 
 
-def _collect(wanted: Collection, options: argparse.Namespace) -> int:
+def _collect(run: ImatrixRun, options: argparse.Namespace) -> int:
     from surgeon.engine.protocol import Finished
-    from surgeon.measure.imatrix_run import ImatrixRun
 
-    run = ImatrixRun(engine_of(options), wanted)
+    wanted = run.collection
     if run.moments is not None:
         print(f"surgeon: {account_line(run.moments)}", file=sys.stderr)
     values: dict[str, float] = {}
@@ -237,4 +260,5 @@ def _expert_lines(imatrix: Imatrix) -> list[str]:
 
 def _tell_partial(wanted: Collection) -> None:
     if wanted.partial.exists():
-        tell([f"surgeon: what was collected is in {wanted.partial}; --resume continues it"], sys.stderr)
+        how = "the same command goes on from there" if wanted.block_chunks else "--resume continues it"
+        tell([f"surgeon: what was collected is in {wanted.partial}; {how}"], sys.stderr)

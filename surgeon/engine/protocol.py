@@ -47,13 +47,30 @@ class DevicesJob(Message):
 
 
 @dataclass(frozen=True)
+class CountJob(Message):
+    """How a text falls into chunks; Finished has `n_tokens`, `n_chunks` after `first_chunk`, and `n_seq` run at once.
+
+    No weight is read.
+    """
+
+    model: str
+    text: str
+    n_ctx: int = 512
+    n_batch: int = 2048
+    first_chunk: int = 0
+    n_chunks: int = -1
+    parse_special: bool = False
+
+
+@dataclass(frozen=True)
 class ImatrixJob(Message):
     """Activations of `model` over `text`. n_chunks < 0: all; first_chunk: how many to leave out at the start.
 
     moments: where second moments are kept (`raw_moments`), '' for none; moments_from: such a file to begin with;
     moments_block: of the diagonal, 0 for all; moments_halves: 1, or 2 to keep alternate parts of the text apart;
     moments_layers: None for all; moments_head: the head's too, where layers are named.
-    done, arrays: chunks that an interrupted run has collected, and the arrays of its last Snapshot.
+    done, arrays: chunks that an interrupted run has collected, and the arrays of its last Snapshot. until: the chunk
+    before which this run ends, where others collect the rest.
     """
 
     model: str
@@ -74,12 +91,16 @@ class ImatrixJob(Message):
     moments_layers: list[int] | None = None
     moments_head: bool = True
     done: int = 0
+    until: int = -1
     arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PerplexityJob(Message):
-    """Perplexity of `model` over `text`; save_base: write the log-probabilities there; stride > 0: strided windows."""
+    """Perplexity of `model` over `text`; save_base: write the log-probabilities there; stride > 0: strided windows.
+
+    first, until: only these chunks of the run, each answered by a ChunkSums.
+    """
 
     model: str
     text: str
@@ -89,11 +110,16 @@ class PerplexityJob(Message):
     n_chunks: int = -1
     stride: int = 0
     save_base: str | None = None
+    first: int = 0
+    until: int = -1
 
 
 @dataclass(frozen=True)
 class DivergenceJob(Message):
-    """KL divergence of `model` from the saved base; `text`, if given, must give the base's tokens."""
+    """KL divergence of `model` from the saved base; `text`, if given, must give the base's tokens.
+
+    first, until: only these chunks of the run, each answered by a ChunkSums.
+    """
 
     model: str
     base: str
@@ -101,6 +127,8 @@ class DivergenceJob(Message):
     n_batch: int = 2048
     n_ubatch: int = 512
     n_chunks: int = -1
+    first: int = 0
+    until: int = -1
 
 
 @dataclass(frozen=True)
@@ -131,7 +159,7 @@ class BenchJob(Message):
 @dataclass(frozen=True)
 class PruneScanJob(Message):
     """KL divergence with each set of layers left out, against the whole model; base: where its records may be put, or
-    lie already (base_is_made).
+    lie already (base_is_made). more: further sets follow, each a LeaveOut among the parent's requests.
 
     repairs: HealLayers as dicts, of every layer; then each gap's ffn_down is refitted, on n_fit chunks that are not
     measured, before the gap is measured. folder: for their streams.
@@ -148,6 +176,7 @@ class PruneScanJob(Message):
     n_fit: int = 0
     folder: str = ""
     base_is_made: bool = False
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,7 +258,7 @@ class MemoryJob(Message):
     cache_type: int = 1
 
 
-# Requests of the parent while a ProbeJob runs
+# Requests of the parent while a ProbeJob, or a PruneScanJob with `more`, runs
 
 
 @dataclass(frozen=True)
@@ -239,6 +268,13 @@ class Swap(Message):
     name: str
     type: int
     arrays: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class LeaveOut(Message):
+    """Measure with these layers left out (PruneScanJob); answered by a LayerDamage."""
+
+    layers: list[int]
 
 
 @dataclass(frozen=True)
@@ -297,6 +333,14 @@ class Snapshot(Message):
 
     chunks: int
     n_ctx: int
+    arrays: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class ChunkSums(Message):
+    """What one chunk adds to the figures of a text: `sums` of a PerplexityJob, the columns of a DivergenceJob."""
+
+    chunk: int
     arrays: dict[str, NDArray[np.generic]]
 
 
@@ -375,14 +419,15 @@ class Failed(Message):
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
-        Engine, DevicesJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
-        ExpertScanJob, ProbeJob, MemoryJob, HealJob,
-        Swap, Evaluate, Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, HealedMatrix, Finished,
-        Failed, Beat,
+        Engine, DevicesJob, CountJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
+        ExpertScanJob, ProbeJob, MemoryJob, HealJob, ChunkSums,
+        Swap, Evaluate, LeaveOut,
+        Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, HealedMatrix, Finished, Failed, Beat,
     )
 }  # fmt: skip
 Job = (
-    ImatrixJob
+    CountJob
+    | ImatrixJob
     | PerplexityJob
     | DivergenceJob
     | TaskJob

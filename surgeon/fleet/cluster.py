@@ -19,6 +19,7 @@ from surgeon.fleet.errors import INSTALL, FleetError
 from surgeon.fleet.files import shared_files
 from surgeon.fleet.order import Greeting, Order, build_of, disagreement, greet, perform
 from surgeon.fleet.settings import engine_here
+from surgeon.fleet.warm import release
 
 RESOURCE = "engine"
 _CONNECT_SECONDS = 10.0
@@ -56,6 +57,7 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         with suppress(Exception):  # the scheduler may be gone: there is nothing left to say goodbye to
+            self._client.run(release, wait=False)
             self._client.close(timeout=2)
 
     @property

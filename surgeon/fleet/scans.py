@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from surgeon.engine.client import EngineRun
 from surgeon.engine.libraries import find_libraries
-from surgeon.engine.protocol import Finished, LayerDamage, Message, PruneScanJob, Started, Step
-from surgeon.errors import Cancelled, SurgeonError
+from surgeon.engine.protocol import Finished, LayerDamage, LeaveOut, Message, PruneScanJob, Started, Step
+from surgeon.errors import SurgeonError
 from surgeon.fleet.cluster import Fleet
 from surgeon.fleet.order import Here
-from surgeon.folders import cache_folder, make_private
+from surgeon.fleet.turns import alone
+from surgeon.fleet.warm import warm_run
+from surgeon.folders import cache_folder
+from surgeon.gguf.identity import model_identity
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.layer_files import repair_layers
 from surgeon.model.model import load_model
 from surgeon.whole_files import written_whole
 from surgeon.write_guard import REPLACE, Kind
-
-_POLL_SECONDS = 0.2
 
 
 def scanned(fleet: Fleet, job: PruneScanJob) -> Iterator[Message]:
@@ -41,16 +39,29 @@ def scanned(fleet: Fleet, job: PruneScanJob) -> Iterator[Message]:
 def measure_candidate(here: Here, job: PruneScanJob) -> LayerDamage:
     """The damage of the job's only set of layers. Raises EngineError, Cancelled."""
     base = _base(here, job)
+    if not job.n_fit:
+        return _with_warm_child(here, replace(job, base=str(base), base_is_made=True))
     with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
         job = replace(job, base=str(base), base_is_made=True, folder=folder)
-        if job.n_fit:
-            model = load_model(Path(job.model))
-            with model.file:
-                job = replace(job, repairs=repair_layers(model, Path(folder)))
+        model = load_model(Path(job.model))
+        with model.file:
+            job = replace(job, repairs=repair_layers(model, Path(folder)))
         for message in EngineRun(here.engine, job, here.cancelled).messages():
             if isinstance(message, LayerDamage):
                 return message
     raise SurgeonError(f"{job.model}: layers {job.layer_sets[0]} were not measured")
+
+
+def _with_warm_child(here: Here, job: PruneScanJob) -> LayerDamage:
+    (layers,) = job.layer_sets
+    job = replace(job, layer_sets=[], more=True)
+    identity = model_identity(Path(job.model))  # the base's name has the text's
+    with warm_run((job.base, identity, here.engine, repr(job)), here, lambda: EngineRun(here.engine, job)) as run:
+        run.send(LeaveOut(layers))
+        for message in run.until(LayerDamage):
+            if isinstance(message, LayerDamage):
+                return message
+    raise SurgeonError(f"{job.model}: layers {layers} were not measured")
 
 
 def _base(here: Here, job: PruneScanJob) -> Path:
@@ -67,29 +78,3 @@ def _base(here: Here, job: PruneScanJob) -> Path:
                 pass
         trim(cache_folder())
     return path
-
-
-@contextmanager
-def alone(path: Path, here: Here) -> Iterator[None]:
-    """Hold the right to make `path`, of all workers on this machine. Raises Cancelled, SurgeonError."""
-    try:
-        make_private(path.parent)
-        lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SurgeonError(f"{path.parent}: cannot be written: {error.strerror}") from error
-    try:
-        while not _locked(lock):
-            if here.cancelled.is_set():
-                raise Cancelled("the run was cancelled")
-            time.sleep(_POLL_SECONDS)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

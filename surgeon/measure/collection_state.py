@@ -52,6 +52,13 @@ def is_partial(path: Path) -> bool:
         return _DIGEST in gguf.kv
 
 
+def belongs_to(path: Path, digest: str) -> bool:
+    """Whether the collection with this digest left the file. Raises GGUFError where it cannot be read."""
+    with open_gguf(path) as gguf:
+        value = gguf.kv.get(_DIGEST)
+        return value is not None and value.decode() == digest
+
+
 def read_state(path: Path, digest: str) -> State:
     """The state in `path`. Raises EngineError where it belongs to another run or is not as it was left."""
     try:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.libraries import find_libraries
-from surgeon.engine.protocol import Engine, Finished, ImatrixJob, Message, Snapshot, Step
+from surgeon.engine.protocol import CountJob, Engine, Finished, ImatrixJob, Message, Snapshot, Step
+from surgeon.errors import SurgeonError
 from surgeon.gguf.file import open_gguf, shards_of
 from surgeon.imatrix.experts import ExpertSums
 from surgeon.imatrix.files import load_imatrix, save_dat
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
 from surgeon.imatrix.weight_scores import weight_zd
-from surgeon.measure.collection_state import State, is_partial, read_state
+from surgeon.measure.blocks import BlockJob, Blocks, collect_block, count_job, counted_by
+from surgeon.measure.collection_state import State, belongs_to, is_partial, read_state
 from surgeon.measure.moments_run import MomentsCollection, MomentsRun
 from surgeon.model.kinds import refuse_without_text
 from surgeon.model.model import load_model
@@ -32,7 +36,8 @@ Part = tuple[Imatrix, Influence | None]
 @dataclass(frozen=True)
 class Collection:
     """What is wanted. merge: matrices to add to; dat: the old format; resume: go on with `<out>.partial`; overwrite:
-    replace an older matrix at `out`; moments: second moments of the same rows, in a file of their own.
+    replace an older matrix at `out`; moments: second moments of the same rows, in a file of their own; block_chunks: 0,
+    or collect blocks of so many chunks and add up their sums, as `blocks` says.
     """
 
     job: ImatrixJob
@@ -42,6 +47,7 @@ class Collection:
     resume: bool = False
     overwrite: bool = False
     moments: MomentsCollection | None = None
+    block_chunks: int = 0
 
     @property
     def keeps_matrix(self) -> bool:
@@ -53,6 +59,11 @@ class Collection:
         """Where the sums so far are kept until the end; a GGUF matrix that can be used as it is."""
         return self.out.with_name(f"{self.out.name}.partial")
 
+    @property
+    def folder(self) -> Path:
+        """Where the sums of single blocks are kept until they are added up."""
+        return self.out.with_name(f"{self.out.name}.blocks")
+
     def permit(self, *outputs: Path, replace: bool) -> Permit:
         """For one of the two files: never the model, the text or a matrix to add to, and not the other one."""
         inputs: tuple[Path, ...] = (*shards_of(Path(self.job.model)), Path(self.job.text), *self.merge)
@@ -62,10 +73,20 @@ class Collection:
 
 
 class ImatrixRun:
-    """Collects as `collection` says; `current` is the newest state, for whoever shows it."""
+    """Collects as `collection` says; `current` is the newest state, for whoever shows it.
 
-    def __init__(self, engine: Engine, collection: Collection, cancelled: threading.Event | None = None) -> None:
+    elsewhere: collects the blocks where it is not this machine that does.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        collection: Collection,
+        cancelled: threading.Event | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         self.collection, self._engine, self._cancelled = collection, engine, cancelled
+        self._elsewhere: Elsewhere = elsewhere or _ThisMachine(engine, cancelled)
         self.current: Part | None = None
         self.run: EngineRun | None = None
         self.moments = MomentsRun(collection.moments, collection.job) if collection.moments else None
@@ -87,21 +108,39 @@ class ImatrixRun:
         if self.moments is not None:
             self.moments.check(replace(wanted.permit(replace=False), outputs=(wanted.out, wanted.partial)))
         self._digest = self._digest_now()
-        state = read_state(wanted.partial, self._digest) if wanted.resume and wanted.partial.exists() else None
+        state = read_state(wanted.partial, self._digest) if self._goes_on() else None
         before = [(load_imatrix(path), load_influence(path)) for path in wanted.merge]
         job = replace(wanted.job, done=state.done, arrays=state.arrays) if state else wanted.job
         if self.moments is not None:
             self._chunks = job.first_chunk + job.done
             job = self.moments.job(job, self._chunks if state else None)
         refuse_without_text(job.model)
-        self.run = EngineRun(self._engine, job, self._cancelled)
-        for message in self.run.messages():
+        for message in self._collected(job):
             if isinstance(message, Snapshot):
                 self._keep(before, message)
             if isinstance(message, Finished):
                 yield from self._finish(message)
             else:
                 yield message
+
+    def _goes_on(self) -> bool:
+        """Whether to begin with what an interrupted run left: when asked to, and in blocks whenever it is the same."""
+        wanted = self.collection
+        if not wanted.partial.exists():
+            return False
+        return wanted.resume or (wanted.block_chunks > 0 and belongs_to(wanted.partial, self._digest))
+
+    def _collected(self, job: ImatrixJob) -> Iterator[Message]:
+        """The engine's messages, or those of the blocks together."""
+        wanted = self.collection
+        if not wanted.block_chunks:
+            self.run = EngineRun(self._engine, job, self._cancelled)
+            yield from self.run.messages()
+            return
+        folder = block_folder(wanted.folder, self._digest)
+        blocks = Blocks(job, self._elsewhere.count(count_job(job)), wanted.block_chunks, folder)
+        yield from blocks.messages(self._elsewhere.collect)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _refuse_foreign_partial(self) -> None:
         """The name beside the output is ours only where what lies there is ours. Raises SurgeonError."""
@@ -153,9 +192,56 @@ class ImatrixRun:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         if self.moments is not None:
             digest.update(repr(self.moments.identity).encode())
-        library = find_libraries(self._engine.library).label
-        digest.update(repr((job, library, self._engine.n_gpu_layers)).encode())
+        digest.update(repr((job, self._elsewhere.library, self._engine.n_gpu_layers)).encode())
+        if self.collection.block_chunks:
+            digest.update(repr(self.collection.block_chunks).encode())
         return digest.hexdigest()
+
+
+class Elsewhere(Protocol):
+    """Whoever counts and collects blocks. library: which llama.cpp it is."""
+
+    @property
+    def library(self) -> str: ...
+
+    def count(self, job: CountJob) -> dict[str, int]: ...
+
+    def collect(self, blocks: Mapping[int, BlockJob]) -> Iterator[int]: ...
+
+
+class _ThisMachine:
+    """Blocks one after the other, here."""
+
+    def __init__(self, engine: Engine, cancelled: threading.Event | None) -> None:
+        self._engine, self._cancelled = engine, cancelled
+
+    @property
+    def library(self) -> str:
+        return find_libraries(self._engine.library).label
+
+    def count(self, job: CountJob) -> dict[str, int]:
+        return counted_by(self._engine, job, self._cancelled)
+
+    def collect(self, blocks: Mapping[int, BlockJob]) -> Iterator[int]:
+        for number, block in blocks.items():
+            for _ in collect_block(self._engine, block, self._cancelled):
+                pass
+            yield number
+
+
+def block_folder(folder: Path, digest: str) -> Path:
+    """The folder for the blocks of this collection; one of another is emptied. Raises SurgeonError."""
+    mark = folder / "collection"
+    try:
+        if folder.exists() and not mark.is_file() and any(folder.iterdir()):
+            raise WriteRefused(f"{folder}: holds files of others; move it away, or choose another output")
+        if mark.is_file() and mark.read_text() != digest:
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        mark.write_text(digest)
+    except OSError as error:
+        raise SurgeonError(f"{folder}: cannot be made: {error.strerror}") from error
+    return folder
 
 
 def write_out(imatrix: Imatrix, influence: Influence | None, out: Path, *, dat: bool, permit: Permit) -> None:

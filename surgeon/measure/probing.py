@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import surgeon_kernels
 from surgeon.engine.client import EngineRun, perplexity
@@ -16,6 +16,8 @@ from surgeon.engine.errors import EngineDied
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import Engine, Evaluate, Loaded, PerplexityJob, Probed, ProbeJob, Started, Step, Swap
 from surgeon.errors import SurgeonError
+from surgeon.fit.feedback_errors import FeedbackErrors
+from surgeon.fit.tensor_errors import measure_errors
 from surgeon.folders import cache_folder
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
@@ -23,6 +25,7 @@ from surgeon.measure.progress import Standing, followed
 from surgeon.model.model import Model
 from surgeon.moments.moments import Moments
 from surgeon.resolve.resolution import Resolution
+from surgeon.resolve.tensor_facts import TensorFacts
 from surgeon.write.in_memory import converted_tensors
 from surgeon_kernels.formats import FORMATS
 
@@ -63,6 +66,7 @@ class Prober:
     cancelled: threading.Event = field(default_factory=threading.Event)
     run: EngineRun | None = None
     engine_version: str = ""  # in the words of the child, once it has loaded the model
+    encodes_here: ClassVar[bool] = True  # so that this machine needs the kernels
 
     @cached_property
     def importances(self) -> Imatrix | None:
@@ -112,6 +116,19 @@ class Prober:
                     raise
                 probes.died_at = probes.left[0]
                 yield probes.standing("llama.cpp ended unexpectedly; starting it again")
+
+    def errors(
+        self, wanted: Sequence[tuple[TensorFacts, tuple[str, ...]]], shrink: float
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        """(tensor, type -> relative error) of some tensors. shrink: of second moments, where there are any.
+
+        Raises SurgeonError, Cancelled.
+        """
+        if self.moments is None:
+            return measure_errors(self.model, wanted, self.importances, self.cancelled)
+        return FeedbackErrors(self.model, self.moments, self.importances, shrink, self.rounds, self.cancelled).measure(
+            wanted
+        )
 
     def swaps(self, plan: Resolution) -> list[Swap]:
         """What the child exchanges to have the weights of this plan's file. Raises SurgeonError, Cancelled."""

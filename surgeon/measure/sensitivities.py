@@ -18,9 +18,8 @@ import surgeon_kernels
 from surgeon.errors import SurgeonError
 from surgeon.fit.candidates import TypeSet, candidates, compared, probe_types
 from surgeon.fit.cost_model import CostModel, GroupProbes, Probe, encoder_of
-from surgeon.fit.feedback_errors import FeedbackErrors
 from surgeon.fit.groups import groups_of
-from surgeon.fit.tensor_errors import Errors, measure_errors
+from surgeon.fit.tensor_errors import Errors
 from surgeon.folders import state_folder
 from surgeon.gguf.identity import model_identity
 from surgeon.imatrix.imatrix import Imatrix
@@ -181,11 +180,12 @@ class Sensitivities:
         sizes = {facts.name: facts.tensor.n_elements * len(types) for facts, types in missing}
         targets, sources = {name for _, types in missing for name in types}, {facts.from_type for facts, _ in missing}
         feedback = self.prober.moments is not None
-        for kernel in surgeon_kernels.warm(targets, sources=sources, feedback=feedback) if missing else ():
+        here = missing and self.prober.encodes_here
+        for kernel in surgeon_kernels.warm(targets, sources=sources, feedback=feedback) if here else ():
             yield Standing("compiling kernels (first run)", 0, _STAGES, 0.0, kernel.name)
         start = saved = time.monotonic()
         done, total = 0, sum(sizes.values())
-        for name, found in self._errors_of(missing):
+        for name, found in self.prober.errors(missing, self._shrink):
             self.errors.setdefault(name, {}).update(found)
             done += sizes[name]
             now = time.monotonic()
@@ -194,16 +194,6 @@ class Sensitivities:
                 self._write(self._errors_file, self.errors)
             part = done / total
             yield Standing("errors of the types", 0, _STAGES, part, name, {}, (now - start) * (1 - part) / part)
-
-    def _errors_of(
-        self, missing: Sequence[tuple[TensorFacts, tuple[str, ...]]]
-    ) -> Iterator[tuple[str, dict[str, float]]]:
-        prober = self.prober
-        if prober.moments is None:
-            return measure_errors(prober.model, missing, prober.importances, prober.cancelled)
-        return FeedbackErrors(
-            prober.model, prober.moments, prober.importances, self._shrink, prober.rounds, prober.cancelled
-        ).measure(missing)
 
 
 def newest_costs(prober: Prober) -> CostModel | None:

@@ -11,12 +11,13 @@ import pytest
 
 from surgeon.engine.child.evaluation import mt19937
 from surgeon.engine.child.evaluation.base_file import BaseFile, BaseWriter, Decoded, encode, record_length
-from surgeon.engine.child.evaluation.kl_divergence import Comparison, compare, statistics
+from surgeon.engine.child.evaluation.kl_divergence import compare
 from surgeon.engine.child.evaluation.log_probabilities import by_slabs, negative_log_likelihood
 from surgeon.engine.child.evaluation.perplexity import PerplexitySum
 from surgeon.engine.child.evaluation.tasks import wilson_interval
 from surgeon.engine.child.evaluation.windows import Rows
 from surgeon.engine.child.llama.layouts import LAYOUTS, layout_for, wrong_default
+from surgeon.engine.comparison import Comparison, statistics
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import (
     Engine,

@@ -17,6 +17,7 @@ from surgeon.engine.errors import EngineError, EngineMissing
 from surgeon.engine.protocol import (
     Beat,
     BenchJob,
+    CountJob,
     DevicesJob,
     DivergenceJob,
     Engine,
@@ -123,7 +124,7 @@ def _run(engine: Engine, job: Request, requests: Iterator[Message]) -> Iterator[
         yield Finished({"engine": binding.label, "devices": binding.device_memory()})
         return
     toy.check(binding, engine.n_gpu_layers)
-    model = LlamaModel(binding, job.model, engine.n_gpu_layers, no_alloc=isinstance(job, MemoryJob))
+    model = LlamaModel(binding, job.model, engine.n_gpu_layers, no_alloc=isinstance(job, MemoryJob | CountJob))
     threads = engine.threads if engine.threads > 0 else available_cores()
     yield Loaded(
         binding.label, binding.devices(), model.description, model.n_params, model.nbytes, model.n_vocab,
@@ -136,6 +137,10 @@ def _run(engine: Engine, job: Request, requests: Iterator[Message]) -> Iterator[
 def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Message]) -> Iterator[Message]:
     """Each job's module is imported only when it is asked for."""
     match job:
+        case CountJob():
+            from surgeon.engine.child.evaluation import windows
+
+            return windows.count(model, job)
         case ImatrixJob():
             from surgeon.engine.child.collection import imatrix_collection
 
@@ -159,7 +164,7 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
         case PruneScanJob():
             from surgeon.engine.child.scans import prune_scan
 
-            return prune_scan.measure(model, job, threads)
+            return prune_scan.measure(model, job, threads, requests)
         case ProbeJob():
             from surgeon.engine.child.evaluation import probes
 

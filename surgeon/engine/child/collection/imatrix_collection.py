@@ -265,24 +265,25 @@ def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Messag
     collector = Collector(model, process_output=job.process_output, moments=moments, state=job.arrays)
     size = window_size(model, job.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
     sums, saving = _scored_before(job), _Saving(job, moments)
+    stop = n_chunks if job.until < 0 else min(job.until, n_chunks)
     with opened(model, size, threads, collector) as context:
-        for start in range(job.done, n_chunks, size.n_seq):
+        for start in range(job.done, stop, size.n_seq):
             collector.start_batch()
             if moments is not None:
                 moments.start_at(job.first_chunk + start)
-            for rows_ in evaluate(context, chunks[start : start + size.n_seq], 0):
+            for rows_ in evaluate(context, chunks[start : min(start + size.n_seq, stop)], 0):
                 if job.perplexity:
                     _score(rows_, job.n_ctx // 2, sums)
-            done = min(start + size.n_seq, n_chunks)
-            yield Step(done, n_chunks, {"ppl": sums.ppl, "ppl_error": sums.ppl_error} if sums.count else {})
-            if saving.is_due(done) and done < n_chunks:
+            done = min(start + size.n_seq, stop)
+            yield Step(done, n_chunks, sums.figures)
+            if saving.is_due(done) and done < stop:
                 saving.save(done)
                 yield collector.snapshot(done, job.n_ctx, sums)
     if not (collector.matrices or job.done):
         raise EngineError(f"{model.path}: the graph of this model has no matrix named blk.*; nothing was collected")
-    saving.save(max(n_chunks, job.done))
-    yield collector.snapshot(max(n_chunks, job.done), job.n_ctx, sums)
-    yield Finished({"ppl": sums.ppl, "ppl_error": sums.ppl_error} if sums.count else {})
+    saving.save(max(stop, job.done))
+    yield collector.snapshot(max(stop, job.done), job.n_ctx, sums)
+    yield Finished(sums.figures)
 
 
 class _Saving:

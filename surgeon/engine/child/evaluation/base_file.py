@@ -63,16 +63,21 @@ class Decoded:
 
 
 class BaseWriter:
-    """Writes a base file in place (the parent gives a temporary name and renames it at the end). Raises OSError."""
+    """Writes a base file in place (the parent gives a temporary name and renames it at the end). Raises OSError.
 
-    def __init__(self, path: str, chunks: Tokens, n_vocab: int) -> None:
-        self._path, self._chunks, self._n_vocab = path, chunks, n_vocab
+    chunks: all of them; first: the chunk whose records are added first, where others write those of the rest.
+    """
+
+    def __init__(self, path: str, chunks: Tokens, n_vocab: int, first: int = 0) -> None:
+        self._path, self._chunks, self._n_vocab, self._first = path, chunks, n_vocab, first
 
     def __enter__(self) -> Self:
         n_chunk, n_ctx = self._chunks.shape
-        self._file = open(self._path, "wb")
+        self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
         self._file.write(_MAGIC + struct.pack("<iii", n_ctx, self._n_vocab, n_chunk))
         self._file.write(np.ascontiguousarray(self._chunks, "<i4").tobytes())
+        rows = n_ctx - 1 - n_ctx // 2
+        self._file.seek(2 * record_length(self._n_vocab) * rows * self._first, os.SEEK_CUR)
         return self
 
     def add(self, rows: Rows) -> Float64:

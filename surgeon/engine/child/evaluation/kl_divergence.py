@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from surgeon.engine.child.evaluation.base_file import BaseFile, Decoded
-from surgeon.engine.child.evaluation.log_probabilities import Float64, by_slabs, normaliser
+from surgeon.engine.child.evaluation.log_probabilities import by_slabs, normaliser
 from surgeon.engine.child.evaluation.windows import Rows, evaluate, read_tokens, window_size
 from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, opened
+from surgeon.engine.comparison import Comparison, statistics
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import DivergenceJob, Finished, Message, Started, Step
+from surgeon.engine.protocol import ChunkSums, DivergenceJob, Finished, Message, Started, Step
 
 _DEPTH = np.float32(-16.0)  # base log-probabilities at or below it do not count
-KLD_QUANTILES = (0.999, 0.99, 0.95, 0.90, 0.50, 0.10, 0.05, 0.01, 0.001)
-DELTA_P_QUANTILES = (0.999, 0.99, 0.95, 0.90, 0.75, 0.50, 0.25, 0.10, 0.05, 0.01, 0.001)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Per scored token: −log p and the base's (float32 values), KL divergence, whether the likeliest token agrees."""
-
-    nll: Float64
-    nll_base: Float64
-    kld: Float64
-    same_top: NDArray[np.bool_]
-
-    @staticmethod
-    def joined(parts: list[Comparison]) -> Comparison:
-        columns = zip(*((part.nll, part.nll_base, part.kld, part.same_top) for part in parts), strict=True)
-        nll, nll_base, kld, same_top = (np.concatenate(column) for column in columns)
-        return Comparison(nll, nll_base, kld, same_top.astype(np.bool_))
-
-    def __len__(self) -> int:
-        return len(self.nll)
-
-    @property
-    def delta_p(self) -> Float64:
-        """p(target) − p_base(target)."""
-        return np.asarray(np.exp(-self.nll) - np.exp(-self.nll_base))
 
 
 def compare(rows: Rows, base: Decoded) -> Comparison:
@@ -77,8 +49,19 @@ def measure(model: LlamaModel, job: DivergenceJob, threads: int) -> Iterator[Mes
     n_chunks = base.n_chunks if job.n_chunks < 0 else min(base.n_chunks, job.n_chunks)
     yield Started(base.tokens.size, n_chunks, base.n_ctx)
     size = window_size(model, base.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
+    if job.until >= 0:
+        yield from _part(model, base, range(job.first, min(job.until, n_chunks)), size, threads)
+        return
     figures = yield from divergence(model, base, n_chunks, size, threads)
     yield Finished(figures)
+
+
+def _part(model: LlamaModel, base: BaseFile, chunks: range, size: ContextSize, threads: int) -> Iterator[Message]:
+    """A ChunkSums after each of these chunks, Finished."""
+    with opened(model, size, threads) as context:
+        for chunk, part in compared_chunks(context, base, chunks.stop, chunks.start):
+            yield ChunkSums(chunk, part.columns)
+    yield Finished()
 
 
 def divergence(
@@ -109,74 +92,15 @@ def require_same_tokens(model: LlamaModel, base: BaseFile, text: str | None) -> 
         )
 
 
-def compared_chunks(context: Context, base: BaseFile, n_chunks: int) -> Iterator[tuple[int, Comparison]]:
-    """(chunk, its Comparison) one after the other."""
+def compared_chunks(
+    context: Context, base: BaseFile, n_chunks: int, first: int = 0
+) -> Iterator[tuple[int, Comparison]]:
+    """(chunk, its Comparison) one after the other, from `first` to before `n_chunks`."""
     pieces: list[Comparison] = []
     done = 0
-    for rows in evaluate(context, base.tokens[:n_chunks], base.n_ctx // 2):
-        pieces.append(compare(rows, base.rows(rows.chunk, done, len(rows.targets))))
+    for rows in evaluate(context, base.tokens[first:n_chunks], base.n_ctx // 2):
+        pieces.append(compare(rows, base.rows(first + rows.chunk, done, len(rows.targets))))
         done += len(rows.targets)
         if rows.ends:
-            yield rows.chunk, Comparison.joined(pieces)
+            yield first + rows.chunk, Comparison.joined(pieces)
             pieces, done = [], 0
-
-
-def _mean_and_error(values: Float64) -> tuple[float, float]:
-    """Mean and its standard error (0 for at most ten values)."""
-    n = len(values)
-    mean = float(values.mean())
-    if n <= 10:
-        return mean, 0.0
-    variance = float((values * values).mean()) - mean * mean
-    return mean, math.sqrt(max(0.0, variance) / (n - 1))
-
-
-def statistics(tokens: Comparison, *, final: bool = True) -> dict[str, float]:
-    """The figures of llama-perplexity's summary as fractions; final=False: only those of its running table."""
-    figures = _perplexities(tokens)
-    figures["mean_kld"], figures["mean_kld_error"] = _mean_and_error(tokens.kld)
-    delta_p = tokens.delta_p
-    mean_square, square_error = _mean_and_error(delta_p * delta_p)
-    rms = math.sqrt(mean_square)
-    figures["rms_delta_p"], figures["rms_delta_p_error"] = rms, 0.5 / rms * square_error if rms > 0 else 0.0
-    same = float(tokens.same_top.mean())
-    figures["same_top"] = same
-    figures["same_top_error"] = math.sqrt(same * (1 - same) / max(1, len(tokens) - 1))
-    figures["n_tokens"] = len(tokens)
-    if final:
-        figures["mean_delta_p"], figures["mean_delta_p_error"] = _mean_and_error(delta_p)
-        figures |= _quantiles("kld", tokens.kld, KLD_QUANTILES)
-        figures |= _quantiles("delta_p", delta_p, DELTA_P_QUANTILES)
-        figures["median_kld"] = figures["kld_50"]
-    return figures
-
-
-def _perplexities(tokens: Comparison) -> dict[str, float]:
-    mean, error = _mean_and_error(tokens.nll)
-    base, base_error = _mean_and_error(tokens.nll_base)
-    n = len(tokens)
-    covariance = (float((tokens.nll * tokens.nll_base).mean()) - mean * base) / max(1, n - 1) if n > 10 else 0.0
-    ppl, ppl_base = math.exp(mean), math.exp(base)
-    log_ratio_error = math.sqrt(max(0.0, error**2 + base_error**2 - 2 * covariance))
-    ppl_error, ppl_base_error = error * ppl, base_error * ppl_base
-    difference_error = math.sqrt(max(0.0, ppl_error**2 + ppl_base_error**2 - 2 * ppl * ppl_base * covariance))
-    return {
-        "ppl": ppl,
-        "ppl_error": ppl_error,
-        "ppl_base": ppl_base,
-        "ppl_base_error": ppl_base_error,
-        "correlation": covariance / (error * base_error) if error > 0 and base_error > 0 else 0.0,
-        "ln_ppl_ratio": mean - base,
-        "ln_ppl_ratio_error": log_ratio_error,
-        "ppl_ratio": math.exp(mean - base),
-        "ppl_ratio_error": math.exp(mean - base) * log_ratio_error,
-        "ppl_difference": ppl - ppl_base,
-        "ppl_difference_error": difference_error,
-    }
-
-
-def _quantiles(name: str, values: Float64, fractions: tuple[float, ...]) -> dict[str, float]:
-    """`name_99`, `name_99.9`, ... by linear interpolation between order statistics, `name_max`, `name_min`."""
-    found = np.quantile(values.astype(np.float32), fractions)
-    figures = {f"{name}_{100 * fraction:.4g}": float(value) for fraction, value in zip(fractions, found, strict=True)}
-    return {**figures, f"{name}_max": float(values.max()), f"{name}_min": float(values.min())}

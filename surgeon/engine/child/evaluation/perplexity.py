@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,49 +13,31 @@ from surgeon.engine.child.evaluation.log_probabilities import Float64, negative_
 from surgeon.engine.child.evaluation.windows import chunk_count, evaluate, read_tokens, window_size
 from surgeon.engine.child.llama.model import NOT_A_NUMBER, Context, ContextSize, LlamaModel, Tokens, opened
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import Finished, Message, PerplexityJob, Started, Step
+from surgeon.engine.perplexity_totals import PerplexityTotals
+from surgeon.engine.protocol import ChunkSums, Finished, Message, PerplexityJob, Started, Step
 
 
 @dataclass
-class PerplexitySum:
-    """Running sums of −log p: count of scored tokens, Σ and Σ of squares."""
-
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    last: Float64 = field(default_factory=lambda: np.empty(0))
+class PerplexitySum(PerplexityTotals):
+    """The sums, of tokens as they are scored."""
 
     def add(self, nll: Float64) -> None:
         """Raises EngineError at the first figure that is none: those after it would be none either."""
         if np.isnan(nll).any():
             raise EngineError(NOT_A_NUMBER)
-        self.count += len(nll)
-        self.total += float(nll.sum())
-        self.squares += float((nll * nll).sum())
+        self.join(*sums_of(nll))
 
-    @property
-    def mean(self) -> float:
-        return self.total / self.count
 
-    @property
-    def mean_error(self) -> float:
-        """Standard error of the mean; 0 for fewer than two tokens."""
-        if self.count < 2:
-            return 0.0
-        variance = self.squares / self.count - self.mean**2
-        return math.sqrt(max(0.0, variance) / (self.count - 1))
-
-    @property
-    def ppl(self) -> float:
-        return math.exp(self.mean) if self.mean < 709 else math.inf  # beyond the largest float
-
-    @property
-    def ppl_error(self) -> float:
-        return self.mean_error * self.ppl
+def sums_of(nll: Float64) -> tuple[int, float, float]:
+    """Tokens, Σ −log p and Σ of its squares."""
+    return len(nll), float(nll.sum()), float((nll * nll).sum())
 
 
 def measure(model: LlamaModel, job: PerplexityJob, threads: int) -> Iterator[Message]:
-    """Started, a Step with `ppl` after each chunk, Finished with ppl, ppl_error, n_tokens, n_chunks."""
+    """Started, a Step with `ppl` after each chunk, Finished with ppl, ppl_error, n_tokens, n_chunks.
+
+    Of a part of the chunks: a ChunkSums after each, with `sums` float64[runs of rows, 3] in order.
+    """
     tokens = read_tokens(model, job.text)
     if job.stride > 0:
         yield from _strided(model, job, threads, tokens)
@@ -65,17 +46,22 @@ def measure(model: LlamaModel, job: PerplexityJob, threads: int) -> Iterator[Mes
     yield Started(len(tokens), n_chunks, job.n_ctx)
     chunks = tokens[: n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
     size = window_size(model, job.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
-    sums = PerplexitySum()
+    sums, parts = PerplexitySum(), []
+    part = slice(job.first, None if job.until < 0 else job.until)
     with ExitStack() as stack:
         context = stack.enter_context(opened(model, size, threads))
         writer = None
         if job.save_base is not None:
-            writer = stack.enter_context(BaseWriter(job.save_base, chunks, model.n_vocab))
-        for rows in evaluate(context, chunks, job.n_ctx // 2):
+            writer = stack.enter_context(BaseWriter(job.save_base, chunks, model.n_vocab, job.first))
+        for rows in evaluate(context, chunks[part], job.n_ctx // 2):
             nll = writer.add(rows) if writer is not None else negative_log_likelihood(rows.logits, rows.targets)
             sums.add(nll)
+            parts.append(sums_of(nll))
             if rows.ends:
-                yield Step(rows.chunk + 1, n_chunks, _figures(sums))
+                yield Step(job.first + rows.chunk + 1, n_chunks, _figures(sums))
+                if job.until >= 0:
+                    yield ChunkSums(job.first + rows.chunk, {"sums": np.array(parts, np.float64)})
+                parts = []
         if writer is not None:
             writer.finish()
     yield Finished({**_figures(sums), "n_tokens": sums.count, "n_chunks": n_chunks, "n_ctx": job.n_ctx})

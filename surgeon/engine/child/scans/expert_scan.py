@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from surgeon.engine.child.evaluation.base_file import BaseFile
-from surgeon.engine.child.evaluation.kl_divergence import Comparison, statistics
 from surgeon.engine.child.evaluation.windows import chunk_count, read_tokens
 from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
 from surgeon.engine.child.llama.silenced_experts import Silencer
 from surgeon.engine.child.scans.prune_scan import compared, save_base
+from surgeon.engine.comparison import Comparison, statistics
 from surgeon.engine.protocol import ExpertDamage, ExpertScanJob, Finished, Message, Started, Step
 
 

@@ -7,20 +7,22 @@ what the pruned model computes as long as no role of another layer changes with 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.engine.child.collection.imatrix_collection import FIRST_NORM, LAYER_OUTPUT
 from surgeon.engine.child.evaluation.base_file import BaseFile, BaseWriter
-from surgeon.engine.child.evaluation.kl_divergence import Comparison, compare, statistics
+from surgeon.engine.child.evaluation.kl_divergence import compare
 from surgeon.engine.child.evaluation.windows import Rows, chunk_count, evaluate, read_tokens
 from surgeon.engine.child.healing.branches import Branch
 from surgeon.engine.child.healing.scan_repairs import INPUT, MIDDLE, OUTPUT, Repairs, gaps, place_of, wanted_gaps
 from surgeon.engine.child.llama.graph import Node, rows
 from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, Tokens, opened
+from surgeon.engine.comparison import Comparison, statistics
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import Finished, HealLayer, LayerDamage, Message, PruneScanJob, Started, Step
+from surgeon.engine.protocol import Finished, HealLayer, LayerDamage, LeaveOut, Message, PruneScanJob, Started, Step
 
 
 class Bypass:
@@ -81,7 +83,7 @@ class Bypass:
             self._kept = None
 
 
-def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Message]:
+def measure(model: LlamaModel, job: PruneScanJob, threads: int, requests: Iterator[Message]) -> Iterator[Message]:
     """Started, a Step per chunk of each run, a LayerDamage per set of layers, Finished with the whole model's `ppl`."""
     _require_layers(model, job.layer_sets)
     tokens = read_tokens(model, job.text)
@@ -103,7 +105,7 @@ def measure(model: LlamaModel, job: PruneScanJob, threads: int) -> Iterator[Mess
         base = BaseFile(job.base)
         if not np.array_equal(base.tokens, chunks):
             raise EngineError(f"{job.base}: was saved from another text or with another -c; remove it")
-        for number, layers in enumerate(job.layer_sets):
+        for number, layers in enumerate(chain(job.layer_sets, _asked(model, requests) if job.more else ())):
             bypass.skipped, bypass.passed = frozenset(layers), set()
             if repairs is not None:
                 bypass.repaired = {gap[0]: repairs.branch(gap) for gap in gaps(layers)}
@@ -128,6 +130,15 @@ def _repairs(model: LlamaModel, job: PruneScanJob, tokens: Tokens, measured: int
     if model.bos is not None:
         chunks[:, 0] = model.bos
     return Repairs(model, [HealLayer(**layer) for layer in job.repairs], job.folder, chunks, threads)
+
+
+def _asked(model: LlamaModel, requests: Iterator[Message]) -> Iterator[list[int]]:
+    """The sets of layers among the requests."""
+    for request in requests:
+        if not isinstance(request, LeaveOut):
+            raise EngineError(f"a scan of layers cannot answer {type(request).__name__}")
+        _require_layers(model, [request.layers])
+        yield request.layers
 
 
 def _require_layers(model: LlamaModel, layer_sets: list[list[int]]) -> None:
