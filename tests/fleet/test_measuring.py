@@ -1,0 +1,64 @@
+"""Measurements over workers give what this machine alone gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_helpers import TEXT
+
+from surgeon.commands import fit, imatrix, prune_scan
+
+ONE_THREAD = ["-t", "1"]
+
+
+def test_a_scan_is_one_task_a_candidate(
+    demo_model: Path, scheduler: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    command = ["-m", str(demo_model), "-f", str(TEXT), "-c", "64", "--chunks", "4", "--json", *ONE_THREAD]
+
+    def damages(state: str, *options: str) -> list[dict[str, Any]]:
+        monkeypatch.setenv("XDG_STATE_HOME", str(home / state))
+        assert prune_scan.main([*command, "--layers", "3,8,3+8", *options]) == 0
+        found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["damages"]
+        return found
+
+    alone = damages("alone")
+    assert damages("fleet", "--scheduler", scheduler) == alone
+    # What was measured is kept: nothing is asked of the workers any more.
+    assert damages("fleet", "--scheduler", "none") == alone
+
+
+def test_an_imatrix_has_the_same_bits_in_blocks_here_and_there(
+    demo_model: Path, scheduler: str, tmp_path: Path
+) -> None:
+    def collected(name: str, *options: str) -> list[bytes]:
+        out, moments = tmp_path / f"{name}.gguf", tmp_path / f"{name}.moments.gguf"
+        command = ["-m", str(demo_model), "-f", str(TEXT), "-c", "64", "-b", "128", "--chunks", "7", *ONE_THREAD]
+        assert imatrix.main([*command, "-o", str(out), "--moments", str(moments), *options]) == 0
+        assert not list(tmp_path.glob(f"{name}.gguf.*"))
+        return [out.read_bytes(), moments.read_bytes()]
+
+    here = collected("here", "--block-chunks", "3")  # raised to 4, whole batches of two
+    assert collected("there", "--block-chunks", "3", "--scheduler", scheduler) == here
+
+
+def test_fit_finds_the_same_types(demo_model: Path, scheduler: str, tmp_path: Path, home: Path) -> None:
+    command = [
+        str(demo_model), "-f", str(TEXT), "-c", "64", "--chunks", "2", "--bpw", "6", "--types", "Q4_K,Q8_0", *ONE_THREAD
+    ]  # fmt: skip
+
+    def measured(name: str, *options: str) -> list[Any]:
+        state = home / "state" / "surgeon" / "fit"
+        assert fit.main([*command, "-o", str(tmp_path / f"{name}.toml"), *options]) == 0
+        found = [json.loads(path.read_text()) for path in sorted(state.glob("*.json"))]
+        for path in state.glob("*.json"):
+            path.unlink()
+        return found
+
+    there = measured("there", "--scheduler", scheduler)
+    assert len(there) == 2
+    assert measured("here") == there
+    assert (tmp_path / "here.toml").read_text() == (tmp_path / "there.toml").read_text()
