@@ -69,10 +69,12 @@ class FleetProber(Prober):
         source = self.model.file.paths[0]
         return Base(source, text.path, text.n_ctx, text.n_chunks, self.engine_label, cache_folder())
 
-    def probe(self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place) -> Iterator[Item]:
+    def probe(
+        self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, exact: bool = False
+    ) -> Iterator[Item]:
         """As `Prober.probe`; the figures come in any order."""
         text = Text(Path(os.path.abspath(base.text)), base.n_ctx, base.n_chunks)
-        calls = {label: (self._subject, plan.plan, text) for label, plan in wanted.items()}
+        calls = {label: (self._subject, plan.plan, text, exact) for label, plan in wanted.items()}
         self.engine_version = self.fleet.build
         yield self._standing(stage, place, 0, len(calls))
         for done, (label, figures) in enumerate(self.fleet.each(measure_probe, calls, (*self._files, text.path)), 1):
@@ -117,7 +119,7 @@ def measure_errors_of(
     return dict(prober.errors([(facts[name], types) for name, types in wanted], shrink))
 
 
-def measure_probe(here: Here, subject: Subject, plan: Plan, text: Text) -> dict[str, Any]:
+def measure_probe(here: Here, subject: Subject, plan: Plan, text: Text, exact: bool) -> dict[str, Any]:
     """The figures of one plan. Raises SurgeonError, EngineError, Cancelled."""
     prober = _prober(subject, here.engine)
     prober.cancelled = here.cancelled
@@ -125,7 +127,7 @@ def measure_probe(here: Here, subject: Subject, plan: Plan, text: Text) -> dict[
     swaps = prober.swaps(resolve(prober.model, plan, prober.importances, prober.moments))
     job = ProbeJob(subject.model, str(base.path), n_chunks=base.n_chunks)
     with warm_run((subject, job, here.engine), here, lambda: EngineRun(here.engine, job)) as run:
-        run.send(*swaps, Evaluate(""))
+        run.send(*swaps, Evaluate("", exact=exact))
         for message in run.until(Probed):
             if isinstance(message, Probed):
                 return message.values
