@@ -38,7 +38,8 @@ class FitActions(MeasureActions):
         if not self._ready():
             return
         model = self.session.model
-        form = fit_form(model, remembered(model.file.path, "sensitivities", ("text", "chunks", "context")))
+        answers = remembered(model.file.path, "sensitivities", ("text", "chunks", "context"))
+        form = fit_form(model, answers, feedback=self.session.moments is not None)
         await self.offer(form, Queued("sensitivities", model.file.path.name))
 
     def sensitivity_job(self, entry: Queued) -> SensitivityJob:

@@ -270,8 +270,8 @@ def scan_job(model: Model, answers: Answers) -> PruneScanJob:
 # --- fitting
 
 
-def fit_form(model: Model, answers: Answers) -> Form:
-    """On what the sensitivities are measured."""
+def fit_form(model: Model, answers: Answers, *, feedback: bool = False) -> Form:
+    """On what the sensitivities are measured; feedback: with that encoder."""
     folder = f"{model.file.path.absolute().parent}/"
     fields = [
         Field("text", "text", answers.get("text", folder), "calibration text", TEXTS),
@@ -288,7 +288,9 @@ def fit_form(model: Model, answers: Answers) -> Form:
         probes = 2 * len(groups_of(model)) + 1
         lines: list[Line] = [file_line("text", found["text"])]
         each = "1 chunk" if chunks == 1 else f"{chunks} chunks"
-        lines.append([(f"{probes} probes of {each} each, once for this model; then every size is quick", "muted")])
+        encoder = " and the feedback encoder" if feedback else ""
+        lines.append([(f"{probes} probes of {each} each, once for this model{encoder}; then", "muted")])
+        lines.append([("every size is quick", "muted")])
         return path_of(found["text"]).is_file(), lines
 
     return Form("fit: measure what matters", fields, check, do="measure")
