@@ -70,6 +70,10 @@ def test_a_fit_with_feedback_is_written_as_it_was_measured(
     assert saved.moments_digest == demo_moments.digest
     with open_gguf(out) as file:
         assert any("moments" in key for key in file.kv)
+    applied = tmp_path / "applied.gguf"
+    assert run(["apply", str(recipe), str(two_layers), str(applied)]) == 0
+    assert applied.read_bytes() == out.read_bytes()
+    capsys.readouterr()
 
     base = tmp_path / "held-out.base"
     shared = ["-f", str(held_out), "-c", "64", "--chunks", "2", "-t", "1"]
