@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from surgeon.commands.engine_options import add_scheduler_option
 from surgeon.commands.parser import Parser
 
 
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--moments", metavar="F", help="where the recipe's second moments lie now")
     parser.add_argument("--save-moments", metavar="F", type=Path, help="also save them renumbered as the layers are")
+    add_scheduler_option(parser, "write over")
     parser.add_argument("--threads", metavar="N", type=int, default=0, help="default: one per core")
     parser.add_argument("--dry-run", action="store_true", help="print types and sizes; write nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout: tensors, total_bytes, bpw")
@@ -48,6 +50,7 @@ def main(arguments: list[str]) -> int:
             split_max_bytes=recipe.split_max_bytes,
             save_imatrix=options.save_imatrix,
             heal=options.heal,
+            scheduler=options.scheduler,
             moments=options.moments or recipe.moments,
             moments_digest=recipe.moments_digest,
             save_moments=options.save_moments,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,26 +41,28 @@ def add_llama_options(parser: argparse._ActionsContainer, *, default: int | None
     parser.add_argument("--llama-lib", metavar="DIR", help="a llama.cpp build to use (or $LLAMA_CPP_LIB_DIR)")
 
 
-def add_scheduler_option(parser: argparse._ActionsContainer) -> None:
+def add_scheduler_option(parser: argparse._ActionsContainer, what: str = "measure on") -> None:
     """`--scheduler`."""
     parser.add_argument(
         "--scheduler", metavar="ADDRESS",
-        help="measure on the workers of this Dask scheduler (extra `fleet`; default: the config file's; none: not)",
+        help=f"{what} the workers of this Dask scheduler (extra `fleet`; default: the config file's; none: not)",
     )  # fmt: skip
 
 
 @contextmanager
-def fleet_of(options: argparse.Namespace, engine: Engine, *, needs_engine: bool = True) -> Iterator[Fleet | None]:
+def fleet_of(
+    given: str | None, engine: Engine, cancelled: threading.Event | None = None, *, needs_engine: bool = True
+) -> Iterator[Fleet | None]:
     """The fleet that `--scheduler` or the config file names; None for this machine alone. Raises FleetError."""
     from surgeon.fleet.settings import scheduler_address
 
-    address = scheduler_address(options.scheduler)
+    address = scheduler_address(given)
     if address is None:
         yield None
         return
     from surgeon.fleet.cluster import Fleet
 
-    with Fleet(address, engine, needs_engine=needs_engine) as fleet:
+    with Fleet(address, engine, cancelled, needs_engine=needs_engine) as fleet:
         tell([f"surgeon: {fleet.title} at {address}{': ' + fleet.build if fleet.build else ''}"], sys.stderr)
         yield fleet
 

@@ -208,7 +208,7 @@ def _prober(
 
     engine = engine_of(options)
     prober = Prober(model, imatrix, engine, moments, plan.shrink, plan.feedback_rounds)
-    with fleet_of(options, engine) as fleet:
+    with fleet_of(options.scheduler, engine) as fleet:
         if fleet is None:
             yield prober
             return

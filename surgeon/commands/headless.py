@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,7 +17,8 @@ from surgeon.llama_quantize.options import QuantizeCommand
 from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import threading
+    from collections.abc import Iterator, Sequence
 
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.model.model import Model
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from surgeon.problems import Problem
     from surgeon.resolve.resolution import Resolution
     from surgeon.resolve.tensor_op import TensorOp
-    from surgeon.write.operation import Progress, Summary
+    from surgeon.write.operation import Elsewhere, Progress, Summary
     from surgeon.write.output_set import Extra
     from surgeon.write_guard import Permit
 
@@ -184,8 +187,8 @@ def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None
     if job.max_buffer_bytes:
         options = replace(options, max_buffer_bytes=job.max_buffer_bytes)
     show = _Bar(sys.stderr) if sys.stderr.isatty() else _Lines(resolution, sys.stderr if job.json else sys.stdout)
-    with stopped_by_signals() as cancelled:
-        for step in write(resolution, imatrix, job.output, options, cancelled, extras):
+    with stopped_by_signals() as cancelled, _fleet(job, resolution, imatrix, cancelled) as elsewhere:
+        for step in write(resolution, imatrix, job.output, options, cancelled, extras, elsewhere):
             if isinstance(step, Summary):
                 show.finish()
                 if step.left_over:
@@ -193,6 +196,23 @@ def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None
                 return step
             show.update(step)
     raise AssertionError("write ends with a Summary")
+
+
+@contextmanager
+def _fleet(
+    job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None, cancelled: threading.Event
+) -> Iterator[Elsewhere | None]:
+    """The workers that `--scheduler` or the config file names; None: threads of this process. Raises FleetError."""
+    from surgeon.commands.engine_options import fleet_of
+    from surgeon.engine.protocol import Engine
+
+    with fleet_of(job.scheduler, Engine(threads=job.threads), cancelled, needs_engine=False) as fleet:
+        if fleet is None:
+            yield None
+            return
+        from surgeon.fleet.writing import workers_of
+
+        yield partial(workers_of, fleet, resolution, imatrix)
 
 
 class _Lines:

@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
         )  # fmt: skip
     wanted = Collection(job, out, merge, dat, options.resume, options.overwrite, moments, options.block_chunks or 0)
     engine = engine_of(options)
-    with fleet_of(options, engine) as fleet:
+    with fleet_of(options.scheduler, engine) as fleet:
         if fleet is None:
             return _collect(ImatrixRun(engine, wanted), options)
         from surgeon.fleet.collection import FleetCollector

@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
     choice = _choice(scan, options)
     messages = scan.messages() if choice is None else choice.messages()
     try:
-        with fleet_of(options, scan.engine) as fleet:
+        with fleet_of(options.scheduler, scan.engine) as fleet:
             if fleet is not None:
                 scan.elsewhere = _over(fleet)
             for _ in ProgressLine("prune-scan", "chunks" if fleet is None else "tasks").watch(messages):

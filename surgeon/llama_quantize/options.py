@@ -57,6 +57,7 @@ Options of our own:
   --heal-tokens N              tokens to fit on for each column of ffn_down, where F is a text (default 30)
   --split-max-size N(M|G)      write shards of at most N megabytes or gigabytes of tensor data
   --i-know                     prune an architecture although not everything about it could be checked
+  --scheduler ADDRESS          write over the workers of this Dask scheduler (extra `fleet`; none: not)
   --overwrite                  replace an existing OUTPUT
   --resume                     continue a run that was cut off
 
@@ -91,6 +92,7 @@ class QuantizeCommand:
     experts_by: str = "saliency"
     heal: str | None = None
     heal_tokens: float = 30.0
+    scheduler: str | None = None
 
 
 def usage() -> str:
@@ -133,6 +135,7 @@ def _parse_job(arguments: list[str]) -> QuantizeCommand:
         prune_experts=words.values.get("--prune-experts", ""),
         experts_by=words.values.get("--experts-by", "saliency"),
         heal=words.values.get("--heal"),
+        scheduler=words.values.get("--scheduler"),
         heal_tokens=_heal_tokens(words),
     )
 

@@ -26,7 +26,7 @@ FLAGS = frozenset(
 _VALUES = frozenset(
     "--imatrix --output-tensor-type --token-embedding-type --max-buffer-size --recipe --save-imatrix "
     "--heal --heal-tokens --moments --feedback-rounds --shrink --save-moments "
-    "--split-max-size --prune-experts --experts-by".split()
+    "--split-max-size --prune-experts --experts-by --scheduler".split()
 )
 
 

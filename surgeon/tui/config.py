@@ -21,6 +21,7 @@ _MOST_BAD_LINES = 20
 @dataclass(frozen=True)
 class Config:
     """keys: action id -> keys; threads, gpu_layers, llama_lib: how llama.cpp is run (0: all processors, none);
+    scheduler: of the fleet that commands use;
     problems: what in the file was not understood, a line each."""
 
     keys: dict[str, str] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Config:
     threads: int = 0
     gpu_layers: int = 0
     llama_lib: str | None = None
+    scheduler: str | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -102,4 +104,5 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "threads": lambda value: _is_count(value) and value <= MOST_THREADS,
     "gpu_layers": lambda value: _is_count(value) or value == -1,
     "llama_lib": lambda value: isinstance(value, str),
+    "scheduler": lambda value: isinstance(value, str),
 }

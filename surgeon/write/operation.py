@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,12 +109,14 @@ def write(
     options: WriteOptions,
     cancelled: threading.Event,
     extras: Sequence[Extra] = (),
+    elsewhere: Elsewhere | None = None,
 ) -> Iterator[Progress | Summary]:
     """Write `resolution` to `out`, reporting at least every 100 ms; the last item is the Summary.
 
     Until the last moment everything is in temporary files beside the target; the final names then get the whole new
-    files at once, those of `extras` too. Raises SurgeonError (one line: file, tensor, what was found, remedy) and, when
-    `cancelled` is set, Cancelled; both say what was left behind: nothing, unless `options.resume` asked for it.
+    files at once, those of `extras` too. elsewhere: workers on other machines instead of threads here. Raises
+    SurgeonError (one line: file, tensor, what was found, remedy) and, when `cancelled` is set, Cancelled; both say what
+    was left behind: nothing, unless `options.resume` asked for it.
     """
     _refuse_errors(resolution)
     if imatrix is None and resolution.moments is not None:
@@ -125,11 +127,12 @@ def write(
     outputs = OutputSet(layouts, extras, _permit(resolution, imatrix, options))
     outputs.open(digest(resolution, layouts, imatrix, extras), _identity(resolution), options.resume)
     try:
-        run = _Run(resolution, imatrix, options, cancelled, outputs)
+        run = _Run(resolution, imatrix, options, cancelled, outputs, elsewhere)
         with run:
             yield from run.check()
             run.prepare()
-            yield from run.compile()
+            if elsewhere is None:
+                yield from run.compile()
             yield from run.transfer()
             yield from run.complete()
         summary = run.place()
@@ -166,6 +169,27 @@ def _told(error: SurgeonError, left: str) -> SurgeonError:
     return type(error)(f"{error}; {left}")
 
 
+class Workers(Protocol):
+    """What runs the jobs of a write: `SlabWorkers` in this process, or others on other machines."""
+
+    error: BaseException | None
+    current: TensorJob | None
+    done_bytes: int
+
+    def start(self) -> None: ...
+
+    def wait(self, seconds: float) -> bool: ...
+
+    def take_finished(self) -> list[TensorJob]: ...
+
+    def join(self) -> None: ...
+
+    def keys(self, jobs: Sequence[TensorJob]) -> Iterator[Key]: ...
+
+
+Elsewhere = Callable[[Sequence[TensorJob]], Workers]
+
+
 class _Run:
     """One write, between opening its temporary files and giving them their names."""
 
@@ -176,7 +200,9 @@ class _Run:
         options: WriteOptions,
         cancelled: threading.Event,
         outputs: OutputSet,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
+        self.elsewhere = elsewhere
         self.sources = resolution.sources
         self.options = options
         self.cancelled = cancelled
@@ -193,7 +219,7 @@ class _Run:
         self.total_bytes = sum(job.source_bytes for job in self.jobs)
         self.found_bytes = self.finished = self.damaged = 0
         self.unrecorded: dict[int, Checksum] = {}
-        self.workers = SlabWorkers((), 1, 0, cancelled)
+        self.workers: Workers = SlabWorkers((), 1, 0, cancelled)
         # Waits for the disk, so that this thread can go on reporting.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
 
@@ -239,6 +265,9 @@ class _Run:
         self.pending = [job for job in self.jobs if job.number not in self.outputs.finished]
         self.found_bytes = self.total_bytes - sum(job.source_bytes for job in self.pending)
         self.finished = len(self.jobs) - len(self.pending)
+        if self.elsewhere is not None:
+            self.workers = self.elsewhere(self.pending)
+            return
         wanted = min(self.options.threads, MOST_THREADS)
         threads = wanted if wanted > 0 else available_cores()
         self.workers = SlabWorkers(self.pending, threads, self.options.max_buffer_bytes, self.cancelled)

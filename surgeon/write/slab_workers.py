@@ -120,7 +120,7 @@ class SlabWorkers:
 
 def _tasks(jobs: Sequence[TensorJob], memory: int) -> Iterator[Task]:
     """All slabs; of tensors that share second moments, matrix by matrix, so that each factor is needed once."""
-    for group in _groups(jobs):
+    for group in groups(jobs):
         if len(group) == 1 and group[0].matrices == 1:
             yield from ((group[0], slab, group[0].key(slab)) for slab in group[0].slabs(memory))
             continue
@@ -129,7 +129,7 @@ def _tasks(jobs: Sequence[TensorJob], memory: int) -> Iterator[Task]:
         yield from ((job, slab, job.key(slab)) for job, slab in slabs)
 
 
-def _groups(jobs: Sequence[TensorJob]) -> Iterator[list[TensorJob]]:
+def groups(jobs: Sequence[TensorJob]) -> Iterator[list[TensorJob]]:
     """Each job alone, but those with the same second moments together, where the first of them stands."""
     sharing: dict[str, list[TensorJob]] = {}
     for job in jobs:
