@@ -11,7 +11,7 @@ import sys
 
 from surgeon import __version__, signals, streams
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.terminal import escaping, tell
+from surgeon.terminal import escaping, message, tell
 
 # name -> (module, one line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -105,7 +105,7 @@ def _run_telling(arguments: list[str]) -> int:
     except SystemExit as end:  # argparse: --help, or a wrong option
         return end.code if isinstance(end.code, int) else 1
     except SurgeonError as error:
-        tell([f"surgeon: {error}"], sys.stderr)
+        tell([message(f"surgeon: {error}")], sys.stderr)
         return error.exit_code
     except signals.Terminated as error:
         print(f"surgeon: ended by {error}", file=sys.stderr)

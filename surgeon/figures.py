@@ -1,4 +1,4 @@
-"""Numbers as the screen writes them."""
+"""Numbers as the screen writes them, and as they are typed there."""
 
 from __future__ import annotations
 
@@ -71,3 +71,9 @@ def bar(fraction: float, width: int) -> str:
 def ramp(fraction: float) -> str:
     """The role of the five-step ramp for a fraction of 0-1."""
     return f"ramp{min(4, max(0, int(fraction * 5)))}"
+
+
+def typed_number(text: str) -> int | None:
+    """The whole number that ASCII digits write, with a sign or without; None for anything else and beyond 18 digits."""
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() and len(digits) <= 18 else None

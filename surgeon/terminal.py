@@ -23,10 +23,21 @@ _OBEYED = (
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
 )
 
+_MOST = 1500  # characters of a message
+
 
 def escaped(text: str) -> str:
     """`text` on one line, with `\\x1b`, `\\u202e`, `\\n` for what a terminal would obey."""
     return _without(text, "\n")
+
+
+def message(text: str) -> str:
+    """`escaped`, and short enough to be read: of a text that quotes a file's or an option's thousands of characters
+    the middle is left out."""
+    line = escaped(text)
+    if len(line) <= _MOST:
+        return line
+    return f"{line[: _MOST // 2]} … {line[-_MOST // 2 :]}"
 
 
 def cell(text: str) -> str:

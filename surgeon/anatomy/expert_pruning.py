@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,8 +83,8 @@ def _work_out(model: Model) -> ExpertModel:
         tensors = tuple(tensor for tensor in layer.tensors if after_block(tensor) in dimensions)
         if any(after_block(tensor) == ROUTER for tensor in tensors) and len(tensors) > 1:
             layers[layer.index] = tensors
-    entries = metadata.array("expert_used_count")
-    used = metadata.integer("expert_used_count") if entries is None else int(max(entries, default=0))
+    entries = metadata.array("expert_used_count") or [metadata.integer("expert_used_count")]
+    used = max((int(entry) for entry in entries if math.isfinite(entry)), default=0)
     chunk = metadata.integer("experts_per_group", 1) if anatomy is not None and anatomy.chunked else 1
     return ExpertModel(
         count=metadata.integer("expert_count"),

@@ -8,6 +8,7 @@ compute buffers. The cache follows from the hyper-parameters (llama-kv-cache.cpp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -127,4 +128,5 @@ def _number(model: Model, key: str, layer: int, default: float) -> float:
     value: Any = model.hparam(key)
     if isinstance(value, list):
         value = value[layer] if layer < len(value) else None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else default
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else default

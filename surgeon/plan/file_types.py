@@ -75,9 +75,9 @@ def find_file_type(text: str) -> FileType | None:
     if found is not None:
         return found
     number = _LEADING_INTEGER.match(text)
-    if number is None:
+    if number is None or len(number[1]) > 4000:  # Python reads no number much longer
         return None
-    return next((entry for entry in FILE_TYPES.values() if entry.number == int(number.group(1))), None)
+    return next((entry for entry in FILE_TYPES.values() if entry.number == int(number[1])), None)
 
 
 def parse_file_type(text: str) -> FileType:
@@ -88,5 +88,5 @@ def parse_file_type(text: str) -> FileType:
 
         near = difflib.get_close_matches(text.upper(), FILE_TYPES, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {' '.join(FILE_TYPES)}"
-        raise SurgeonError(f"unknown TYPE {text!r}: {hint}")
+        raise SurgeonError(f"unknown TYPE {text!r:.60}: {hint}")
     return found

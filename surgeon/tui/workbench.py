@@ -119,7 +119,7 @@ class Workbench(Screen[None]):
     # --- keys that hold until the next one, ranges of marks
 
     def on_key(self, event: events.Key) -> None:
-        if event.character is not None and event.character.isdigit():
+        if event.character is not None and event.character in "0123456789" and len(self.count) < 9:
             event.stop()
             self.count += event.character
             self.query_one("#bar", Canvas).redraw()

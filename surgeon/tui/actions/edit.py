@@ -150,8 +150,8 @@ class EditActions(Workbench):
     def _check_command(self, text: str) -> tuple[bool, Line]:
         if not text.strip():
             return False, [("llama-quantize's syntax; layer numbers as in the input", "muted")]
-        if text.strip().isdigit():
-            return self._check_layer(int(text))
+        if text.strip().isdecimal():
+            return self._check_layer(text.strip())
         try:
             edit = parse_command(text, self.session)
             resolution = self.session.preview(edit.plan)
@@ -168,15 +168,16 @@ class EditActions(Workbench):
         sizes += "" if predicted is None else f"  KLD {figures.divergence(predicted.kld)}"
         return True, [(f"{changed} tensors change", "accent" if changed else "warning"), (f"  → {sizes}", "text")]
 
-    def _check_layer(self, number: int) -> tuple[bool, Line]:
-        there = number in self.session.tensors_of
-        return there, [(f"go to layer {number}" if there else f"there is no layer {number}", "muted")]
+    def _check_layer(self, text: str) -> tuple[bool, Line]:
+        there = figures.typed_number(text) in self.session.tensors_of
+        return there, [(f"go to layer {text}" if there else f"there is no layer {text}", "muted")]
 
     def apply_command(self, text: str | None) -> None:
         if text is None:
             return
-        if text.strip().isdigit():
-            self.go_to_layer(int(text))
+        number = figures.typed_number(text.strip())
+        if number is not None and number >= 0:
+            self.go_to_layer(number)
             return
         try:
             edit = parse_command(text, self.session)

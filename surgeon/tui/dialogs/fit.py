@@ -82,7 +82,8 @@ class FitDialog(Dialog[Fit]):
         if text == self._text():
             return self.nbytes  # not rounded to what is shown
         text = text.strip()
-        if text.replace(".", "", 1).isdigit() and float(text) < 33:
+        digits = text.replace(".", "", 1)
+        if digits.isascii() and digits.isdigit() and float(text) < 33:
             return self.allocator.bytes_at(float(text))
         return read_size(text, "size")
 

@@ -33,9 +33,10 @@ def number_of(answers: Answers, key: str, default: int, least: int) -> int:
     text = answers.get(key, "")
     if not text:
         return default
-    if not text.lstrip("-").isdigit() or (int(text) < least and int(text) != default):
-        raise UsageError(f"{key}: {text!r} must be a whole number ≥ {least}")
-    return int(text)
+    number = figures.typed_number(text)
+    if number is None or (number < least and number != default):
+        raise UsageError(f"{key}: {text!r:.60} must be a whole number ≥ {least}")
+    return number
 
 
 def file_line(label: str, text: str) -> Line:
