@@ -479,3 +479,10 @@ def test_the_plan_says_what_the_input_was_called(tmp_path: Path) -> None:
     source = toys.llama().write(tmp_path / "a model.gguf")
     resolution = resolve(load_model(source), replace(Plan(), pruned=frozenset({1})))
     assert dict(resolution.metadata)["surgeon.source"].decode() == "a model.gguf"
+
+
+def test_counts_below_zero_neither_loop_nor_raise(pruned: Prepare) -> None:
+    others = {"per_layer_model_proj.weight": ("F32", (32, 8))}
+    found = pruned("gemma3n", 4, {"nextn_predict_layers": -(2**31)}, {1}, others=others)
+    (sliced,) = (op for op in found.kept if op.source == "per_layer_model_proj.weight")
+    assert sliced.ne == (32, 6)

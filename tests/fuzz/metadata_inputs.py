@@ -24,8 +24,8 @@ FLOATS = (0.0, 1.0, -1.0, 1e-5, 3e38, float("inf"), float("nan"), 0.5)
 _COUNTS = """
 block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv
 attention.key_length attention.q_lora_rank attention.sliding_window attention.shared_kv_layers expert_count
-expert_used_count expert_gating_func vocab_size residual_scale nextn_predict_layers leading_dense_block_count expert_group_count
-expert_group_used_count experts_per_group expert_feed_forward_length expert_shared_count
+expert_used_count expert_gating_func vocab_size residual_scale nextn_predict_layers leading_dense_block_count
+expert_group_count expert_group_used_count experts_per_group expert_feed_forward_length expert_shared_count
 n_deepstack_layers decision.block_count hash_layer_count full_attention_interval interleave_moe_layer_step
 moe_every_n_layers rescale_every_n_layers attn_res.block_size pooling_type ple.layers
 """.split()

@@ -135,11 +135,12 @@ def pattern(rng: random.Random) -> str:
 
 
 _WORDS = (
-    "prune restore base type experts 26,29 0-1 1 0-4294967295 9999999999999 3- -1 25% 101% 16 calls saliency q4_k_m Q8_0 COPY "
-    "attn_v=q6_k =q6_k x= ffn_(=q4_k .*=f32 --pure --tensor-type --prune-layers --prune-experts --override-kv --set "
-    "general.name=str:x llama.block_count=int:99 a=b --delete-key general.name --include-weights --exclude-weights "
-    "--output-tensor-type --split-max-size 4G 0M -1G --threads 5 --json --keep-split --imatrix --recipe in.gguf out.gguf "
-    "llama-quantize ./quantize surgeon # ## ; ;; -- - --i-know --compat --shrink 0.5 nan inf 1e999 --max-buffer-size"
+    "prune restore base type experts 26,29 0-1 1 0-4294967295 9999999999999 3- -1 25% 101% 16 calls saliency q4_k_m "
+    "Q8_0 COPY attn_v=q6_k =q6_k x= ffn_(=q4_k .*=f32 --pure --tensor-type --prune-layers --prune-experts "
+    "--override-kv --set general.name=str:x llama.block_count=int:99 a=b --delete-key general.name "
+    "--include-weights --exclude-weights --output-tensor-type --split-max-size 4G 0M -1G --threads 5 --json "
+    "--keep-split --imatrix --recipe in.gguf out.gguf llama-quantize ./quantize surgeon # ## ; ;; -- - --i-know "
+    "--compat --shrink 0.5 nan inf 1e999 --max-buffer-size"
 ).split()
 
 
@@ -151,5 +152,6 @@ def words(rng: random.Random) -> list[str]:
 def _word(rng: random.Random) -> str:
     word = rng.choice(_WORDS)
     if rng.random() < 0.15:
-        return rng.choice(("", " ", "\n", "\x1b[31m", "\ud800", "\0", "'", '"', "9" * 5000, "é", "\u202e", "[" * 200, "\\"))
+        odd = ("", " ", "\n", "\x1b[31m", "\ud800", "\0", "'", '"', "9" * 5000, "é", "\u202e", "[" * 200, "\\")
+        return rng.choice(odd)
     return mutated(rng, word) if rng.random() < 0.15 else word

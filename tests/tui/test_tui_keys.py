@@ -196,9 +196,9 @@ def test_undo_keeps_what_the_command_line_gave(model: Path, demo_imatrix: Path) 
 
 def test_the_terminal_is_told_no_more_than_it_must(model: Path) -> None:
     screen = Screen(model)
+    screen.until(lambda: b"\x1b]2;surgeon novels-12M-F16.gguf\x07" in screen.output)
     screen.write("q")
     assert screen.end() == 0
-    assert b"\x1b]2;surgeon novels-12M-F16.gguf\x07" in screen.output
     assert b"\x1b[23;2t" in screen.output, "the title there was before"
     assert b"\x1b[?1000h" in screen.output
     assert b"\x1b[?1003h" not in screen.output, "every movement of the mouse"
