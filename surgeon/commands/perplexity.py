@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from surgeon.commands.engine_options import (
     add_engine_options,
     add_journal_options,
+    add_scheduler_option,
     add_window_options,
     engine_of,
+    fleet_of,
     log_shown,
     record_figures,
     require_file,
@@ -20,7 +22,9 @@ from surgeon.errors import UsageError
 from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
-    from surgeon.engine.protocol import Job
+    from collections.abc import Iterable
+
+    from surgeon.engine.protocol import Job, Message
 
 DESCRIPTION = """Perplexity of MODEL over TEXT, with llama-perplexity's windows and figures. With --kl-divergence-base
 FILE the log-probabilities are saved; with --kl-divergence too, MODEL is compared with the saved ones. Or the score on a
@@ -50,6 +54,7 @@ def _parser() -> Parser:
         parser.add_argument(
             f"{option}-tasks", type=int, default=default, metavar="N", help=f"how many ({default or 'all'})"
         )
+    add_scheduler_option(parser)
     add_journal_options(parser)
     return parser
 
@@ -105,17 +110,33 @@ def _job(options: argparse.Namespace) -> Job:
 
 def _measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     from surgeon.engine.client import EngineRun, perplexity
-    from surgeon.engine.protocol import Finished, Loaded, TaskJob
+    from surgeon.engine.protocol import DivergenceJob, PerplexityJob
 
-    run = EngineRun(engine_of(options), job)
-    progress = ProgressLine("tasks" if isinstance(job, TaskJob) else "perplexity", "done")
-    values: dict[str, Any] = {}
+    engine = engine_of(options)
+    if isinstance(job, PerplexityJob | DivergenceJob):
+        with fleet_of(options.scheduler, engine) as fleet:
+            if fleet is not None:
+                from surgeon.fleet.evaluation import evaluated
+
+                return _figures(evaluated(fleet, job, overwrite=options.overwrite), "perplexity")
+    elif options.scheduler:
+        raise UsageError("--scheduler: tasks are scored on this machine; leave the option away")
+    run = EngineRun(engine, job)
     with log_shown(options, run):
-        for message in progress.watch(perplexity(run, overwrite=options.overwrite)):
-            if isinstance(message, Loaded):
-                values["engine"] = message.engine
-            elif isinstance(message, Finished):
-                values.update(message.values)
+        what = "perplexity" if isinstance(job, PerplexityJob | DivergenceJob) else "tasks"
+        return _figures(perplexity(run, overwrite=options.overwrite), what)
+
+
+def _figures(messages: Iterable[Message], what: str) -> dict[str, Any]:
+    """Those of Finished, and which llama.cpp it was."""
+    from surgeon.engine.protocol import Finished, Loaded
+
+    values: dict[str, Any] = {}
+    for message in ProgressLine(what, "done").watch(messages):
+        if isinstance(message, Loaded):
+            values["engine"] = message.engine
+        elif isinstance(message, Finished):
+            values.update(message.values)
     return values
 
 

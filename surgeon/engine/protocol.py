@@ -48,9 +48,8 @@ class DevicesJob(Message):
 
 @dataclass(frozen=True)
 class CountJob(Message):
-    """How a text falls into chunks; Finished has `n_tokens`, `n_chunks` after `first_chunk`, and `n_seq` run at once.
-
-    No weight is read.
+    """How a text falls into chunks; Finished has `n_tokens`, `n_chunks` after `first_chunk` of `n_ctx`, and `n_seq` run
+    at once. base: count the chunks that are saved there, in the place of a text. No weight is read.
     """
 
     model: str
@@ -60,6 +59,7 @@ class CountJob(Message):
     first_chunk: int = 0
     n_chunks: int = -1
     parse_special: bool = False
+    base: str = ""
 
 
 @dataclass(frozen=True)

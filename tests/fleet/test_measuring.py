@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from engine_helpers import TEXT
 
-from surgeon.commands import fit, imatrix, prune_scan
+from surgeon.commands import fit, imatrix, perplexity, prune_scan
 
 ONE_THREAD = ["-t", "1"]
 
@@ -62,3 +62,22 @@ def test_fit_finds_the_same_types(demo_model: Path, scheduler: str, tmp_path: Pa
     assert len(there) == 2
     assert measured("here") == there
     assert (tmp_path / "here.toml").read_text() == (tmp_path / "there.toml").read_text()
+
+
+def test_perplexity_and_divergence_are_those_of_one_machine(
+    demo_model: Path, scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-m", str(demo_model), "-c", "64", "-b", "128", "--chunks", "11", "--json", *ONE_THREAD]
+    here, there = tmp_path / "here.kld", tmp_path / "there.kld"
+
+    def figures(*options: str) -> dict[str, Any]:
+        assert perplexity.main([*command, *options]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    text = ["-f", str(TEXT)]
+    alone = figures(*text, "--kl-divergence-base", str(here))
+    assert figures(*text, "--kl-divergence-base", str(there), "--scheduler", scheduler) == alone
+    assert there.read_bytes() == here.read_bytes()
+    compared = ["--kl-divergence-base", str(here), "--kl-divergence", "-ub", "32"]
+    assert figures(*compared, "--scheduler", scheduler) == figures(*compared)

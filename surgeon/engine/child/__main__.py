@@ -138,9 +138,9 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
     """Each job's module is imported only when it is asked for."""
     match job:
         case CountJob():
-            from surgeon.engine.child.evaluation import windows
+            from surgeon.engine.child.evaluation import chunk_counts
 
-            return windows.count(model, job)
+            return chunk_counts.measure(model, job)
         case ImatrixJob():
             from surgeon.engine.child.collection import imatrix_collection
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from surgeon.engine.child.llama.model import Context, ContextSize, LlamaModel, Logits, Tokens
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import CountJob, Finished, Message
 
 _LOGITS_BYTES = 512 << 20  # of one decode; large vocabularies run fewer sequences at once
 
@@ -52,14 +51,6 @@ def chunk_count(tokens: Tokens, n_ctx: int, path: str, wanted: int = -1, first: 
     if there < 0:
         raise EngineError(f"{path}: has {len(tokens) // n_ctx} chunks of {n_ctx} tokens; {first} were to be left out")
     return there if wanted < 0 else min(there, wanted)
-
-
-def count(model: LlamaModel, job: CountJob) -> Iterator[Message]:
-    """Finished with the text's tokens and chunks, and how many chunks run at once."""
-    tokens = read_tokens(model, job.text, parse_special=job.parse_special)
-    n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks, job.first_chunk)
-    n_seq = window_size(model, job.n_ctx, job.n_batch, job.n_batch, n_chunks).n_seq
-    yield Finished({"n_tokens": len(tokens), "n_chunks": n_chunks, "n_seq": n_seq})
 
 
 def window_size(model: LlamaModel, n_ctx: int, n_batch: int, n_ubatch: int, n_chunks: int) -> ContextSize:
