@@ -106,9 +106,12 @@ def plan_cuts(model: Model, options: argparse.Namespace, imatrix: Imatrix, sums:
     for share in _shares(options.shares):
         if experts.count - len(next(iter((sets := chosen(share)).values()))) < experts.used:
             raise UsageError(f"--shares {share:g}: fewer than the {experts.used} experts used would be left")
-        cuts.append(Cut(share, None, sets))
+        cuts.append(Cut(share, None, sets, options.by))
     if options.layers_at > 0:
-        cuts += [Cut(options.layers_at, layer, {layer: gone}) for layer, gone in chosen(options.layers_at).items()]
+        cuts += [
+            Cut(options.layers_at, layer, {layer: gone}, options.by)
+            for layer, gone in chosen(options.layers_at).items()
+        ]
     if not cuts:
         raise UsageError("nothing to measure: --shares is empty and --layers-at is 0")
     return cuts

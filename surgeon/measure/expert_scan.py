@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,19 +16,24 @@ from surgeon.folders import make_private
 from surgeon.gguf.file import shards_of
 from surgeon.json_text import json_text, read_json
 from surgeon.model.kinds import refuse_without_text
+from surgeon.plan.plan import expert_sets_id
 from surgeon.whole_files import write_whole
 from surgeon.write_guard import Permit
 
 Sets = Mapping[int, frozenset[int]]
+EVERY_LAYER = -1  # in the state file
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Experts to silence together. share: of all, in percent; layer: the one they are of, None for every layer."""
+    """Experts to silence together. share: of all, in percent; layer: the one they are of, None for every layer; by:
+    what ranked them.
+    """
 
     share: float
     layer: int | None
     sets: Sets
+    by: str = "saliency"
 
     @property
     def count(self) -> int:
@@ -39,8 +43,7 @@ class Cut:
     @property
     def key(self) -> str:
         """The same for the same experts, however they were chosen."""
-        text = repr(sorted((layer, sorted(gone)) for layer, gone in self.sets.items()))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return expert_sets_id(self.sets)
 
     def as_json(self) -> dict[str, list[int]]:
         return {str(layer): sorted(gone) for layer, gone in self.sets.items()}
@@ -51,7 +54,8 @@ class ExpertScan:
     """Damage of silencing experts, measured cut after cut and kept in `state` (a JSON file).
 
     job: without sets; identity: what the figures belong to (model, text, chunks); another identity in the file makes it
-    start anew; damages: by the key of their cut.
+    start anew; damages: by the key of their cut; labels: (key, share, layer, by) of what was ever measured, for those
+    who read the state without knowing the cuts.
     """
 
     engine: Engine
@@ -61,6 +65,7 @@ class ExpertScan:
     identity: str
     cancelled: threading.Event | None = None
     damages: dict[str, ExpertDamage] = field(default_factory=dict)
+    labels: set[tuple[str, float, int, str]] = field(default_factory=set)
     run: EngineRun | None = None
 
     def load(self) -> None:
@@ -70,6 +75,8 @@ class ExpertScan:
                 kept = read_json(self.state.read_bytes())
                 if kept["identity"] == self.identity:
                     self.damages = {key: ExpertDamage(**damage) for key, damage in kept["damages"].items()}
+                    cuts = kept.get("cuts", ())
+                    self.labels = {(str(key), float(share), int(at), str(by)) for key, share, at, by in cuts}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise EngineError(f"{self.state}: not a state file of expert-scan ({error}); remove it") from error
 
@@ -77,6 +84,8 @@ class ExpertScan:
         """The engine's messages for the cuts not measured yet; an ExpertDamage is on the disk when it is yielded."""
         missing = list({cut.key: cut for cut in self.cuts if cut.key not in self.damages}.values())
         if not missing:
+            if not self._labels() <= self.labels:
+                self._save()
             return
         # The folder is ours, so that nothing stays behind when the child is killed.
         with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
@@ -90,8 +99,17 @@ class ExpertScan:
                     self._save()
                 yield message
 
+    def _labels(self) -> set[tuple[str, float, int, str]]:
+        return {
+            (cut.key, cut.share, EVERY_LAYER if cut.layer is None else cut.layer, cut.by)
+            for cut in self.cuts
+            if cut.key in self.damages
+        }
+
     def _save(self) -> None:
-        kept = {"identity": self.identity, "damages": {key: vars(damage) for key, damage in self.damages.items()}}
+        self.labels |= self._labels()
+        damages = {key: vars(damage) for key, damage in self.damages.items()}
+        kept = {"identity": self.identity, "damages": damages, "cuts": sorted(self.labels)}
         with suppress(OSError):  # the write says what is wrong
             make_private(self.state.parent)
         permit = Permit((*shards_of(Path(self.job.model)), Path(self.job.text)), replace=True)

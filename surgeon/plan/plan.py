@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -221,6 +222,12 @@ def with_experts_toggled(plan: Plan, sets: Mapping[int, Iterable[int]]) -> Plan:
 
 def _expert_sets(sets: Mapping[int, frozenset[int]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
     return tuple((layer, tuple(sorted(sets[layer]))) for layer in sorted(sets) if sets[layer])
+
+
+def expert_sets_id(sets: Mapping[int, Iterable[int]]) -> str:
+    """16 hex digits, the same for the same experts, however they were chosen."""
+    text = repr(sorted((layer, sorted(gone)) for layer, gone in sets.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def with_key(plan: Plan, override: KVOverride) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ def choose_experts(
     amount: `25%` (rounded down) or `16`; measure: `saliency` or `calls`. Of groups, each loses its own share.
     Raises SurgeonError where the amount or the figures do not fit the model.
     """
+    import numpy as np
+
     experts = expert_model(model)
     layers = [layer for layer in experts.layers if layer not in gone]
     if not layers:
@@ -59,8 +62,8 @@ def choose_experts(
         raise SurgeonError(
             f"{where}: has no figures for the experts of layer {spans(missing, 6)}; collect it with surgeon imatrix"
         )
-    sets = {layer: _lowest(experts, [float(score) for score in scores[layer]], number) for layer in measured}
-    sets |= {layer: _lowest(experts, [0.0] * experts.count, number) for layer in missing}
+    sets = _lowest(experts, {layer: scores[layer] for layer in measured}, number)
+    sets |= _lowest(experts, dict.fromkeys(missing, np.zeros(experts.count)), number)
     return ExpertChoice(sets, tuple(_notes(missing, measured, calls, number)))
 
 
@@ -103,19 +106,23 @@ def _figures(
     return calls, calls if measure == "calls" or sums is None else sums.mean_saliency
 
 
-def _lowest(experts: ExpertModel, scores: list[float], number: int) -> frozenset[int]:
-    """The `number` lowest, of equal ones those with the higher number; of each group its own share, chunks whole."""
-    if experts.chunk > 1:
-        starts = range(0, experts.count, experts.chunk)
-        ranked = sorted(starts, key=lambda start: (sum(scores[start : start + experts.chunk]), -start))
-        chosen = ranked[: number // experts.chunk]
-        return frozenset(expert for start in chosen for expert in range(start, start + experts.chunk))
-    size = experts.count // experts.groups
-    gone: set[int] = set()
-    for start in range(0, experts.count, size):
-        ranked = sorted(range(start, start + size), key=lambda expert: (scores[expert], -expert))
-        gone.update(ranked[: number // experts.groups])
-    return frozenset(gone)
+def _lowest(experts: ExpertModel, scores: Mapping[int, NDArray[np.float64]], number: int) -> dict[int, frozenset[int]]:
+    """The `number` lowest of every layer, of equal ones those with the higher number; of each group its own share,
+    chunks whole.
+    """
+    import numpy as np
+
+    if not scores:
+        return {}
+    count, chunk = experts.count, experts.chunk
+    units = np.stack(list(scores.values())).reshape(len(scores), -1, chunk).sum(axis=2)
+    groups = units.reshape(len(scores), experts.groups if chunk == 1 else 1, -1)[:, :, ::-1]  # equal ones: last first
+    lowest = np.argsort(groups, axis=2, kind="stable")[:, :, : number // chunk // groups.shape[1]]
+    size = groups.shape[2]
+    starts = np.arange(groups.shape[1])[None, :, None] * size
+    places = (starts + size - 1 - lowest).reshape(len(scores), -1, 1) * chunk + np.arange(chunk)
+    assert places.max(initial=0) < count
+    return {layer: frozenset(row.ravel().tolist()) for layer, row in zip(scores, places, strict=True)}
 
 
 def _notes(missing: list[int], measured: list[int], calls: NDArray[np.float64], number: int) -> list[Problem]:

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.anatomy import expert_model
-from surgeon.anatomy.expert_pruning import ExpertModel
 from surgeon.errors import SurgeonError
-from surgeon.imatrix.experts import ExpertSums, calls_of
-from surgeon.imatrix.imatrix import Imatrix
 from surgeon.plan import plan as plans
 from surgeon.plan.plan import Plan
 from surgeon.resolve.expert_choice import choose_experts
-from surgeon.session.layer_figures import influence_of
+from surgeon.session.expert_table import MEASURES, ExpertTable, expert_sums, values_of
 from surgeon.session.session import Session
 
-Float64 = NDArray[np.float64]
+__all__ = ["MEASURES", "Cell", "Grid", "expert_sums", "grid", "number_pruned", "prune_least", "toggle", "values_of"]
 
-# id -> what the title says
-MEASURES = {
-    "saliency": "saliency: mean weight × |output|",
-    "gate": "router weight: share of the layer's",
-    "calls": "calls: tokens routed to the expert",
-}
+Float64 = NDArray[np.float64]
+Sets = dict[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Neighbouring experts of neighbouring layers. level: place in the layer, 0 lowest to 1 highest, the mean over the
-    cell, NaN without data; pruned: share that is; idle: experts no token was routed to.
+    """Experts side by side in layers one below the other. sets: layer -> those of its experts that the filter leaves;
+    level: how dark, 0 to 1, the mean over the cell, NaN without data; pruned: share that is; idle: experts no token
+    was routed to.
     """
 
     layers: tuple[int, ...]
-    experts: range
+    sets: Sets
     level: float
     pruned: float
     idle: int
@@ -45,110 +38,83 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """rows: layers from top to bottom; each row has the same columns."""
+    """A table in cells of `layers_per_row` × `experts_per_column` experts; the matrices have one value for each cell.
 
-    rows: tuple[tuple[Cell, ...], ...]
+    levels: mean darkness, NaN without data; idle, shown: experts; pruned: share of those shown.
+    """
+
+    table: ExpertTable
     layers_per_row: int
     experts_per_column: int
+    levels: Float64
+    idle: Float64
+    shown: Float64
+    pruned: Float64
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.levels.shape
+        return rows, columns
 
-@lru_cache(4)
-def _sums_of(imatrix: Imatrix, layers: int) -> ExpertSums | None:
-    influence = influence_of(imatrix.path)
-    if influence is not None and influence.experts is not None:
-        return influence.experts
-    calls = calls_of(imatrix, layers)
-    return None if calls is None else ExpertSums(calls, np.zeros_like(calls), np.zeros_like(calls))
+    def layers(self, row: int) -> tuple[int, ...]:
+        return self.table.layers[row * self.layers_per_row : (row + 1) * self.layers_per_row]
 
-
-def expert_sums(session: Session) -> ExpertSums | None:
-    """What the session's imatrix knows of the experts of its model; None: nothing."""
-    if session.imatrix is None:
-        return None
-    sums = _sums_of(session.imatrix, session.model.block_count)
-    return sums if sums is not None and sums.calls.shape[1] == expert_model(session.model).count else None
-
-
-def values_of(sums: ExpertSums | None, measure: str) -> Float64 | None:
-    """float64[layers, experts] of one of MEASURES; None where it is not known."""
-    if sums is None or (measure != "calls" and not sums.gate.any()):
-        return None
-    return {"saliency": sums.mean_saliency, "gate": sums.gate, "calls": sums.calls}[measure]
-
-
-def grid(session: Session, measure: str, columns: int, rows: int) -> Grid:
-    """All experts of all layers in at most `columns` × `rows` cells, each of the same size but for the last ones."""
-    model, sums = expert_model(session.model), expert_sums(session)
-    layers = sorted(model.layers)
-    per_column, per_row = -(-model.count // max(1, columns)), -(-len(layers) // max(1, rows))
-    tops, lefts = range(0, len(layers), per_row), range(0, model.count, per_column)
-    ranks = _ranks(model, layers, values_of(sums, measure))
-    known = _binned(~np.isnan(ranks), tops, lefts)
-    levels = np.where(known > 0, _binned(np.nan_to_num(ranks), tops, lefts) / np.maximum(known, 1), np.nan)
-    idle = _binned(_idle(model, layers, sums), tops, lefts)
-    gone = _pruned(model, layers, session.plan)
-    pruned = _binned(gone, tops, lefts) / _binned(np.ones_like(gone), tops, lefts)
-    rows_of_cells = tuple(
-        tuple(
-            Cell(
-                layers=tuple(layers[top : top + per_row]),
-                experts=range(left, min(left + per_column, model.count)),
-                level=float(levels[row, column]),
-                pruned=float(pruned[row, column]),
-                idle=int(idle[row, column]),
-            )
-            for column, left in enumerate(lefts)
+    def cell(self, row: int, column: int) -> Cell:
+        left = column * self.experts_per_column
+        sets = {}
+        for place, layer in enumerate(self.layers(row), row * self.layers_per_row):
+            part = slice(left, left + self.experts_per_column)
+            sets[layer] = tuple(self.table.experts[place, part][self.table.shown[place, part]].tolist())
+        return Cell(
+            self.layers(row),
+            sets,
+            float(self.levels[row, column]),
+            float(self.pruned[row, column]),
+            int(self.idle[row, column]),
         )
-        for row, top in enumerate(tops)
+
+
+def grid(found: ExpertTable, plan: Plan, columns: int, rows: int) -> Grid:
+    """A table in at most `columns` × `rows` cells, each of the same size but for the last ones."""
+    layers, count = found.experts.shape
+    per_column, per_row = -(-count // max(1, columns)), max(1, -(-layers // max(1, rows)))
+    tops, lefts = range(0, layers, per_row), range(0, count, per_column)
+    shown = _binned(found.shown, tops, lefts)
+    known = _binned(found.shown & ~np.isnan(found.levels), tops, lefts)
+    levels = _binned(np.where(found.shown, np.nan_to_num(found.levels), 0), tops, lefts)
+    pruned = _binned(found.shown & found.pruned(plan), tops, lefts)
+    return Grid(
+        found,
+        per_row,
+        per_column,
+        np.divide(levels, known, out=np.full_like(levels, np.nan), where=known > 0),
+        _binned(found.shown & found.idle, tops, lefts),
+        shown,
+        np.divide(pruned, shown, out=np.zeros_like(pruned), where=shown > 0),
     )
-    return Grid(rows_of_cells, per_row, per_column)
 
 
 def _binned(values: NDArray[np.generic], tops: range, lefts: range) -> Float64:
     """Sums over the cells that begin at these rows and columns."""
+    if not len(tops):
+        return np.zeros((0, len(lefts)))
     sums: Float64 = np.add.reduceat(np.add.reduceat(values.astype(np.float64), tops, axis=0), lefts, axis=1)
     return sums
 
 
-def _ranks(model: ExpertModel, layers: Sequence[int], values: Float64 | None) -> Float64:
-    """An expert's place in its layer, 0 the lowest to 1 the highest; NaN without data.
-
-    Places and not values: every layer prunes as many experts, so layers need not be compared with one another.
-    """
-    ranks = np.full((len(layers), model.count), np.nan)
-    for row, layer in enumerate(layers):
-        if values is not None and layer < len(values) and values[layer].any():
-            ranks[row, np.argsort(values[layer], kind="stable")] = np.arange(model.count) / max(1, model.count - 1)
-    return ranks
-
-
-def _idle(model: ExpertModel, layers: Sequence[int], sums: ExpertSums | None) -> NDArray[np.bool_]:
-    idle = np.zeros((len(layers), model.count), np.bool_)
-    for row, layer in enumerate(layers):
-        if sums is not None and layer < len(sums.calls) and sums.calls[layer].any():
-            idle[row] = sums.calls[layer] == 0
-    return idle
-
-
-def _pruned(model: ExpertModel, layers: Sequence[int], plan: Plan) -> NDArray[np.bool_]:
-    pruned = np.zeros((len(layers), model.count), np.bool_)
-    places = {layer: row for row, layer in enumerate(layers)}
-    for layer in plan.pruned & places.keys():
-        pruned[places[layer]] = True
-    for layer, gone in plan.pruned_experts:
-        if layer in places:
-            pruned[places[layer], [expert for expert in gone if expert < model.count]] = True
-    return pruned
-
-
-def toggle(session: Session, cell: Cell) -> str:
-    """Prune the experts of a cell, or bring them back when all are pruned; returns what was done."""
-    layers = [layer for layer in cell.layers if layer not in session.plan.pruned]
-    plan = plans.with_experts_toggled(session.plan, dict.fromkeys(layers, cell.experts))
+def toggle(session: Session, sets: Sets) -> str:
+    """Prune experts (by layer), or bring them back when all are pruned; returns what was done."""
+    there = {layer: numbers for layer, numbers in sets.items() if layer not in session.plan.pruned}
+    plan = plans.with_experts_toggled(session.plan, there)
     before, after = (sum(len(gone) for _, gone in one.pruned_experts) for one in (session.plan, plan))
-    label = f"{'prune' if after > before else 'restore'} {abs(after - before)} experts"
+    label = f"{'prune' if after > before else 'restore'} {abs(after - before)} expert{'s' * (abs(after - before) != 1)}"
     session.change(plan, label)
     return label
+
+
+def shown_sets(found: ExpertTable) -> Sets:
+    """Layer -> the experts that the filter leaves."""
+    return {layer: tuple(found.experts[row][found.shown[row]].tolist()) for row, layer in enumerate(found.layers)}
 
 
 def prune_least(session: Session, amount: str, measure: str = "saliency") -> str:

@@ -1,9 +1,10 @@
 """How fast the screen answers, measured from outside: keys into a pseudo terminal, bytes and times out of it.
 
-    python tests/benchmarks/bench_screen.py [--rounds N]
+    python tests/benchmarks/bench_screen.py [--rounds N] [--experts]
 
 The model is sparse: 3,002 tensors in 250 layers, with an importance matrix. A paint ends with the last byte of a burst;
 what comes later than QUIET after it (the detail pane, which waits for the cursor to rest) is counted on its own.
+--experts: a model of 61 layers of 256 experts instead, in its view of experts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from surgeon.gguf.file import Value, ValueType
 from surgeon.gguf.layout import Entry, header
 from surgeon.imatrix.files import save_gguf
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
+from surgeon.imatrix.influence import Influence
+from surgeon.imatrix.influence import save as save_with_experts
 from surgeon_kernels.formats import FORMATS
 
 LAYERS = 250
@@ -178,12 +181,65 @@ def measure(screen: Screen, rounds: int) -> None:
     print(f"{'a held key, 30 rows':<30} {1000 * (last - began) / 30:8.1f} {'':>8} {'':>8} {size / 30:8.0f}   per row")
 
 
+def measure_experts(folder: Path, rounds: int) -> None:
+    """The view of experts x layers at two sizes of the terminal: what moves, what edits."""
+    from bench_experts import large_model, large_sums
+
+    model, imatrix = large_model(folder), folder / "imatrix.gguf"
+    entries = {
+        f"blk.{layer}.attn_q_a.weight": ImatrixEntry(np.ones((1, 7168), np.float32), np.array([512], np.int64))
+        for layer in range(61)
+    }
+    influence = Influence(np.ones((61, 5)), experts=large_sums())
+    save_with_experts(Imatrix(imatrix, entries, ("random",), 1), influence, imatrix)
+    for size in ((80, 24), (200, 60)):
+        screen = Screen([str(model), "--imatrix", str(imatrix)], folder, size)
+        print(f"start to first paint {screen.first_paint():.2f} s")
+        screen.settle()
+        print(f"{f'1,086 tensors, {size[0]}x{size[1]}':<30} {'median':>8} {'p95':>8} {'cpu':>8} {'bytes':>8}   ms")
+        print(row("open the view", [opened_and_left(screen) for _ in range(max(4, rounds // 4))], ""))
+        screen.key("X")
+        screen.settle()
+        for what, keys in EXPERT_KEYS.items():
+            values = []
+            for number in range(rounds):
+                values.append(screen.key(keys[number % len(keys)]))
+                screen.settle()
+            print(row(what, values, "p95 <= 50 ms"), flush=True)
+        screen.key("\x1b", 0.3)
+        screen.settle()
+        screen.close()
+
+
+EXPERT_KEYS = {
+    "move": "jlkljl",
+    "prune a cell, restore it": " ",
+    "least of all layers": "+++-",
+    "undo": "u",
+    "another figure": "v",
+    "one layer in a row": "z",
+}
+
+
+def opened_and_left(screen: Screen) -> Paint:
+    paint = screen.key("X")
+    screen.settle()
+    screen.key("\x1b", 0.3)
+    screen.settle()
+    return paint
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=40)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--experts", action="store_true")
+    options = parser.parse_args()
+    rounds = options.rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.experts:
+            measure_experts(folder, rounds)
+            return
         model, imatrix = sparse_model(folder)
         for what, arguments in (
             ("start to first paint", [str(model)]),

@@ -32,7 +32,7 @@ from surgeon.engine.protocol import Engine, ExpertDamage, ExpertScanJob, Finishe
 from surgeon.imatrix.files import load_imatrix  # noqa: E402
 from surgeon.imatrix.influence import load_influence  # noqa: E402
 from surgeon.measure.imatrix_run import Collection, ImatrixRun  # noqa: E402
-from surgeon.model.model import load_model  # noqa: E402
+from surgeon.model.model import Model, load_model  # noqa: E402
 from surgeon.resolve.expert_choice import choose_experts  # noqa: E402
 
 DEMO = HERE.parents[1] / "surgeon" / "demo" / "novels-12M-F16.gguf"
@@ -96,20 +96,21 @@ def router(x: Array, norms: Array) -> Array:
     return (TEMPERATURE * np.linalg.solve(gram, x.T @ target).T).astype(np.float32)
 
 
+def weights(source: Model, name: str) -> Array:
+    """A tensor of F16 or F32 as float32, its rows first."""
+    tensor = next(tensor for tensor in source.tensors if tensor.name == name)
+    dtype = np.float16 if tensor.type_name == "F16" else np.float32
+    values = np.asarray(source.file.data(tensor.info)).view(dtype).astype(np.float32)
+    return values.reshape(tuple(reversed(tensor.ne)))
+
+
 def make_model(out: Path, text: Path) -> Path:
     inputs, rng = ffn_inputs(DEMO, text), np.random.default_rng(0)
     source = load_model(DEMO)
-
-    def weights(name: str) -> Array:
-        tensor = next(tensor for tensor in source.tensors if tensor.name == name)
-        dtype = np.float16 if tensor.type_name == "F16" else np.float32
-        values = np.asarray(source.file.data(tensor.info)).view(dtype).astype(np.float32)
-        return values.reshape(tuple(reversed(tensor.ne)))
-
     replaced = {f"blk.{layer}.ffn_{name}.weight" for layer in inputs for name in ("gate", "up", "down")}
-    tensors = {tensor.name: weights(tensor.name) for tensor in source.tensors if tensor.name not in replaced}
+    tensors = {tensor.name: weights(source, tensor.name) for tensor in source.tensors if tensor.name not in replaced}
     for layer, x in inputs.items():
-        gate, up, down = (weights(f"blk.{layer}.ffn_{name}.weight") for name in ("gate", "up", "down"))
+        gate, up, down = (weights(source, f"blk.{layer}.ffn_{name}.weight") for name in ("gate", "up", "down"))
         hidden = x @ gate.T
         hidden = hidden / (1 + np.exp(-hidden)) * (x @ up.T)
         groups = parted(hidden, rng)
@@ -140,6 +141,35 @@ def damages(
     return [m for m in EngineRun(Engine(threads=1), job).messages() if isinstance(m, ExpertDamage)]
 
 
+def least_and_random(model: Path, imatrix_path: Path, seeds: int) -> dict[str, dict[int, frozenset[int]]]:
+    """A quarter of every layer's experts: by both measures, and drawn at random."""
+    imatrix, influence = load_imatrix(imatrix_path), load_influence(imatrix_path, channels=False)
+    assert influence is not None
+    loaded = load_model(model)
+    sets = {
+        f"least {word}": choose_experts(loaded, "25%", by, imatrix, influence.experts).sets
+        for word, by in (("salient", "saliency"), ("called", "calls"))
+    }
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        sets[f"at random {seed}"] = {
+            layer.index: frozenset(rng.choice(EXPERTS, EXPERTS // 4, replace=False).tolist()) for layer in loaded.layers
+        }
+    return sets
+
+
+def compare(model: Path, calibration: Path, heldout: Path, chunks: int, seeds: int, folder: Path) -> None:
+    """Collect what ranks the experts on `calibration`, measure on `heldout`, print a Markdown table."""
+    out = folder / "imatrix.gguf"
+    job = ImatrixJob(str(model), str(calibration), n_chunks=2 * chunks, perplexity=False)
+    for _ in ImatrixRun(Engine(threads=1), Collection(job, out)).messages():
+        pass
+    sets = least_and_random(model, out, seeds)
+    print("| a quarter silenced | mean KLD | ± | PPL |\n|---|---:|---:|---:|")
+    for label, damage in zip(sets, damages(model, heldout, chunks, list(sets.values()), folder), strict=True):
+        print(f"| {label} | {damage.mean_kld:.4f} | {damage.mean_kld_error:.4f} | {damage.ppl:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("calibration", type=Path)
@@ -152,24 +182,7 @@ def main() -> None:
         model = make_model(folder / "moe.gguf", options.calibration)
         dense, moe = (perplexity(path, options.heldout, options.chunks) for path in (DEMO, model))
         print(f"perplexity: dense {dense:.2f}, with {USED} of {EXPERTS} experts {moe:.2f}", flush=True)
-        out = folder / "imatrix.gguf"
-        job = ImatrixJob(str(model), str(options.calibration), n_chunks=2 * options.chunks, perplexity=False)
-        for _ in ImatrixRun(Engine(threads=1), Collection(job, out)).messages():
-            pass
-        imatrix, influence = load_imatrix(out), load_influence(out, channels=False)
-        assert influence is not None
-        loaded = load_model(model)
-        names = ["least salient", "least called"]
-        sets = [choose_experts(loaded, "25%", by, imatrix, influence.experts).sets for by in ("saliency", "calls")]
-        layers = [layer.index for layer in loaded.layers]
-        for seed in range(options.seeds):
-            rng = np.random.default_rng(seed)
-            gone = {layer: rng.choice(EXPERTS, EXPERTS // 4, replace=False).tolist() for layer in layers}
-            sets.append({layer: frozenset(numbers) for layer, numbers in gone.items()})
-            names.append(f"at random {seed}")
-        print("| a quarter silenced | mean KLD | ± | PPL |\n|---|---:|---:|---:|")
-        for label, damage in zip(names, damages(model, options.heldout, options.chunks, sets, folder), strict=True):
-            print(f"| {label} | {damage.mean_kld:.4f} | {damage.mean_kld_error:.4f} | {damage.ppl:.2f} |", flush=True)
+        compare(model, options.calibration, options.heldout, options.chunks, options.seeds, folder)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from surgeon import figures
 from surgeon.anatomy import expert_model
 from surgeon.errors import SurgeonError
+from surgeon.folders import state_folder
+from surgeon.gguf.identity import model_identity
 from surgeon.plan.recipe import Recipe
+from surgeon.session.expert_curve import ExpertCurve, last_curve
 from surgeon.session.rows import TensorRow
 from surgeon.session.session import Scope, layer_number
 from surgeon.session.typed_edits import parse_command
@@ -80,9 +84,15 @@ class EditActions(Workbench):
 
     async def action_experts(self) -> None:
         if expert_model(self.session.model).layers:
-            await self.ask(Experts(self.session), lambda _: self.show_rows())
+            await self.ask(Experts(self.session, self._expert_curve()), lambda _: self.show_rows())
         else:
             self.say("this model has no experts", "warning")
+
+    def _expert_curve(self) -> ExpertCurve:
+        """What the last expert-scan of this model found."""
+        with suppress(SurgeonError):  # without a state folder there is no scan either
+            return last_curve(state_folder() / "expert-scan", model_identity(self.session.model.file.path))
+        return ExpertCurve()
 
     async def action_type(self) -> None:
         row = self.row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ _AXIS = 9  # cells of the labels at the left
 
 @dataclass(frozen=True)
 class Point:
-    """x: bytes; y: the figure; letter: its sign; front: no other beats it in both; here: chosen."""
+    """x: bytes, or what the plot says; y: the figure; letter: its sign; front: no other beats it in both; here: chosen."""
 
     x: float
     y: float
@@ -27,10 +27,18 @@ class Point:
     here: bool = False
 
 
-def scatter(points: Sequence[Point], width: int, height: int, title: str, *, mark: float | None = None) -> list[Line]:
+def scatter(
+    points: Sequence[Point],
+    width: int,
+    height: int,
+    title: str,
+    across: Callable[[float], str] = figures.size,
+    *,
+    mark: float | None = None,
+) -> list[Line]:
     """A plot of `width` × `height` cells with both axes; the y axis is logarithmic where values span a decade.
 
-    mark: a place on the x axis, shown as ▲ on it.
+    across: how the ends of the x axis are written; mark: a place on it, shown as ▲.
     """
     columns, rows = max(8, width - _AXIS - 1), max(3, height - 3)
     logarithmic = _logarithmic([point.y for point in points])
@@ -38,9 +46,9 @@ def scatter(points: Sequence[Point], width: int, height: int, title: str, *, mar
     y_range = _range([point.y for point in points], logarithmic)
 
     def cell(x: float, y: float, fine: bool) -> tuple[int, int]:
-        across, up = _place(x, x_range, False), _place(y, y_range, logarithmic)
+        right, up = _place(x, x_range, False), _place(y, y_range, logarithmic)
         wide, tall = (2 * columns, 4 * rows) if fine else (columns, rows)
-        return round(across * (wide - 1)), round((1 - up) * (tall - 1))
+        return round(right * (wide - 1)), round((1 - up) * (tall - 1))
 
     dots: dict[tuple[int, int], int] = {}
     corners = [cell(point.x, point.y, True) for point in sorted(points, key=lambda p: p.x) if point.front]
@@ -59,7 +67,7 @@ def scatter(points: Sequence[Point], width: int, height: int, title: str, *, mar
     else:
         before, after = "".join(axis[: at + 1]), "".join(axis[at + 2 :])
         lines.append([(" " * _AXIS + before, "faint"), ("▲", "changed"), (after, "faint")])
-    low, high = figures.size(x_range[0]), figures.size(x_range[1])
+    low, high = across(x_range[0]), across(x_range[1])
     lines.append([(" " * (_AXIS + 1) + low + high.rjust(max(1, columns - 1 - len(low))), "faint")])
     return lines
 
