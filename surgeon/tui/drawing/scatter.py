@@ -17,7 +17,7 @@ _AXIS = 9  # cells of the labels at the left
 
 @dataclass(frozen=True)
 class Point:
-    """x: bytes, or what the plot says; y: the figure; letter: its sign; front: no other beats it in both; here: chosen."""
+    """x: bytes, or what the plot says; y: the figure; letter: its sign; front: no other beats it; here: chosen."""
 
     x: float
     y: float
