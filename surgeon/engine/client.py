@@ -108,7 +108,7 @@ class EngineRun:
             silent = 0
         raise EngineDied(
             f"the engine's process gave no sign of life for {SILENCE_SECONDS:g} s and was ended; try again with less "
-            f"(-c, -b), or another llama.cpp (log: {self.log})"
+            f"(-c, -b), or another llama.cpp, see surgeon doctor (log: {self.log})"
         )
 
     def _death(self, process: subprocess.Popen[bytes]) -> EngineDied:
@@ -118,7 +118,8 @@ class EngineRun:
             return EngineDied(f"the engine's process stopped answering without ending (log: {self.log})")
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         reason = last_telling_line(self.log_text())
-        return EngineDied(f"llama.cpp ended {how}{': ' + reason if reason else ''} (log: {self.log})")
+        why = f": {reason}" if reason else ""
+        return EngineDied(f"llama.cpp ended {how}{why}; surgeon doctor shows how it is set up (log: {self.log})")
 
 
 def _failure(message: Failed) -> SurgeonError:

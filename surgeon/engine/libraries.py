@@ -47,7 +47,7 @@ def find_libraries(directory: str | None = None) -> Libraries:
         folder = _package_folder(package)
         if folder is not None and (found := _look_into(folder / below, _label(package))) is not None:
             return found
-    raise EngineMissing(f"no llama.cpp here: {INSTALL}, or use --llama-lib DIR")
+    raise EngineMissing(f"no llama.cpp here: {INSTALL}, or use --llama-lib DIR; surgeon doctor shows what is here")
 
 
 def _in_directory(directory: Path) -> Libraries:

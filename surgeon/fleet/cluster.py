@@ -19,7 +19,7 @@ from surgeon.fleet.errors import INSTALL, FleetError
 from surgeon.fleet.files import shared_files
 from surgeon.fleet.order import Greeting, Order, build_of, disagreement, greet, perform
 from surgeon.fleet.settings import engine_here
-from surgeon.fleet.warm import release
+from surgeon.fleet.warm import release_idle
 
 RESOURCE = "engine"
 _CONNECT_SECONDS = 10.0
@@ -57,7 +57,8 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         with suppress(Exception):  # the scheduler may be gone: there is nothing left to say goodbye to
-            self._client.run(release, wait=False)
+            if self._client.status == "running":
+                self._client.run(release_idle, wait=False)
             self._client.close(timeout=2)
 
     @property
@@ -151,6 +152,13 @@ class Fleet:
 
     # --- who is there
 
+    def _greetings(self) -> dict[str, object]:
+        """Worker's name -> its Greeting, or the error that it answered with."""
+        workers = self._workers()
+        wanted = self.engine if self._needs_engine else None
+        answers: dict[str, object] = self._client.run(greet, wanted, on_error="return")
+        return {str(workers.get(address, {}).get("name", address)): one for address, one in answers.items()}
+
     def _workers(self) -> dict[str, Any]:
         found: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
         return found
@@ -161,10 +169,9 @@ class Fleet:
         without = [one["name"] for one in workers.values() if not one["resources"].get(RESOURCE)]
         if len(without) == len(workers):
             raise FleetError(f"{self.address}: no worker offers {RESOURCE}=1 (found {without[0]}); start one: {_START}")
-        answers = self._client.run(greet, self.engine if self._needs_engine else None, on_error="return")
         self.build = self._build_here() if self._needs_engine else ""
-        for address, answer in answers.items():
-            self._examine(str(workers.get(address, {}).get("name", address)), answer)
+        for name, answer in self._greetings().items():
+            self._examine(name, answer)
         self._counted, self._count = time.monotonic(), len(workers) - len(without)
 
     def _patiently(self) -> dict[str, Any]:
@@ -195,6 +202,16 @@ class Fleet:
         self.build = self.build or answer.build
         if answer.build != self.build and self._needs_engine:
             raise FleetError(disagreement(answer.name, answer.build, self.build, "llama.cpp"))
+
+
+def greetings(address: str, engine: Engine) -> dict[str, object]:
+    """Worker's name -> its Greeting, or the error that it answered with; none is refused. Raises FleetError."""
+    fleet = Fleet(address, engine)
+    fleet._client = _connected(address)
+    try:
+        return fleet._greetings()
+    finally:
+        fleet.__exit__()
 
 
 def _connected(address: str) -> Any:

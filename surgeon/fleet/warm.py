@@ -46,6 +46,15 @@ def release() -> None:
                 kept[1].__exit__(None, None, None)
 
 
+def release_idle() -> None:
+    """End the kept child unless a task is at it. Never waits: this runs where the worker answers its scheduler."""
+    if _lock.acquire(blocking=False):
+        try:
+            release()
+        finally:
+            _lock.release()
+
+
 def _started(key: Hashable, here: Here, make: Callable[[], EngineRun]) -> EngineRun:
     global _kept
     release()
