@@ -74,7 +74,7 @@ GROUPS: dict[str, tuple[Action, ...]] = {
     "Files": (
         Action("imatrix", "i", "imatrix", "imatrix", "load an importance matrix"),
         Action("save", "ctrl+s", "save", "save", "save the plan as a recipe"),
-        Action("load", "o", "load", "load", "load a recipe, or the types of another GGUF"),
+        Action("load", "o", "load", "load", "load a recipe, or the types of another GGUF; converts a checkpoint"),
         Action("write", "w", "write", "write", "write the new model, or show the running write"),
         Action("compare", "C", "compare", "compare", "compare with another GGUF: types, sizes, metadata, weights"),
         Action("copy-command", "y", "copy_command", "command", "show and copy the llama-quantize command (OSC 52)"),

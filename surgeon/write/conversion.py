@@ -96,7 +96,7 @@ def convert(wanted: Conversion, permit: Permit = NEW, cancelled: threading.Event
     Raises SurgeonError (one line) for a folder that is not a checkpoint, a missing converter, an output that may not be
     written, too little space, or what the converter refuses; Cancelled. No half-written file is left.
     """
-    _check(wanted)
+    check(wanted)
     target = may_write(wanted.target, Kind.MODEL, permit)
     _require_space(wanted, target)
     with written_whole(wanted.target, Kind.MODEL, permit, ".gguf") as part:
@@ -105,7 +105,8 @@ def convert(wanted: Conversion, permit: Permit = NEW, cancelled: threading.Event
     yield Converted(1.0, 0.0, done=True)
 
 
-def _check(wanted: Conversion) -> None:
+def check(wanted: Conversion) -> None:
+    """Raises SurgeonError for a folder that is not a checkpoint, and where the converter is missing."""
     folder = wanted.folder
     if not wanted.remote and not folder.is_dir():
         raise SurgeonError(f"{folder}: no such folder; name the folder of a published model")

@@ -22,8 +22,10 @@ from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.write import Destination, WriteDialog
 from surgeon.tui.drawing.spans import Line, clean
+from surgeon.tui.jobs.converting import ConversionJob
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.unfinished import forget, job_of, unfinished
+from surgeon.write.conversion import Conversion, check, is_checkpoint
 from surgeon.write.operation import WriteOptions
 from surgeon.write_guard import Kind, Permit, may_write
 
@@ -84,9 +86,9 @@ class FileActions(MeasureActions):
     async def action_load(self) -> None:
         prompt = Prompt(
             "load recipe",
-            existing_file,
+            file_or_checkpoint,
             value=self.folder,
-            hint="TOML, a llama-quantize command, a GGUF · Tab complete · ↑ earlier",
+            hint="TOML, a llama-quantize command, a GGUF, a checkpoint · Tab complete · ↑ earlier",
             endings=(".toml", ".gguf", ".sh", ".txt"),
         )
         await self.ask(prompt, self.apply_recipe)
@@ -95,11 +97,36 @@ class FileActions(MeasureActions):
         if text is None:
             return
         path = Path(text).expanduser()
+        if path.is_dir():
+            self.offer_conversion(path)
+            return
 
         def change() -> str:
             return self.session.use_recipe(recipe_in(path), f"recipe {path.name}")
 
         self.change_plan(change)
+
+    def offer_conversion(self, folder: Path) -> None:
+        """Ask whether to convert a checkpoint; say what is in the way where it cannot be."""
+        wanted = Conversion(folder)
+        try:
+            check(wanted)
+            may_write(wanted.target, Kind.MODEL, Permit())
+            size = figures.size(wanted.estimated_bytes)
+        except SurgeonError as error:
+            self.fail(error)
+            return
+        if self.measure_job is not None and self.measure_job.running:
+            self.say(f"{self.measure_job.doing}: convert when it has ended, or x stops it", "warning")
+            return
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._begin(ConversionJob(wanted))
+
+        confirm = Confirm("convert", f"{folder} is a checkpoint. Convert it to {wanted.target} ({size})?", "convert it")
+        confirm.answered = answered
+        self.app.push_screen(confirm)
 
     async def action_compare(self) -> None:
         prompt = Prompt(
@@ -264,6 +291,16 @@ def existing_file(text: str) -> tuple[bool, Line]:
         return False, [("a folder; keep typing" if path.is_dir() else "no such file", "muted")]
     except (OSError, ValueError) as error:
         return False, [(clean(str(error)), "muted")]
+
+
+def file_or_checkpoint(text: str) -> tuple[bool, Line]:
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir() and is_checkpoint(path):
+            return True, [("a checkpoint; Enter offers to convert it", "accent")]
+    except (OSError, ValueError) as error:
+        return False, [(clean(str(error)), "muted")]
+    return existing_file(text)
 
 
 def writable_file(text: str) -> tuple[bool, Line]:
