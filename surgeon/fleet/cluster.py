@@ -214,13 +214,20 @@ def greetings(address: str, engine: Engine) -> dict[str, object]:
         fleet.__exit__()
 
 
+def _silence_dask() -> None:
+    """What goes wrong is told in our own words, in a line. Dask gives several of its loggers a level of their own."""
+    for name in ("distributed", *logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _connected(address: str) -> Any:
     """Raises FleetError where no scheduler answers, or Dask is not installed."""
     try:
         from distributed import Client
     except ImportError:
         raise FleetError(f"no Dask here: {INSTALL}, or leave --scheduler away") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is told in our own words
+    _silence_dask()
     try:
         connect: Any = Client
         return connect(address, timeout=_CONNECT_SECONDS, set_as_default=False, name="surgeon")

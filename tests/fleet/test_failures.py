@@ -96,7 +96,7 @@ def test_a_worker_killed_at_work_loses_nothing_and_counts_nothing_twice(demo_mod
 
 
 def test_a_scheduler_that_goes_is_one_line_and_the_same_command_goes_on(
-    demo_model: Path, scheduler: str, tmp_path: Path
+    demo_model: Path, scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state, identity = tmp_path / "state.json", "the same"
     with workers(1, tmp_path / "others") as cluster:
@@ -115,6 +115,7 @@ def test_a_scheduler_that_goes_is_one_line_and_the_same_command_goes_on(
             scan.elsewhere = until_it_goes(fleet)
             with pytest.raises(FleetError, match=r"the scheduler is gone; what was finished is kept"):
                 list(scan.messages())
+    assert "Traceback" not in capsys.readouterr().err
     again = PruneScan(ONE_THREAD, job(demo_model, 5), state, identity)
     again.load()
     kept = set(again.damages)

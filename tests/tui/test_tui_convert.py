@@ -1,5 +1,6 @@
 """A checkpoint chosen with `o` is converted behind the screen, once the user agrees."""
 
+# ruff: noqa: F811 - fixtures of another file are named as what tests take
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from surgeon.tui.actions.file import file_or_checkpoint
 
 
 @pytest.mark.usefixtures("stand_in")
-async def test_a_checkpoint_is_converted_after_a_question(demo_model: Path, checkpoint: Path) -> None:  # noqa: F811
+async def test_a_checkpoint_is_converted_after_a_question(demo_model: Path, checkpoint: Path) -> None:
     target = checkpoint.with_name("Toy-1M-BF16.gguf")
     assert file_or_checkpoint(str(checkpoint))[0]
     assert not file_or_checkpoint(str(checkpoint.parent))[0]
@@ -41,7 +42,7 @@ async def test_a_checkpoint_is_converted_after_a_question(demo_model: Path, chec
 async def test_without_the_converter_the_line_says_how_to_get_it(
     demo_model: Path,
     checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("surgeon.write.conversion.PACKAGE", "no_such_converter")
     async with opened(session_of(demo_model)) as (app, pilot):
