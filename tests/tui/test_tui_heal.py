@@ -144,7 +144,7 @@ async def test_nothing_pruned_is_nothing_to_heal(session: Session) -> None:
 def test_a_folder_is_not_a_text(session: Session, text: Path) -> None:
     session.toggle_prune([6])
     answers = {"text": f"{text},{text.parent}", "held_out": "", "tokens": "30", "context": "512", "out": "out.gguf"}
-    with pytest.raises(UsageError, match="a folder; keep typing"):
+    with pytest.raises(UsageError, match="is a folder: name a file in it"):
         request_of(session.model, session.plan, answers)
 
 

@@ -288,7 +288,7 @@ def existing_file(text: str) -> tuple[bool, Line]:
     try:
         if path.is_file():
             return True, [(figures.size(path.stat().st_size), "accent")]
-        return False, [("a folder; keep typing" if path.is_dir() else "no such file", "muted")]
+        return False, [("is a folder: name a file in it" if path.is_dir() else "no such file", "muted")]
     except (OSError, ValueError) as error:
         return False, [(clean(str(error)), "muted")]
 

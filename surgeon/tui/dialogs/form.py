@@ -140,9 +140,22 @@ class Form(Dialog[Answers]):
     def say(self) -> bool:
         good, lines = self.check(self.answers)
         self.answer = "\n".join(map(plain, lines))
+        lines = [*lines, *self._help()]
         room = max(20, min(self.app.size.width, 100) - 6)
         self.query_one("#answer", Static).update(self.text([[], *(cut(line, room) for line in lines)]))
         return good
+
+    def on_descendant_focus(self) -> None:
+        self.say()
+
+    def _help(self) -> list[Line]:
+        """What the field with the focus means: its own hint is hidden as soon as it is filled."""
+        focused = self.focused.id if self.focused is not None else None
+        return [
+            [(f"{field.label}: {field.help}", "faint")]
+            for field in self.fields
+            if field.key == focused and field.help and self._value(field)
+        ]
 
     def action_take(self) -> None:
         answers = self._taken()

@@ -55,7 +55,7 @@ def request_of(model: Model, plan: Plan, answers: Answers) -> HealRequest:
         raise UsageError(f"no such folder: {out.parent}")
     texts = tuple(path_of(part.strip()) for part in answers["text"].split(",") if part.strip())
     if any(text.is_dir() for text in texts):
-        raise UsageError("texts: a folder; keep typing")
+        raise UsageError("texts: is a folder: name a file in it (Tab completes)")
     held_out = (path_of(answers["held_out"]),) if answers["held_out"] else ()
     request = HealRequest(
         model, plan.pruned, texts, out, held_out, per_column=number_of(answers, "tokens", 30, 1),

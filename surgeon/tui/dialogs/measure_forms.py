@@ -46,7 +46,7 @@ def file_line(label: str, text: str) -> Line:
         return [(f"{label}: a file is needed", "warning")]
     if path.is_file():
         return [(f"{label} ", "muted"), (figures.size(path.stat().st_size), "text")]
-    return [(f"{label}: ", "muted"), ("a folder; keep typing" if path.is_dir() else "no such file", "warning")]
+    return [(f"{label}: ", "muted"), ("is a folder: name a file in it" if path.is_dir() else "no such file", "warning")]
 
 
 # --- measuring
@@ -83,7 +83,9 @@ def wanted_of(answers: Answers) -> Wanted:
         speed="speed" in what,
     )
     if wanted.text is not None and (not answers["text"] or wanted.text.is_dir()):
-        raise UsageError("text: keep typing, → completes" if answers["text"] else "text: a file is needed")
+        raise UsageError(
+            "text: is a folder: name a file in it" if answers["text"] else "text: a file is needed"
+        )
     wanted.check()
     return wanted
 

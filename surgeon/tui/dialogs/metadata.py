@@ -149,7 +149,7 @@ class Metadata(Dialog[None]):
         def plan(text: str) -> Plan:
             path = Path(text).expanduser()
             if not path.is_file():
-                raise SurgeonError("a folder; keep typing" if path.is_dir() else "no such file")
+                raise SurgeonError("is a folder: name a file in it" if path.is_dir() else "no such file")
             return with_text(self.session, row.key, text_of_file(path))
 
         folder = f"{self.session.model.file.path.absolute().parent}/"

@@ -125,7 +125,7 @@ class QueueKeys(Dialog[Any]):
         def check(text: str) -> tuple[bool, Line]:
             path = Path(text).expanduser()
             if not path.is_file():
-                return False, [("a folder; keep typing" if path.is_dir() else "no such file", "muted")]
+                return False, [("is a folder: name a file in it" if path.is_dir() else "no such file", "muted")]
             return True, [(clean(figures.size(path.stat().st_size)), "accent")]
 
         def named(text: str | None) -> None:
