@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.errors import Cancelled, SurgeonError
+from surgeon.errors import SurgeonError
 from surgeon.fleet.cluster import Fleet
 from surgeon.fleet.errors import FleetError
 from surgeon.fleet.files import digest_of, shared_files
@@ -32,11 +32,10 @@ from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.resolve import resolve
 from surgeon.write.feedback import SAMPLE_ROWS, Feedback, Key
 from surgeon.write.output_file import OutputFile
-from surgeon.write.slab_workers import SlabWorkers, groups
+from surgeon.write.slab_workers import groups, run_all
 from surgeon.write.slabs import TensorJob
 
 _TASK_BYTES = 64 << 20  # of the input, in one task: seconds of work
-_BUFFER_BYTES = 256 << 20
 _LAST_SLAB_SECONDS = 0.5  # after which no worker writes any more once its task is cancelled
 
 
@@ -211,40 +210,24 @@ class _Bench:
     resolution: Resolution
     imatrix: Imatrix | None
 
-    def job(self, number: int, output: OutputFile, offset: int, feedback: Feedback | None) -> TensorJob:
-        op, resolution = self.resolution.kept[number], self.resolution
-        source = resolution.heal.model.file if resolution.heal and op.healed else resolution.model.file
-        used = feedback if op.feedback is not None else None
-        return TensorJob(op, number, source, self.imatrix, resolution.plan.compat, output, offset, used)
-
     def run(self, here: Here, places: list[tuple[int, OutputFile, int]]) -> list[TensorJob]:
         """The finished jobs. Raises SurgeonError, Cancelled."""
         feedback = None
         if self.resolution.moments is not None and self.resolution.with_feedback:
             feedback = Feedback(self.resolution.moments, self.resolution.plan, here.cancelled)
-        jobs = [self.job(number, output, offset, feedback) for number, output, offset in places]
-        workers = SlabWorkers(jobs, max(1, here.engine.threads), _BUFFER_BYTES, here.cancelled)
-        try:
-            if feedback is not None:
-                feedback.begin(workers.keys(jobs), lambda key: self._sample(key, places[0][1], feedback))
-            workers.start()
-            while not workers.wait(0.1):
-                pass
-        finally:
-            if feedback is not None:
-                feedback.stop()
-            workers.join()
-        if workers.error is not None:
-            raise workers.error
-        if here.cancelled.is_set():
-            raise Cancelled("the write was cancelled")
+        jobs = [
+            TensorJob.of(self.resolution, number, self.imatrix, output, offset, feedback)
+            for number, output, offset in places
+        ]
+        run_all(jobs, max(1, here.engine.threads), here.cancelled, self._sample)
         return jobs
 
-    def _sample(self, key: Key, output: OutputFile, feedback: Feedback) -> tuple[NDArray[np.float32], str]:
+    def _sample(self, key: Key) -> tuple[NDArray[np.float32], str]:
         """Of the first tensor with this input, as on the machine that began the write."""
         for number, op in enumerate(self.resolution.kept):
             if op.feedback == key[0] and op.action != "copy":
-                return self.job(number, output, 0, feedback).sample(key[1], SAMPLE_ROWS), op.to_type
+                job = TensorJob.of(self.resolution, number, self.imatrix, _Part(Path()), 0, None)
+                return job.sample(key[1], SAMPLE_ROWS), op.to_type
         raise SurgeonError(f"{key[0]}: no tensor reads this input")
 
 

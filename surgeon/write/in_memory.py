@@ -8,17 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon.errors import Cancelled
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.machine import available_cores
 from surgeon.resolve.resolution import Resolution
 from surgeon.write.feedback import SAMPLE_ROWS, Feedback, Key
 from surgeon.write.output_file import OutputFile
-from surgeon.write.slab_workers import SlabWorkers
+from surgeon.write.slab_workers import run_all
 from surgeon.write.slabs import Bytes, Floats, TensorJob
-
-_MEMORY = 256 << 20  # of the buffers of all threads together
-_TICK = 0.1  # seconds
 
 
 class _InMemory(OutputFile):
@@ -45,21 +41,7 @@ def converted_tensors(
     if resolution.moments is not None and resolution.with_feedback:
         feedback = Feedback(resolution.moments, resolution.plan, cancelled)
     made, jobs = _jobs(resolution, imatrix, feedback)
-    workers = SlabWorkers(jobs, available_cores(), _MEMORY, cancelled)
-    try:
-        if feedback is not None:
-            feedback.begin(workers.keys(jobs), partial(_sample, jobs))
-        workers.start()
-        while not workers.wait(_TICK):
-            pass
-    finally:
-        if feedback is not None:
-            feedback.stop()
-        workers.join()
-    if workers.error is not None:
-        raise workers.error
-    if cancelled.is_set():
-        raise Cancelled("cancelled while tensors were quantized")
+    run_all(jobs, available_cores(), cancelled, partial(_sample, jobs))
     return made
 
 
@@ -78,9 +60,7 @@ def _jobs(
     for number, op in enumerate(resolution.kept):
         if op.action != "convert":
             continue
-        source = resolution.heal.model.file if resolution.heal and op.healed else resolution.model.file
         output = _InMemory(resolution.model.file.path, op.nbytes)
-        used = feedback if op.feedback is not None else None
         made[op.source] = op.to_type, output.data
-        jobs.append(TensorJob(op, number, source, imatrix, resolution.plan.compat, output, 0, used))
+        jobs.append(TensorJob.of(resolution, number, imatrix, output, 0, feedback))
     return made, jobs

@@ -383,8 +383,5 @@ def _jobs(
     jobs = []
     for layout, file in zip(outputs.layouts, outputs.shards, strict=True):
         for number, offset in zip(layout.numbers, layout.header.offsets, strict=True):
-            op = resolution.kept[number]
-            source = resolution.heal.model.file if resolution.heal and op.healed else resolution.model.file
-            used = feedback if op.feedback is not None else None
-            jobs.append(TensorJob(op, number, source, imatrix, resolution.plan.compat, file, offset, used))
+            jobs.append(TensorJob.of(resolution, number, imatrix, file, offset, feedback))
     return jobs

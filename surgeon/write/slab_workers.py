@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from surgeon.write.feedback import Key
+from surgeon.errors import Cancelled
+from surgeon.write.feedback import Key, Sample
 from surgeon.write.slabs import HASHES, Buffers, Slab, TensorJob
 
 Task = tuple[TensorJob, Slab, Key | None]
+_BUFFER_BYTES = 256 << 20  # of all threads together, where nobody says
 _PATIENCE = 0.1  # seconds for the slabs in hand when a write is cancelled
 
 
@@ -116,6 +118,29 @@ class SlabWorkers:
             if job.rows_done == job.n_rows:
                 job.release()
                 self._finished.append(job)
+
+
+def run_all(jobs: Sequence[TensorJob], threads: int, cancelled: threading.Event, sample: Sample) -> None:
+    """Do these jobs to the end, without a progress. sample: as `Feedback.begin` takes it.
+
+    Raises what a job raises, Cancelled.
+    """
+    feedback = next((job.feedback for job in jobs if job.feedback is not None), None)
+    workers = SlabWorkers(jobs, threads, _BUFFER_BYTES, cancelled)
+    try:
+        if feedback is not None:
+            feedback.begin(workers.keys(jobs), sample)
+        workers.start()
+        while not workers.wait(_PATIENCE):
+            pass
+    finally:
+        if feedback is not None:
+            feedback.stop()
+        workers.join()
+    if workers.error is not None:
+        raise workers.error
+    if cancelled.is_set():
+        raise Cancelled("cancelled while tensors were quantized")
 
 
 def _tasks(jobs: Sequence[TensorJob], memory: int) -> Iterator[Task]:

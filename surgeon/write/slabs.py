@@ -24,6 +24,7 @@ import surgeon_kernels
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import GGUFFile
 from surgeon.imatrix.imatrix import Imatrix
+from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.tensor_op import TensorOp
 from surgeon.write import feedback as feedback_encoder
 from surgeon.write.feedback import Feedback, Key
@@ -116,6 +117,22 @@ class TensorJob:
     rows_done: int = 0
     slab_rows: int = 0  # of a slab at most, once there are slabs
     total: int = 0  # the sum of the slabs' hashes so far
+
+    @classmethod
+    def of(
+        cls,
+        resolution: Resolution,
+        number: int,
+        imatrix: Imatrix | None,
+        output: OutputFile,
+        offset: int,
+        feedback: Feedback | None,
+    ) -> TensorJob:
+        """The job of kept tensor `number`; feedback: for those that the plan writes by second moments."""
+        op = resolution.kept[number]
+        source = resolution.heal.model.file if resolution.heal and op.healed else resolution.model.file
+        used = feedback if op.feedback is not None else None
+        return cls(op, number, source, imatrix, resolution.plan.compat, output, offset, used)
 
     @cached_property
     def source_bytes(self) -> int:
