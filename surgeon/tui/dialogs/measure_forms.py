@@ -83,9 +83,7 @@ def wanted_of(answers: Answers) -> Wanted:
         speed="speed" in what,
     )
     if wanted.text is not None and (not answers["text"] or wanted.text.is_dir()):
-        raise UsageError(
-            "text: is a folder: name a file in it" if answers["text"] else "text: a file is needed"
-        )
+        raise UsageError("text: is a folder: name a file in it" if answers["text"] else "text: a file is needed")
     wanted.check()
     return wanted
 
