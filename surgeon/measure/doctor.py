@@ -17,8 +17,8 @@ from surgeon.engine.client import EngineRun
 from surgeon.engine.protocol import DevicesJob, Engine, Finished
 from surgeon.errors import SurgeonError
 from surgeon.machine import available_cores
-
-ARRAY_MODULES = ("torch", "cupy")  # what the feedback encoder could use on a GPU
+from surgeon.write import array_module
+from surgeon.write.array_module import MODULES
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ def _llama_cpp(engine: Engine) -> Section:
 
 
 def _array_module() -> Section:
-    found = [name for name in ARRAY_MODULES if importlib.util.find_spec(name) is not None]
-    return Section("array module", {"found": found or ["numpy"]})
+    installed = [name for name in MODULES if importlib.util.find_spec(name) is not None]
+    device = array_module.found()
+    return Section("array module", {"installed": [*installed, "numpy"], "used": device.name if device else "numpy"})
 
 
 def _folders() -> Section:

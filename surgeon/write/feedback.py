@@ -22,6 +22,7 @@ from surgeon.moments.moments import Input, Moments
 from surgeon.moments.thresholds import FEWEST
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolution import Resolution
+from surgeon.write import array_module
 
 Key = tuple[str, int]
 """An input and its matrix (that of an expert)."""
@@ -131,7 +132,9 @@ class Feedback:
     def _made(self, key: Key, sample: Sample) -> Any:
         one = self._moments.inputs[key[0]]
         shrink = self._shrink if self._shrink is not None else self._chosen(key, one, sample)
-        return surgeon_kernels.factor(self._moments.blocks(one, key[1]), shrink=shrink)
+        device = array_module.found()
+        elsewhere = None if device is None else device.elsewhere
+        return surgeon_kernels.factor(self._moments.blocks(one, key[1]), shrink=shrink, elsewhere=elsewhere)
 
     def _chosen(self, key: Key, one: Input, sample: Sample) -> float:
         """The shrinkage that does best on the other half of the text; DEFAULT_SHRINK where there is none."""

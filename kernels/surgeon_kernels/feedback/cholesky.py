@@ -17,6 +17,9 @@ from ..compilation import kernel
 
 SIZE = 64
 Tiles = NDArray[np.float64]
+Elsewhere = Callable[[Tiles], Callable[[int], Tiles] | None]
+"""Factors symmetric float64[n, n], of which the lower triangle is there, on another device. Gives None where it is not
+positive definite, else a function: of a column j the 64 columns of the factor from it on, from row j down."""
 _TILE = types.Array(types.float64, 2, "C")
 
 
@@ -46,13 +49,18 @@ def factor_tile(tile: Any, inverse: Any) -> bool:
     return True
 
 
-def factor_columns(columns: int, rows_of: Callable[[int], NDArray[np.float64]]) -> list[Tiles] | None:
+def factor_columns(
+    columns: int, rows_of: Callable[[int], NDArray[np.float64]], elsewhere: Elsewhere | None = None
+) -> list[Tiles] | None:
     """The lower factor L of a symmetric matrix of `columns`; None where it is not positive definite.
 
     rows_of(first): float64[64, first + 64], the matrix's rows from `first` on up to the diagonal tile; what lies beyond
     the matrix is that of the identity. Result: per column of tiles float64[tiles from the diagonal down, 64, 64].
+    elsewhere: does the work; then the last bits are those of another device.
     """
     count = -(-columns // SIZE)
+    if elsewhere is not None:
+        return _factored(count, rows_of, elsewhere)
     tiles = [np.empty((count - j, SIZE, SIZE)) for j in range(count)]
     for i in range(count):
         rows = rows_of(SIZE * i)
@@ -67,3 +75,14 @@ def factor_columns(columns: int, rows_of: Callable[[int], NDArray[np.float64]]) 
         for k in range(1, len(column)):
             tiles[j + k] -= np.matmul(column[k:], column[k].T)
     return tiles
+
+
+def _factored(count: int, rows_of: Callable[[int], NDArray[np.float64]], elsewhere: Elsewhere) -> list[Tiles] | None:
+    matrix = np.zeros((count * SIZE, count * SIZE))
+    for first in range(0, len(matrix), SIZE):
+        matrix[first : first + SIZE, : first + SIZE] = rows_of(first)
+    columns_of = elsewhere(matrix)
+    del matrix
+    if columns_of is None:
+        return None
+    return [np.array(columns_of(SIZE * j), np.float64).reshape(-1, SIZE, SIZE) for j in range(count)]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cholesky import SIZE, factor_columns
+from .cholesky import SIZE, Elsewhere, factor_columns
 from .products import BLOCK, DEPTH, PANEL, PANEL_STRIPS, PANEL_WIDTH, STRIP, strip_place
 
 Floats = NDArray[np.float32]
@@ -43,11 +43,14 @@ class SweepForm:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackPart:
-    """One diagonal block of H: columns `start` to `stop`. h: shrunk and damped, in strips (products.py)."""
+    """One diagonal block of H: columns `start` to `stop`. h: shrunk and damped, in strips (products.py); elsewhere:
+    where its factor is made, None for this processor.
+    """
 
     start: int
     stop: int
     h: Floats
+    elsewhere: Elsewhere | None = field(default=None, repr=False)
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=threading.RLock, repr=False)
 
@@ -135,12 +138,20 @@ class FeedbackFactor:
         return whole
 
 
-def factor(moments: Moments, *, shrink: float = 0.5, damping: float = 0.01, block: int = 1) -> FeedbackFactor:
+def factor(
+    moments: Moments,
+    *,
+    shrink: float = 0.5,
+    damping: float = 0.01,
+    block: int = 1,
+    elsewhere: Elsewhere | None = None,
+) -> FeedbackFactor:
     """Shrink, damp and factor second moments.
 
     moments: H = E[x x'] of the input, symmetric float[m, m], or a sequence of its square diagonal blocks, each a
     multiple of 32 wide. shrink: b, 0 ... 1. damping: tenfold until the factor exists. block: length of the vectors that
-    are to be rounded at once, 1, 4 or 8; other lengths are made when first needed.
+    are to be rounded at once, 1, 4 or 8; other lengths are made when first needed. elsewhere: makes the Cholesky factor
+    on another device (cholesky.py).
     Raises ValueError for other shapes, for values that are not finite and for a negative diagonal.
     """
     blocks = moment_blocks(moments)
@@ -152,7 +163,9 @@ def factor(moments: Moments, *, shrink: float = 0.5, damping: float = 0.01, bloc
     diagonal = np.concatenate([np.diagonal(found).astype(np.float32) for found in blocks])
     for attempt in range(_ATTEMPTS):
         used = damping if attempt == 0 else max(damping, 1e-4) * 10.0**attempt
-        parts = tuple(_part(found, int(start), shrink, used) for found, start in zip(blocks, starts, strict=False))
+        parts = tuple(
+            _part(found, int(start), shrink, used, elsewhere) for found, start in zip(blocks, starts, strict=False)
+        )
         try:
             for part in parts:
                 part.form(block)
@@ -179,7 +192,9 @@ def _check(moments: Any) -> None:
         raise ValueError("second moments must be finite, with a diagonal that is not negative")
 
 
-def _part(moments: NDArray[Any], start: int, shrink: float, damping: float) -> FeedbackPart:
+def _part(
+    moments: NDArray[Any], start: int, shrink: float, damping: float, elsewhere: Elsewhere | None
+) -> FeedbackPart:
     columns = len(moments)
     diagonal = np.diagonal(moments).astype(np.float64)
     mean = diagonal.mean()
@@ -194,7 +209,7 @@ def _part(moments: NDArray[Any], start: int, shrink: float, damping: float) -> F
             rows = scaled[top : top + DEPTH]
             strips[at : at + rows.size] = rows.reshape(len(rows), -1, STRIP).swapaxes(0, 1).reshape(-1)
             at += rows.size
-    return FeedbackPart(start, start + columns, strips)
+    return FeedbackPart(start, start + columns, strips, elsewhere)
 
 
 def _sweep_form(part: FeedbackPart, vector: int) -> SweepForm:
@@ -208,7 +223,7 @@ def _sweep_form(part: FeedbackPart, vector: int) -> SweepForm:
         rows[: len(chosen), : first + len(chosen)] = part.rows(chosen)[:, reverse[: first + SIZE]]
         return rows
 
-    tiles = factor_columns(columns, rows_of)
+    tiles = factor_columns(columns, rows_of, part.elsewhere)
     if tiles is None:
         raise ValueError("second moments are not positive definite")
     return SweepForm(order, *(_single if vector == 1 else _blocked)(tiles, columns, vector))
