@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,10 +114,9 @@ def main(arguments: list[str]) -> int:
     with fleet_of(options.scheduler, engine) as fleet:
         if fleet is None:
             return _collect(ImatrixRun(engine, wanted), options)
-        from surgeon.fleet.collection import FleetCollector
-        from surgeon.measure.blocks import DEFAULT_CHUNKS
+        from surgeon.fleet.collection import FleetCollector, in_blocks
 
-        wanted = replace(wanted, block_chunks=wanted.block_chunks or DEFAULT_CHUNKS)
+        wanted = in_blocks(wanted)
         return _collect(ImatrixRun(engine, wanted, elsewhere=FleetCollector(fleet, wanted)), options)
 
 

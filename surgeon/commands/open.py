@@ -6,7 +6,7 @@ import gc
 import sys
 from pathlib import Path
 
-from surgeon.commands.engine_options import add_llama_options
+from surgeon.commands.engine_options import add_llama_options, add_scheduler_option
 from surgeon.commands.parser import Parser
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.streams import require_terminal
@@ -27,7 +27,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dark", dest="light", action="store_false", help="colours for a dark terminal (the default)")
     parser.add_argument("--ascii", action="store_true", default=None, help="draw with ASCII characters only")
     parser.add_argument("--no-mouse", dest="mouse", action="store_false", default=None, help="do not capture the mouse")
-    add_llama_options(parser.add_argument_group("for measurements on the screen"), default=None)
+    measured = parser.add_argument_group("for measurements on the screen")
+    add_llama_options(measured, default=None)
+    add_scheduler_option(measured, "measure and write on")
     options = parser.parse_args(arguments)
     model, *others = [_converted(path) if path.is_dir() else path for path in options.models]
     require_terminal(str(model))
@@ -47,6 +49,7 @@ def main(arguments: list[str]) -> int:
         threads=options.threads,
         gpu_layers=options.gpu_layers,
         llama_lib=options.llama_lib,
+        scheduler=options.scheduler,
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, Self, TypeVar
 
 from surgeon import __version__
@@ -20,6 +23,7 @@ from surgeon.fleet.files import shared_files
 from surgeon.fleet.order import Greeting, Order, build_of, disagreement, greet, perform
 from surgeon.fleet.settings import engine_here
 from surgeon.fleet.warm import release_idle
+from surgeon.folders import make_private
 
 RESOURCE = "engine"
 _CONNECT_SECONDS = 10.0
@@ -28,12 +32,14 @@ _AHEAD = 2  # tasks given out for each worker, so that none waits for this machi
 _COUNT_SECONDS = 5.0  # between two looks at who is there
 _START = f"dask worker ADDRESS --nthreads 1 --resources {RESOURCE}=1"
 Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 
 
 class Fleet:
     """The workers of one scheduler that offer `engine=1`.
 
-    needs_engine: whether llama.cpp runs in the tasks; build: the llama.cpp that all of them have. Use it as a context.
+    needs_engine: whether llama.cpp runs in the tasks; build: the llama.cpp that all have; standing: `3 workers · 12/40
+    tasks`, of those that `each` gave out last. Use it as a context.
     """
 
     def __init__(
@@ -42,12 +48,13 @@ class Fleet:
         self.address, self.engine = address, engine
         self.cancelled = cancelled or threading.Event()
         self.build = ""
+        self.standing = ""
         self._needs_engine = needs_engine
         self._counted, self._count = 0.0, 0
         self._client: Any = None
 
     def __enter__(self) -> Self:
-        self._client = _connected(self.address)
+        self._client = self._attentively(lambda: _connected(self.address), lambda client: client.close())
         try:
             self._admit()
         except BaseException:
@@ -91,16 +98,22 @@ class Fleet:
         waiting, running = list(calls), dict[Key, Any]()
         done: queue.SimpleQueue[Key] = queue.SimpleQueue()
         places = {key: place for place, key in enumerate(waiting)}
+        self._stands(0, len(calls))
         try:
             while waiting or running:
                 while waiting and self._has_room(running, places, waiting[0], ahead):
                     key = waiting.pop(0)
                     running[key] = self._submit(order, task, calls[key], lambda _, key=key: done.put(key))
                 for key in self._finished(done, running):
-                    yield key, self._result(running.pop(key))
+                    result = self._result(running.pop(key))
+                    self._stands(len(calls) - len(waiting) - len(running), len(calls))
+                    yield key, result
         finally:
             with suppress(Exception):  # they are unwanted, and so is their scheduler where it is gone
                 self._client.cancel(list(running.values()), force=True)
+
+    def _stands(self, done: int, total: int) -> None:
+        self.standing = f"{self.title} · {done}/{total} tasks"
 
     def _has_room(self, running: Mapping[Key, Any], places: Mapping[Key, int], key: Key, ahead: int | None) -> bool:
         if running and ahead is not None and places[key] - min(places[one] for one in running) > ahead:
@@ -150,13 +163,23 @@ class Fleet:
             f"{self.address}: the scheduler is gone; what was finished is kept, start it and run the same command again"
         )
 
+    def sees(self, folder: Path) -> bool:
+        """Whether every worker finds what lies in this folder. Raises SurgeonError where nothing can be put there."""
+        try:
+            make_private(folder)
+            with NamedTemporaryFile(dir=folder, prefix="surgeon-") as mark:
+                found: dict[str, bool] = self._attentively(lambda: self._client.run(os.path.isfile, mark.name))
+        except OSError as error:
+            raise SurgeonError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        return all(found.values())
+
     # --- who is there
 
     def _greetings(self) -> dict[str, object]:
         """Worker's name -> its Greeting, or the error that it answered with."""
         workers = self._workers()
         wanted = self.engine if self._needs_engine else None
-        answers: dict[str, object] = self._client.run(greet, wanted, on_error="return")
+        answers: dict[str, object] = self._attentively(lambda: self._client.run(greet, wanted, on_error="return"))
         return {str(workers.get(address, {}).get("name", address)): one for address, one in answers.items()}
 
     def _workers(self) -> dict[str, Any]:
@@ -184,6 +207,28 @@ class Fleet:
                 raise FleetError(f"{self.address}: no worker is connected; start one: {_START}")
             time.sleep(_POLL_SECONDS)
         return workers
+
+    def _attentively(self, work: Callable[[], Result], unwanted: Callable[[Result], object] = lambda _: None) -> Result:
+        """What `work` gives, which may take seconds; unwanted: what to do with it after a cancel. Raises Cancelled."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # raised again where it is waited for
+                with suppress(InvalidStateError):  # nobody waits any more
+                    future.set_exception(error)
+                return
+            try:
+                future.set_result(result)
+            except InvalidStateError:
+                unwanted(result)
+
+        threading.Thread(target=run, name="fleet-wait", daemon=True).start()
+        while not wait([future], _POLL_SECONDS).done:
+            if self.cancelled.is_set() and future.cancel():
+                raise Cancelled("the run was cancelled")
+        return future.result()
 
     def _build_here(self) -> str:
         """Of this machine; '' where it has no llama.cpp, and the first worker's counts."""

@@ -12,10 +12,15 @@ from surgeon.engine.protocol import CountJob
 from surgeon.fleet.cluster import Fleet
 from surgeon.fleet.errors import FleetError
 from surgeon.fleet.order import Here
-from surgeon.measure.blocks import BlockJob, collect_block, counted_by
+from surgeon.measure.blocks import DEFAULT_CHUNKS, BlockJob, collect_block, counted_by
 from surgeon.measure.imatrix_run import Collection
 
 _AHEAD = 4  # blocks for each worker that may wait on the disk for an older one
+
+
+def in_blocks(wanted: Collection) -> Collection:
+    """The same collection, in blocks that can be tasks."""
+    return replace(wanted, block_chunks=wanted.block_chunks or DEFAULT_CHUNKS)
 
 
 class FleetCollector:

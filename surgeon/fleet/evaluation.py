@@ -31,12 +31,14 @@ from surgeon.errors import UsageError
 from surgeon.fleet.cluster import Fleet
 from surgeon.fleet.errors import FleetError
 from surgeon.fleet.order import Here
+from surgeon.fleet.probes import FleetProber
 from surgeon.gguf.file import shards_of
 from surgeon.measure.blocks import counted_by
+from surgeon.measure.evaluation import TextJob
+from surgeon.measure.probing import Prober
 from surgeon.whole_files import written_whole
 from surgeon.write_guard import Kind, Permit
 
-TextJob = PerplexityJob | DivergenceJob
 BLOCK_CHUNKS = 8  # a task's, at least; raised to whole batches
 
 
@@ -46,6 +48,31 @@ class BlockSums:
 
     sums: tuple[ChunkSums, ...]
     loaded: Loaded | None
+
+
+class FleetEvaluator:
+    """What the screen measures over the fleet: files in blocks of the text, a plan without a file as one task."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._shared: dict[Path, bool] = {}
+
+    def takes(self, job: TextJob, cache: Path) -> bool:
+        """Whether the workers see all its files, those in this machine's cache folder included."""
+        kept = (job.model, job.save_base if isinstance(job, PerplexityJob) else job.base)
+        if not any(Path(path).is_relative_to(cache) for path in kept if path):
+            return True
+        if cache not in self._shared:
+            self._shared[cache] = self._fleet.sees(cache)
+        return self._shared[cache]
+
+    def messages(self, job: TextJob) -> Iterator[Message]:
+        """As `evaluated`; saved log-probabilities may be replaced."""
+        return evaluated(self._fleet, job, overwrite=True)
+
+    def prober(self, prober: Prober) -> Prober:
+        """The same prober, over the fleet."""
+        return FleetProber.of(prober, self._fleet)
 
 
 def evaluated(fleet: Fleet, job: TextJob, *, overwrite: bool = False) -> Iterator[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -46,8 +47,12 @@ def release() -> None:
                 kept[1].__exit__(None, None, None)
 
 
-def release_idle() -> None:
-    """End the kept child unless a task is at it. Never waits: this runs where the worker answers its scheduler."""
+async def release_idle() -> None:
+    """End the kept child unless a task is at it. Beside the loop in which the worker answers its scheduler."""
+    await asyncio.to_thread(_release_idle)
+
+
+def _release_idle() -> None:
     if _lock.acquire(blocking=False):
         try:
             release()

@@ -16,11 +16,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from surgeon.engine.client import EngineRun, perplexity
 from surgeon.engine.libraries import find_libraries
-from surgeon.engine.protocol import BenchJob, DivergenceJob, Engine, Finished, Job, Loaded, PerplexityJob, TaskJob
+from surgeon.engine.protocol import (
+    BenchJob,
+    DivergenceJob,
+    Engine,
+    Finished,
+    Job,
+    Loaded,
+    Message,
+    PerplexityJob,
+    TaskJob,
+)
 from surgeon.errors import DiskFull, SurgeonError, UsageError
 from surgeon.folders import make_private
 from surgeon.imatrix.imatrix import Imatrix
@@ -39,6 +49,7 @@ SPEED_TESTS = [[512, 0], [0, 128]]  # llama-bench's own: pp512 and tg128
 _REPETITIONS = 3
 Argument = TypeVar("Argument")
 Stage = Callable[[ExitStack], Iterator[Standing]]
+TextJob = PerplexityJob | DivergenceJob
 
 
 @dataclass(frozen=True)
@@ -81,8 +92,24 @@ class Subject:
     output: Path | None = None
 
 
+class Elsewhere(Protocol):
+    """Other machines that measure."""
+
+    def takes(self, job: TextJob, cache: Path) -> bool:
+        """Whether they can do this job. cache: where files of this machine lie that they may not see."""
+
+    def messages(self, job: TextJob) -> Iterator[Message]:
+        """The engine's messages for the job."""
+
+    def prober(self, prober: Prober) -> Prober:
+        """The same prober, whose probes run there."""
+
+
 class Evaluation:
-    """One run; `run` is the engine's run in hand, `trial` the journal's row as soon as there is one."""
+    """One run; `run` is the engine's run in hand, `trial` the journal's row as soon as there is one.
+
+    elsewhere: does what it takes, this machine the rest.
+    """
 
     def __init__(
         self,
@@ -95,6 +122,7 @@ class Evaluation:
     ) -> None:
         self.subject, self.wanted, self.engine, self.journal, self.cache = subject, wanted, engine, journal, cache
         self.cancelled = cancelled or threading.Event()
+        self.elsewhere: Elsewhere | None = None
         self.run: EngineRun | None = None
         self.trial: Trial | None = None
         self._model = subject.output
@@ -183,6 +211,8 @@ class Evaluation:
         assert resolution is not None  # `is_probed` looked
         used(base.path)
         prober = Prober(resolution.model, subject.imatrix, self.engine, cancelled=self.cancelled)
+        if self.elsewhere is not None:
+            prober = self.elsewhere.prober(prober)
         wanted, place = {"the plan": resolution}, Place(self._index, self._count)
         for item in prober.probe(base, wanted, "KL divergence", place, exact=True):
             self.run = prober.run
@@ -218,15 +248,21 @@ class Evaluation:
 
     def _engine(self, stage: str, unit: str, job: Job, text: Path | None) -> Iterator[Standing]:
         """Run one job and record its figures."""
-        self.run = EngineRun(self.engine, job, self.cancelled)
         name = ""
-        for item in followed(perplexity(self.run, overwrite=True), stage, unit, self._index, self._count):
+        for item in followed(self._messages(job), stage, unit, self._index, self._count):
             if isinstance(item, Standing):
                 yield item
             elif isinstance(item, Loaded):
                 name = item.engine
             elif isinstance(item, Finished):
                 self._record(Path(job.model), measured({"engine": name, **item.values}, text=str(text or "")))
+
+    def _messages(self, job: Job) -> Iterator[Message]:
+        away = self.elsewhere
+        if away is not None and isinstance(job, PerplexityJob | DivergenceJob) and away.takes(job, self.cache):
+            return away.messages(job)
+        self.run = EngineRun(self.engine, job, self.cancelled)
+        return perplexity(self.run, overwrite=True)
 
     def _record(self, model: Path, found: Measured) -> None:
         """The figures go to the row of the file they were measured on, which may be the unchanged model's."""

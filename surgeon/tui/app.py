@@ -42,6 +42,7 @@ from surgeon.tui.host import Host
 from surgeon.tui.jobs.measuring import MeasureJob
 from surgeon.tui.jobs.messages import Reported, StatisticsReady, Warmed, WarmFailed, WriteFailed, Written
 from surgeon.tui.jobs.warm_up import WarmUp
+from surgeon.tui.jobs.workers import with_workers
 from surgeon.tui.jobs.writing import WriteJob
 from surgeon.tui.main_screen import MainScreen
 from surgeon.tui.terminal import Beside
@@ -264,7 +265,8 @@ class SurgeonApp(Host):
         job.progress = event.progress
         total = event.progress.total_bytes
         part = event.progress.done_bytes / total if total else 1.0
-        self._status("kernels" if event.progress.stage == "compiling" else f"writing {100 * part:.0f}%")
+        done = with_workers(f"writing {100 * part:.0f}%", job.workers.standing)
+        self._status("kernels" if event.progress.stage == "compiling" else done)
         self._show_job()
 
     @on(Written)

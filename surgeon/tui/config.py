@@ -21,7 +21,7 @@ _MOST_BAD_LINES = 20
 @dataclass(frozen=True)
 class Config:
     """keys: action id -> keys; threads, gpu_layers, llama_lib: how llama.cpp is run (0: all processors, none);
-    scheduler: of the fleet that commands use;
+    scheduler: of the fleet that commands and the screen use;
     problems: what in the file was not understood, a line each."""
 
     keys: dict[str, str] = field(default_factory=dict)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 from distributed import Client, LocalCluster
 from engine_helpers import ONE_THREAD, TEXT
-from fleet_helpers import workers
+from fleet_helpers import children_of, long_text, workers
 
 from surgeon.commands import doctor, prune_scan
 from surgeon.engine.protocol import LayerDamage, Message, PruneScanJob
@@ -31,23 +30,6 @@ LONG = 400  # chunks: more than any of these tests waits for
 
 def job(model: Path, layers: int, chunks: int = 4) -> PruneScanJob:
     return PruneScanJob(str(model), str(TEXT), [[layer] for layer in range(layers)], n_ctx=64, n_chunks=chunks)
-
-
-def long_text(folder: Path) -> Path:
-    path = folder / "long.txt"
-    path.write_text(TEXT.read_text() * 40)
-    return path
-
-
-def children_of(scheduler: str) -> set[int]:
-    """The engine's processes that the workers have started, and which run."""
-    with Client(scheduler, set_as_default=False) as client:
-        parents = set(client.run(os.getpid).values())
-    rows = subprocess.run(
-        ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    fields = [row.split(None, 2) for row in rows[1:]]
-    return {int(pid) for pid, parent, words in fields if int(parent) in parents and "surgeon.engine.child" in words}
 
 
 def comes_true(seconds: float, condition: Callable[[], bool]) -> bool:
@@ -78,6 +60,13 @@ def test_cancel_stops_every_worker_at_once(demo_model: Path, scheduler: str, tmp
     thread.join(30)
     assert ended
     assert comes_true(30, lambda: not children_of(scheduler))
+
+
+def test_the_end_of_a_run_ends_the_children_it_kept(demo_model: Path, scheduler: str) -> None:
+    with Fleet(scheduler, ONE_THREAD) as fleet:
+        list(scanned(fleet, job(demo_model, 2)))
+        assert children_of(scheduler)
+    assert comes_true(10, lambda: not children_of(scheduler))  # without a word they stay for twenty seconds
 
 
 def test_a_worker_killed_at_work_loses_nothing_and_counts_nothing_twice(demo_model: Path, scheduler: str) -> None:
@@ -154,6 +143,19 @@ def test_another_file_on_a_worker_is_refused_with_its_name(
             list(fleet.each(len, {0: ("",)}))
 
 
+def test_another_llama_cpp_on_a_worker_is_refused_with_its_name(
+    demo_model: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = r"worker .* on .* has .*llama\.cpp.*, but this is b1: install the same llama\.cpp on every machine"
+    with Fleet(scheduler, ONE_THREAD) as fleet:
+        fleet.build = "b1"  # as for a worker that comes later
+        with pytest.raises(FleetError, match=refusal):
+            list(scanned(fleet, job(demo_model, 1)))
+    monkeypatch.setattr("surgeon.fleet.cluster.build_of", lambda _: "b1")
+    with pytest.raises(FleetError, match=refusal):
+        prune_scan.main(["-m", str(demo_model), "-f", str(TEXT), "--scheduler", scheduler])
+
+
 def test_no_workers_and_workers_without_the_resource(
     demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,11 +179,14 @@ def test_without_dask_the_message_says_how_to_get_it(demo_model: Path, monkeypat
         prune_scan.main(["-m", str(demo_model), "-f", str(TEXT), "--scheduler", "tcp://127.0.0.1:1"])
 
 
-def test_doctor_looks_at_the_workers(scheduler: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_looks_at_the_workers(
+    scheduler: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert doctor.main(["--scheduler", scheduler, "--json"]) == 0
     fleet = json.loads(capsys.readouterr().out)["fleet"]
     assert fleet["problem"] == ""
     assert len(fleet["workers"]) == 2
     assert all("surgeon " in worker and "llama.cpp" in worker for worker in fleet["workers"])
+    monkeypatch.setattr("surgeon.fleet.cluster._CONNECT_SECONDS", 1.0)
     assert doctor.main(["--scheduler", "tcp://127.0.0.1:1"]) == 1
     assert "no Dask scheduler answers there" in capsys.readouterr().out

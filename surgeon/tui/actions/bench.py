@@ -24,6 +24,7 @@ from surgeon.tui.dialogs.measure_forms import evaluate_form, path_of
 from surgeon.tui.dialogs.measuring import MeasureDialog
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.jobs.measuring import MeasureJob
+from surgeon.tui.jobs.workers import with_workers
 from surgeon.tui.jobs.writing import WriteJob
 from surgeon.whole_files import write_whole
 from surgeon.write_guard import Permit
@@ -110,9 +111,10 @@ class BenchActions(FileActions, FitActions, HealActions):
     def queue_status(self) -> str:
         job = self.queued_job[1] if self.queued_job is not None else None
         if isinstance(job, MeasureJob) and job.standing is not None:
-            return f"{100 * job.standing.part:.0f}% of {job.standing.stage}"
+            return with_workers(f"{100 * job.standing.part:.0f}% of {job.standing.stage}", job.workers.standing)
         if isinstance(job, WriteJob) and job.progress is not None and job.progress.total_bytes:
-            return f"{100 * job.progress.done_bytes / job.progress.total_bytes:.0f}% written"
+            part = job.progress.done_bytes / job.progress.total_bytes
+            return with_workers(f"{100 * part:.0f}% written", job.workers.standing)
         return ""
 
     def job_of(self, entry: Entry) -> MeasureJob | WriteJob:

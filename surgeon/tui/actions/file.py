@@ -181,7 +181,7 @@ class FileActions(MeasureActions):
         out, replace = destination
         resume = self.resumable() == out.absolute()
         options = WriteOptions(overwrite=replace, resume=resume)
-        self.begin_write(WriteJob(self.session.resolution, self.session.imatrix, out, options))
+        self.begin_write(WriteJob(self.session.resolution, self.session.imatrix, out, options, self.fleet_workers))
 
     def queue_write(self, destination: Destination | None) -> None:
         """As `start_write`, when its turn comes."""
@@ -202,7 +202,7 @@ class FileActions(MeasureActions):
         resolution, imatrix = self.resolved(entry)
         out = Path(entry.answers["out"])
         options = WriteOptions(overwrite=entry.answers.get("replace") == "yes")
-        job = WriteJob(resolution, imatrix, out, options)
+        job = WriteJob(resolution, imatrix, out, options, self.fleet_workers)
         return replace(job, options=replace(options, resume=job.resume_log.exists()))
 
     def resumable(self) -> Path | None:

@@ -49,7 +49,8 @@ class FitActions(MeasureActions):
 
         answers = dict(entry.answers)
         n_ctx, n_chunks = number_of(answers, "context", 512, 8), number_of(answers, "chunks", 4, 1)
-        return SensitivityJob(Sensitivities(self._prober(), Text(path_of(answers["text"]), n_ctx, n_chunks)))
+        text = Text(path_of(answers["text"]), n_ctx, n_chunks)
+        return SensitivityJob(Sensitivities(self._prober(), text), self.fleet_workers)
 
     def _prober(self) -> Prober:
         from surgeon.measure.probing import Prober

@@ -38,6 +38,7 @@ from surgeon.tui.jobs.measuring import (
     Stood,
     engine_missing,
 )
+from surgeon.tui.jobs.workers import Workers, with_workers
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.write.operation import Summary
 from surgeon.write_guard import Kind, Permit, may_write
@@ -71,6 +72,13 @@ class MeasureActions(QueueingActions):
         config = self.app.config
         return Engine(config.llama_lib, config.threads, config.gpu_layers)
 
+    @property
+    def fleet_workers(self) -> Workers:
+        """Of the scheduler that the command line or the config file names."""
+        from surgeon.fleet.settings import NONE, scheduler_address
+
+        return Workers(scheduler_address(self.app.config.scheduler or NONE), self.engine)
+
     # --- one run at a time
 
     def _ready(self) -> bool:
@@ -93,7 +101,7 @@ class MeasureActions(QueueingActions):
         job = self.measure_job
         if job is None or job.standing is None or not job.running:
             return
-        self._show_status(f"{job.word} {100 * job.standing.part:.0f}%")
+        self._show_status(with_workers(f"{job.word} {100 * job.standing.part:.0f}%", job.workers.standing))
         self._redraw_dialog()
 
     @on(Ended)
@@ -171,7 +179,8 @@ class MeasureActions(QueueingActions):
         from surgeon.tui.dialogs.measure_forms import wanted_of
 
         subject, wanted = self.subject_of(entry), wanted_of(dict(entry.answers))
-        return EvaluateJob(Evaluation(subject, wanted, self.engine, self.journal, cache_folder()))
+        evaluation = Evaluation(subject, wanted, self.engine, self.journal, cache_folder())
+        return EvaluateJob(evaluation, self.fleet_workers)
 
     def subject_of(self, entry: Queued) -> Subject:
         """A file somebody made, a trial, or a plan (its file where it was written). Raises SurgeonError."""
@@ -269,7 +278,7 @@ class MeasureActions(QueueingActions):
             collect_job(answers, self.session.model.file.path), out, dat=out.suffix == ".dat",
             resume="resume" in how, overwrite=answers.get("replace") == "yes", moments=moments,
         )  # fmt: skip
-        return CollectJob(self.engine, wanted)
+        return CollectJob(self.engine, wanted, self.fleet_workers)
 
     @on(Grew)
     def grew(self, event: Grew) -> None:
@@ -307,7 +316,8 @@ class MeasureActions(QueueingActions):
         if not scan.job.n_fit:  # of a healed scan the figures are others than those the tree shows
             self.session.damages.clear()
         count, order = count_of(model, answers)
-        return ScanJob(scan, PruneChoice(scan, order, count, model.block_count) if count else None)
+        choice = PruneChoice(scan, order, count, model.block_count) if count else None
+        return ScanJob(scan, choice, self.fleet_workers)
 
     def take_choice(self, layers: tuple[int, ...]) -> None:
         """Prune the layers that a scan has chosen, and bring back others, as one step."""

@@ -61,7 +61,7 @@ class MeasureDialog(JobDialog):
             return [[("stopping …", "warning")]]
         if job.standing is None:
             return [[("starting …", "muted")]]
-        return standing_lines(job.standing, width)
+        return standing_lines(job.standing, width, job.workers.standing)
 
     def action_log(self) -> None:
         self.app.push_screen(Log(self.job.log()))
@@ -79,13 +79,13 @@ class Log(Reader):
         return [[(fit(clean(line), width).rstrip(), "muted")] for line in lines] or [[("empty so far", "muted")]]
 
 
-def standing_lines(standing: Standing, width: int) -> list[Line]:
-    """Stage, bar, what it is at with the time left, and the figures so far."""
+def standing_lines(standing: Standing, width: int, workers: str = "") -> list[Line]:
+    """Stage, bar, what it is at with the time left, and the figures so far. workers: and how far they are."""
     step = f"{standing.index + 1} of {standing.count}" if standing.count > 1 else ""
     left = standing.seconds_left
     note = fit(clean(standing.note), max(10, width - 18)).rstrip()
     return [
-        [(standing.stage, "strong"), (f"  {step}", "muted")],
+        [(standing.stage, "strong"), (f"  {step}", "muted"), (f"  {workers}" if workers else "", "accent")],
         [],
         _bar(standing.part, width),
         [(note, "text"), (f"   {figures.duration(left)} left" if left is not None else "", "muted")],

@@ -30,7 +30,10 @@ class ProgressDialog(JobDialog):
             return [path, [], [("stopping …", "warning")]]
         if job.progress is None:
             return [path, [], [("opening …", "muted")]]
-        return [path, [], *progress_lines(job.progress, width)]
+        lines = [path, [], *progress_lines(job.progress, width)]
+        if job.workers.standing:
+            lines.append([(job.workers.standing, "accent")])
+        return lines
 
 
 def progress_lines(progress: Progress, width: int) -> list[Line]:

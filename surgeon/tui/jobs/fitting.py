@@ -12,10 +12,12 @@ from surgeon.fit.fragility import parts_of, types_of
 from surgeon.measure.progress import Standing
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.measuring import MeasureJob
+from surgeon.tui.jobs.workers import Workers
 
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
     from surgeon.fit.cost_model import CostModel
+    from surgeon.fleet.cluster import Fleet
     from surgeon.measure.probing import Prober
     from surgeon.measure.sensitivities import Sensitivities
 
@@ -33,10 +35,15 @@ class SensitivityJob(MeasureJob):
 
     title, word = "measure sensitivities", "sensitivities"
 
-    def __init__(self, sensitivities: Sensitivities) -> None:
-        super().__init__()
+    def __init__(self, sensitivities: Sensitivities, workers: Workers | None = None) -> None:
+        super().__init__(workers)
         self.sensitivities = sensitivities
         sensitivities.prober.cancelled = self.cancelled
+
+    def use(self, fleet: Fleet) -> None:
+        from surgeon.fleet.probes import FleetProber
+
+        self.sensitivities.prober = FleetProber.of(self.sensitivities.prober, fleet)
 
     def items(self) -> Iterator[Standing | Message]:
         yield from self.sensitivities.steps()

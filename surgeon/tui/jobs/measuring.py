@@ -6,6 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,12 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
 from surgeon.measure.progress import Standing, followed
 from surgeon.tui.drawing.spans import Line, clean
+from surgeon.tui.jobs.workers import Workers
 
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
     from surgeon.engine.protocol import Engine, LayerDamage
+    from surgeon.fleet.cluster import Fleet
     from surgeon.imatrix.influence import Influence
     from surgeon.measure.evaluation import Evaluation
     from surgeon.measure.imatrix_run import Collection, ImatrixRun
@@ -70,7 +73,9 @@ class MeasureJob(ABC):
 
     title = word = ""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Workers | None = None) -> None:
+        """workers: of a fleet that does the work, where `use` knows how to give it to them."""
+        self.workers = workers or Workers()
         self.cancelled = threading.Event()
         self.standing: Standing | None = None
         self.failure = ""
@@ -81,6 +86,10 @@ class MeasureJob(ABC):
     @abstractmethod
     def items(self) -> Iterator[Standing | Message]:
         """Do the work, telling how far it is."""
+
+    def use(self, fleet: Fleet) -> None:
+        """Have the work done over this fleet."""
+        raise NotImplementedError
 
     @abstractmethod
     def engine_run(self) -> EngineRun | None:
@@ -128,10 +137,19 @@ class MeasureJob(ABC):
         if self._thread is not None and seconds:
             self._thread.join(seconds)
 
+    def _steps(self) -> Iterator[Standing | Message]:
+        """The items, after the workers are there."""
+        if self.workers.address is not None:
+            yield Standing("connecting", note=self.workers.address)
+        with self.workers.joined(self.cancelled) as fleet:
+            if fleet is not None:
+                self.use(fleet)
+            yield from self.items()
+
     def _run(self, tell: Callable[[Message], object]) -> None:
         last = 0.0
         try:
-            for item in self.items():
+            for item in self._steps():
                 if not isinstance(item, Standing):
                     tell(item)
                     continue
@@ -159,10 +177,15 @@ class EvaluateJob(MeasureJob):
 
     title, word = "measure", "measuring"
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        super().__init__()
+    def __init__(self, evaluation: Evaluation, workers: Workers | None = None) -> None:
+        super().__init__(workers)
         self.evaluation = evaluation
         evaluation.cancelled = self.cancelled
+
+    def use(self, fleet: Fleet) -> None:
+        from surgeon.fleet.evaluation import FleetEvaluator
+
+        self.evaluation.elsewhere = FleetEvaluator(fleet)
 
     def items(self) -> Iterator[Standing | Message]:
         yield from self.evaluation.steps()
@@ -193,12 +216,20 @@ class CollectJob(MeasureJob):
 
     title, word = "collect an imatrix", "imatrix"
 
-    def __init__(self, engine: Engine, collection: Collection) -> None:
+    def __init__(self, engine: Engine, collection: Collection, workers: Workers | None = None) -> None:
         from surgeon.measure.imatrix_run import ImatrixRun
 
-        super().__init__()
-        self.collection = collection
+        super().__init__(workers)
+        self.engine, self.collection = engine, collection
         self.collecting: ImatrixRun = ImatrixRun(engine, collection, self.cancelled)
+
+    def use(self, fleet: Fleet) -> None:
+        from surgeon.fleet.collection import FleetCollector, in_blocks
+        from surgeon.measure.imatrix_run import ImatrixRun
+
+        self.collection = in_blocks(self.collection)
+        collector = FleetCollector(fleet, self.collection)
+        self.collecting = ImatrixRun(self.engine, self.collection, self.cancelled, collector)
 
     def items(self) -> Iterator[Standing | Message]:
         from surgeon.engine.protocol import Snapshot
@@ -238,11 +269,16 @@ class ScanJob(MeasureJob):
 
     title, word = "prune-scan", "prune-scan"
 
-    def __init__(self, scan: PruneScan, choice: PruneChoice | None = None) -> None:
+    def __init__(self, scan: PruneScan, choice: PruneChoice | None = None, workers: Workers | None = None) -> None:
         """choice: which layers to prune, found by measuring more sets."""
-        super().__init__()
+        super().__init__(workers)
         self.scan, self.choice = scan, choice
         scan.cancelled = self.cancelled
+
+    def use(self, fleet: Fleet) -> None:
+        from surgeon.fleet.scans import scanned
+
+        self.scan.elsewhere = partial(scanned, fleet)
 
     def items(self) -> Iterator[Standing | Message]:
         from surgeon.engine.protocol import LayerDamage
@@ -251,7 +287,8 @@ class ScanJob(MeasureJob):
         for damage in self.scan.damages.values() if plain else ():
             yield Damaged(damage)
         messages = self.scan.messages() if self.choice is None else self.choice.messages()
-        for item in followed(messages, "leaving layers out", "chunks"):
+        unit = "chunks" if self.scan.elsewhere is None else "tasks"
+        for item in followed(messages, "leaving layers out", unit):
             if isinstance(item, Standing):
                 yield item
             elif isinstance(item, LayerDamage) and plain:

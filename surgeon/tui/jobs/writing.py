@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
@@ -13,8 +15,12 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.resolve.resolve import Resolution
 from surgeon.tui.jobs.messages import Reported, WriteFailed, Written
+from surgeon.tui.jobs.workers import Workers
 from surgeon.write.operation import Progress, Stop, Summary, WriteOptions, write
 from surgeon.write.output_set import resume_log_of
+
+if TYPE_CHECKING:
+    from surgeon.fleet.cluster import Fleet
 
 
 @dataclass
@@ -23,6 +29,7 @@ class WriteJob:
     imatrix: Imatrix | None
     out: Path
     options: WriteOptions
+    workers: Workers = field(default_factory=Workers)
     cancelled: Stop = field(default_factory=Stop)
     progress: Progress | None = None
     summary: Summary | None = None
@@ -56,17 +63,24 @@ class WriteJob:
     def run(self, tell: Callable[[Message], object]) -> None:
         """In a thread. The generator reports about ten times a second; errors become a line, never a traceback."""
         try:
-            for item in write(self.resolution, self.imatrix, self.out, self.options, self.cancelled):
-                if isinstance(item, Summary):
-                    tell(Written(item))
-                else:
-                    tell(Reported(item))
+            with self.workers.joined(self.cancelled, needs_engine=False) as fleet:
+                for item in self._items(fleet):
+                    tell(Written(item) if isinstance(item, Summary) else Reported(item))
         except Cancelled as error:
             tell(WriteFailed(_on_screen(error), True))
         except SurgeonError as error:
             tell(WriteFailed(_on_screen(error), False))
         except Exception as error:  # a defect must not take the session down: the plan is still on the table
             tell(WriteFailed(f"{self.out}: {type(error).__name__}: {error}", False))
+
+    def _items(self, fleet: Fleet | None) -> Iterator[Progress | Summary]:
+        elsewhere = None
+        if fleet is not None:
+            from surgeon.fleet.writing import workers_of
+
+            elsewhere = partial(workers_of, fleet, self.resolution, self.imatrix)
+        options = self.options
+        return write(self.resolution, self.imatrix, self.out, options, self.cancelled, elsewhere=elsewhere)
 
 
 def _on_screen(error: SurgeonError) -> str:
