@@ -70,7 +70,7 @@ class ImatrixJob(Message):
     moments_block: of the diagonal, 0 for all; moments_halves: 1, or 2 to keep alternate parts of the text apart;
     moments_layers: None for all; moments_head: the head's too, where layers are named.
     done, arrays: chunks that an interrupted run has collected, and the arrays of its last Snapshot. until: the chunk
-    before which this run ends, where others collect the rest.
+    before which this run ends, where others collect the rest. run: a digest of the collection, which marks its files.
     """
 
     model: str
@@ -92,6 +92,7 @@ class ImatrixJob(Message):
     moments_head: bool = True
     done: int = 0
     until: int = -1
+    run: str = ""
     arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
 

@@ -1,6 +1,6 @@
 """The file through which the engine's child process hands over second moments: Σ x xᵀ of every input, in panels.
 
-    u32 length of a JSON text | the text, blanks up to a multiple of 64 | float32 panels back to back
+    u32 length of a JSON text | the text, blanks up to a multiple of 64 | float32 panels back to back | XXH3 of it all
 
 They may be gigabytes: too much for the pipe, and the parent needs one input at a time. An input's panels come matrix by
 matrix (experts), within it half by half of the calibration text. A panel is `PANEL` rows of the upper triangle, from
@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from surgeon.engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 # (of 64 to 512, 192 was the quickest on inputs of 576, 1536 and 4096 columns, one thread of a 2.4 GHz Zen 3).
 PANEL = 192
 _ALIGNMENT = 64
+_AGAIN = "remove it, and start again without --resume"
+_CHECKSUM = 4  # values at the end that are none: 128 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,15 @@ class RawInput:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the file holds. chunks: the first chunk of the text that is not in it; block: of the diagonal, 0 for all."""
+    """What the file holds. chunks: the first chunk of the text that is not in it; block: of the diagonal, 0 for all;
+    run: the digest of the collection it belongs to.
+    """
 
     chunks: int
     block: int
     halves: int
     inputs: list[RawInput]
+    run: str = ""
 
 
 def panels(columns: int, block: int) -> list[tuple[int, int, int]]:
@@ -73,9 +80,13 @@ def write(path: Path, contents: Contents, values: Iterable[NDArray[np.float32]])
     try:
         part.unlink(missing_ok=True)  # and no link is followed
         with part.open("xb") as file:
-            file.write(struct.pack("<I", len(text)) + text)
+            head = struct.pack("<I", len(text)) + text
+            checksum = xxhash.xxh3_128(head)
+            file.write(head)
             for panel in values:
+                checksum.update(panel.data)
                 file.write(panel.data)
+            file.write(checksum.digest())
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -83,22 +94,35 @@ def write(path: Path, contents: Contents, values: Iterable[NDArray[np.float32]])
 
 
 class RawMoments:
-    """Such a file, mapped; panels are read when asked for. Raises EngineError where it is damaged or missing."""
+    """Such a file, mapped; panels are read when asked for.
 
-    def __init__(self, path: Path) -> None:
+    run: the digest of the collection it must belong to. Raises EngineError where it is another's, damaged or missing.
+    """
+
+    def __init__(self, path: Path, run: str = "") -> None:
         import numpy as np
 
         self.path = path
         try:
             with path.open("rb") as file:
-                (length,) = struct.unpack("<I", file.read(4))
-                found = json.loads(file.read(length))
-            self.contents = _contents(found)
+                head = file.read(4)
+                (length,) = struct.unpack("<I", head)
+                head += file.read(length)
+            self.contents = _contents(json.loads(head[4:]))
             values: NDArray[np.float32] = np.memmap(path, np.float32, "r", offset=4 + length)
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise EngineError(f"{path}: the second moments collected so far cannot be read ({error})") from None
-        if values.size != sum(self._per_matrix(one) * one.matrices for one in self.contents.inputs):
-            raise EngineError(f"{path}: the second moments collected so far are cut off; start again without --resume")
+            raise EngineError(
+                f"{path}: the second moments collected so far cannot be read ({error}); {_AGAIN}"
+            ) from None
+        if self.contents.run != run:
+            raise EngineError(f"{path}: holds second moments of another collection; {_AGAIN}")
+        count = sum(self._per_matrix(one) * one.matrices for one in self.contents.inputs)
+        if values.size != count + _CHECKSUM:
+            raise EngineError(f"{path}: the second moments collected so far are cut off; {_AGAIN}")
+        if values[count:].tobytes() != _checksum(head, values[:count]):
+            raise EngineError(
+                f"{path}: the second moments so far are not as they were left (their checksum differs); {_AGAIN}"
+            )
         self._values = values
         self._starts: dict[str, int] = {}
         start = 0
@@ -137,4 +161,11 @@ def remove_raw(stem: str, before: int | None = None) -> None:
 
 def _contents(found: dict[str, Any]) -> Contents:
     inputs = [RawInput(**one) for one in found["inputs"]]
-    return Contents(int(found["chunks"]), int(found["block"]), int(found["halves"]), inputs)
+    return Contents(int(found["chunks"]), int(found["block"]), int(found["halves"]), inputs, str(found["run"]))
+
+
+def _checksum(head: bytes, values: NDArray[np.float32]) -> bytes:
+    checksum = xxhash.xxh3_128(head)
+    if values.size:
+        checksum.update(values.data)
+    return checksum.digest()

@@ -24,6 +24,7 @@ from surgeon.engine.raw_moments import Contents, RawInput, RawMoments, raw_path,
 
 Arrays = dict[str, NDArray[np.generic]]
 _NEVER = 1 << 30  # chunks between two snapshots of a block
+_RUN = "run"  # an array that is none: the digest of the collection
 DEFAULT_CHUNKS = 32
 
 
@@ -57,10 +58,10 @@ class Blocks:
         """Raises EngineError, and whatever `run` raises; what is finished stays in the folder."""
         yield Started(self._n_tokens, self._n_chunks, self._job.n_ctx)
         numbers = range(-(-self._done // self._size), -(-self._n_chunks // self._size))
-        ready = {number for number in numbers if self._path(number).is_file()}
+        ready = {number for number in numbers if self._is_collected(number)}
         if self._add(ready):
             yield self._snapshot()
-        wanted = {number: self._block(number) for number in numbers if not self._path(number).is_file()}
+        wanted = {number: self._block(number) for number in numbers if number not in ready}
         wanted = {number: block for number, block in wanted.items() if self._first(number) >= self._done}
         collected = self._done + sum(self._length(number) for number in ready if self._first(number) >= self._done)
         for number in run(wanted) if wanted else ():
@@ -82,6 +83,16 @@ class Blocks:
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.sums"
 
+    def _is_collected(self, number: int) -> bool:
+        """Whether an interrupted run left the block's sums, all of them."""
+        if self._job.moments and not self._moments_path(number).is_file():
+            return False
+        return self._path(number).is_file()
+
+    def _moments_path(self, number: int) -> Path:
+        end = self._job.first_chunk + self._first(number) + self._length(number)
+        return raw_path(f"{self._path(number)}.moments", end)
+
     def _block(self, number: int) -> BlockJob:
         path, first = self._path(number), self._first(number)
         job = replace(
@@ -94,7 +105,7 @@ class Blocks:
         """Add the blocks that follow what is added; whether there was one."""
         before = self._done
         while self._done < self._n_chunks and (number := self._done // self._size) in ready:
-            self._sums = _added(self._sums, read_block(self._path(number)))
+            self._sums = _added(self._sums, read_block(self._path(number), self._job.run))
             if self._job.moments:
                 self._add_moments(number)
             self._done += self._length(number)
@@ -102,11 +113,12 @@ class Blocks:
 
     def _add_moments(self, number: int) -> None:
         done, after = (self._job.first_chunk + chunks for chunks in (self._done, self._done + self._length(number)))
-        block, target = raw_path(f"{self._path(number)}.moments", after), raw_path(self._job.moments, after)
+        block, target = self._moments_path(number), raw_path(self._job.moments, after)
+        run = self._job.run
         if self._done == 0:
-            add_raw([RawMoments(block)], target, after)
+            add_raw([RawMoments(block, run)], target, after)
         else:
-            add_raw([RawMoments(raw_path(self._job.moments, done)), RawMoments(block)], target, after)
+            add_raw([RawMoments(raw_path(self._job.moments, done), run), RawMoments(block, run)], target, after)
 
     def _forget(self) -> None:
         """Remove the files of blocks that are added, which are safe by now."""
@@ -143,29 +155,32 @@ def collect_block(engine: Engine, block: BlockJob, cancelled: Any = None) -> Ite
     """Collect one block on this machine; its sums are in their file at the end. Raises EngineError, Cancelled."""
     for message in EngineRun(engine, block.job, cancelled).messages():
         if isinstance(message, Snapshot):
-            write_block(Path(block.path), message.arrays)
+            write_block(Path(block.path), message.arrays, block.job.run)
         yield message
 
 
-def write_block(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Keep a block's sums; the file has its name when it is whole. Raises EngineError."""
+def write_block(path: Path, arrays: Mapping[str, NDArray[np.generic]], run: str) -> None:
+    """Keep a block's sums; the file has its name when it is whole, and checksums (a zip has). Raises EngineError."""
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **dict(arrays))
+            np.savez(file, allow_pickle=False, **{**arrays, _RUN: np.array(run)})
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise EngineError(f"{path}: the block's sums cannot be kept: {error.strerror or error}") from None
 
 
-def read_block(path: Path) -> Arrays:
-    """The sums of one block. Raises EngineError where the file is damaged."""
+def read_block(path: Path, run: str) -> Arrays:
+    """The sums of one block. Raises EngineError where the file is damaged, or of another collection than `run`."""
     try:
         with np.load(path, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
+            arrays = {name: found[name] for name in found.files}
+        if str(arrays.pop(_RUN)) == run:
+            return arrays
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         raise EngineError(f"{path}: cannot be read ({error}); remove it and run the same command again") from None
+    raise EngineError(f"{path}: belongs to another collection; remove it and run the same command again")
 
 
 def _added(sums: Arrays, block: Arrays) -> Arrays:
@@ -188,7 +203,7 @@ def add_raw(parts: Iterable[RawMoments], target: Path, chunks: int) -> None:
     inputs = [_joined([one for _, one in entries]) for entries in found.values()]
     first = files[0].contents
     values = (panels for entries in found.values() for panels in _summed(entries, first.halves))
-    write(target, Contents(chunks, first.block, first.halves, inputs), values)
+    write(target, Contents(chunks, first.block, first.halves, inputs, first.run), values)
 
 
 def _joined(entries: list[RawInput]) -> RawInput:

@@ -108,9 +108,11 @@ class ImatrixRun:
         if self.moments is not None:
             self.moments.check(replace(wanted.permit(replace=False), outputs=(wanted.out, wanted.partial)))
         self._digest = self._digest_now()
-        state = read_state(wanted.partial, self._digest) if self._goes_on() else None
+        state = self._state() if self._goes_on() else None
         before = [(load_imatrix(path), load_influence(path)) for path in wanted.merge]
-        job = replace(wanted.job, done=state.done, arrays=state.arrays) if state else wanted.job
+        job = replace(wanted.job, run=self._digest)
+        if state is not None:
+            job = replace(job, done=state.done, arrays=state.arrays)
         if self.moments is not None:
             self._chunks = job.first_chunk + job.done
             job = self.moments.job(job, self._chunks if state else None)
@@ -128,7 +130,14 @@ class ImatrixRun:
         wanted = self.collection
         if not wanted.partial.exists():
             return False
-        return wanted.resume or (wanted.block_chunks > 0 and belongs_to(wanted.partial, self._digest))
+        if wanted.resume:
+            return True
+        if wanted.block_chunks == 0 or not belongs_to(wanted.partial, self._digest):
+            return False
+        return self.moments is None or self.moments.has_kept(wanted.job.first_chunk + self._state().done)
+
+    def _state(self) -> State:
+        return read_state(self.collection.partial, self._digest)
 
     def _collected(self, job: ImatrixJob) -> Iterator[Message]:
         """The engine's messages, or those of the blocks together."""
@@ -165,7 +174,7 @@ class ImatrixRun:
                 f"{self.collection.job.text}: no chunk is left to collect; lower --chunk or raise --chunks"
             )
         if self.moments is not None:
-            yield from self.moments.finish(self._chunks)
+            yield from self.moments.finish(self._chunks, self._digest)
         imatrix, influence = self.current
         if influence is not None and not self.collection.dat:
             model = load_model(self.collection.job.model)

@@ -80,13 +80,20 @@ class MomentsRun:
             moments_head=layers is None or self._layers[-1:] == layers[-1:],
         )  # fmt: skip
 
+    def has_kept(self, chunks: int) -> bool:
+        """Whether the sums of the text's first `chunks` chunks are there."""
+        return raw_path(self._stem, chunks).is_file()
+
     def kept(self, chunks: int) -> None:
         """The matrix of as many chunks is on the disk: sums of fewer are not needed any more."""
         remove_raw(self._stem, chunks)
 
-    def finish(self, chunks: int) -> Iterator[Step]:
-        """Write the file: what was collected, and what is merged or joined. Raises MomentsError, EngineError."""
-        raw = RawMoments(raw_path(self._stem, chunks))
+    def finish(self, chunks: int, run: str) -> Iterator[Step]:
+        """Write the file: the sums of the collection `run`, and what is merged or joined.
+
+        Raises MomentsError, EngineError.
+        """
+        raw = RawMoments(raw_path(self._stem, chunks), run)
         files = [load_moments(path) for path in self.wanted.merge]
         head = self._head(chunks - self._job.first_chunk, files)
         if self.wanted.extends:

@@ -204,11 +204,18 @@ def test_panels_make_the_matrix(tmp_path: Path, block: int) -> None:
 def test_raw_sums_that_are_damaged_are_told(tmp_path: Path) -> None:
     one = RawInput("w", ["w"], 32, 1, [[1]])
     path = raw_path(str(tmp_path / "m.partial"), 4)
-    write(path, Contents(4, 0, 1, [one]), [np.ones((32, 32), np.float32)])
-    assert RawMoments(path).panels(one, 0, 0)[0].sum() == 1024
-    path.write_bytes(path.read_bytes()[:-4])
+    write(path, Contents(4, 0, 1, [one], "mine"), [np.ones((32, 32), np.float32)])
+    assert RawMoments(path, "mine").panels(one, 0, 0)[0].sum() == 1024
+    with pytest.raises(EngineError, match="second moments of another collection"):
+        RawMoments(path, "yours")
+    whole = path.read_bytes()
+    for at in (whole.index(b"[[1]]") + 2, len(whole) // 2, len(whole) - 1):  # the tokens, a panel, the checksum
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(EngineError, match="not as they were left"):
+            RawMoments(path, "mine")
+    path.write_bytes(whole[:-4])
     with pytest.raises(EngineError, match="cut off"):
-        RawMoments(path)
+        RawMoments(path, "mine")
     path.write_bytes(b"rubbish")
     with pytest.raises(EngineError, match="cannot be read"):
         RawMoments(path)

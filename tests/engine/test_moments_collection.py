@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +17,12 @@ from engine_helpers import ONE_THREAD, TEXT, at_each
 
 from surgeon.commands.imatrix import main as imatrix_command
 from surgeon.engine.child.evaluation.base_file import BaseFile
+from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, ImatrixJob, PerplexityJob, Snapshot
 from surgeon.engine.raw_moments import RawMoments
 from surgeon.errors import Cancelled, SurgeonError, UsageError
 from surgeon.imatrix.files import load_imatrix
+from surgeon.measure.blocks import read_block, write_block
 from surgeon.measure.imatrix_run import Collection, ImatrixRun
 from surgeon.measure.moments_run import MomentsCollection
 from surgeon.moments.files import load_moments
@@ -106,6 +111,82 @@ def test_a_cancelled_run_ends_with_the_same_file(collected: Path, demo_model: Pa
     collect(replace(collection, resume=True), Engine(threads=2))
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["imatrix.gguf", "moments.gguf"]
     assert (tmp_path / "moments.gguf").read_bytes() == (collected / "moments.gguf").read_bytes()
+
+
+def damaged(part: Path) -> str:
+    with part.open("r+b") as file:
+        file.seek(part.stat().st_size // 2)
+        file.write(b"\x3f" * 64)
+    return "not as they were left"
+
+
+def truncated(part: Path) -> str:
+    os.truncate(part, part.stat().st_size // 4 * 2)
+    return "cut off"
+
+
+def missing(part: Path) -> str:
+    part.unlink()
+    return "cannot be read"
+
+
+def interrupted(collection: Collection) -> Path:
+    """The sums that are left of it after one chunk."""
+    cancelled = threading.Event()
+    with pytest.raises(Cancelled):
+        at_each(Snapshot, ImatrixRun(ONE_THREAD, collection, cancelled).messages(), cancelled.set)
+    assert collection.moments is not None
+    (part,) = collection.out.parent.glob("moments.gguf.partial.*")
+    return part
+
+
+@pytest.mark.parametrize("harm", [damaged, truncated, missing])
+def test_sums_that_are_not_as_they_were_left_are_refused(
+    harm: Callable[[Path], str], demo_model: Path, tmp_path: Path
+) -> None:
+    collection = wanted(demo_model, tmp_path)
+    with pytest.raises(EngineError, match=harm(interrupted(collection))):
+        collect(replace(collection, resume=True))
+    assert not (tmp_path / "moments.gguf").exists()
+    assert not collection.out.exists()
+
+
+def test_sums_of_another_model_are_refused(demo_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "another.gguf"
+    shutil.copy(demo_model, model)
+    (tmp_path / "elsewhere").mkdir()
+    collection, other = wanted(demo_model, tmp_path), wanted(model, tmp_path / "elsewhere")
+    part = interrupted(collection)
+    part.write_bytes(interrupted(other).read_bytes())
+    with pytest.raises(EngineError, match=r"moments.gguf.partial.\d+: holds second moments of another collection"):
+        collect(replace(collection, resume=True))
+    assert not (tmp_path / "moments.gguf").exists()
+
+
+def test_blocks_that_were_left_without_their_moments_are_collected_again(demo_model: Path, tmp_path: Path) -> None:
+    collection, cancelled = replace(wanted(demo_model, tmp_path), block_chunks=2), threading.Event()
+    with pytest.raises(Cancelled):
+        at_each(Snapshot, ImatrixRun(ONE_THREAD, collection, cancelled).messages(), cancelled.set)
+    (part,) = tmp_path.glob("moments.gguf.partial.*")
+    part.unlink()
+    collect(collection)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["imatrix.gguf", "moments.gguf"]
+    (tmp_path / "undisturbed").mkdir()
+    collect(replace(wanted(demo_model, tmp_path / "undisturbed"), block_chunks=2))
+    assert (tmp_path / "moments.gguf").read_bytes() == (tmp_path / "undisturbed" / "moments.gguf").read_bytes()
+
+
+def test_blocks_of_another_collection_are_refused(tmp_path: Path) -> None:
+    path, sums = tmp_path / "000000.sums", {"layers": np.ones((2, 5))}
+    write_block(path, sums, "this one")
+    assert np.array_equal(read_block(path, "this one")["layers"], sums["layers"])
+    with pytest.raises(EngineError, match="belongs to another collection"):
+        read_block(path, "that one")
+    whole = path.read_bytes()
+    for harmed in (whole[:-9], whole.replace(np.ones(9).tobytes(), np.zeros(9).tobytes())):
+        path.write_bytes(harmed)
+        with pytest.raises(EngineError, match="cannot be read"):
+            read_block(path, "this one")
 
 
 def test_passes_over_some_layers_make_the_same_inputs(collected: Path, demo_model: Path, tmp_path: Path) -> None:

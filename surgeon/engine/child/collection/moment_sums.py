@@ -39,6 +39,7 @@ class MomentSums:
 
     def __init__(self, job: ImatrixJob, threads: int) -> None:
         self._stem, self._block, self._halves = job.moments, job.moments_block, job.moments_halves
+        self._collection = job.run
         self._layers = None if job.moments_layers is None else frozenset(job.moments_layers)
         self._head = job.moments_head or job.moments_layers is None
         self._run = max(RUN, job.n_batch // job.n_ctx)
@@ -48,7 +49,7 @@ class MomentSums:
         self._threads = threads
         self.half = 0
         if job.moments_from:
-            self._load(RawMoments(Path(job.moments_from)))
+            self._load(RawMoments(Path(job.moments_from), job.run))
 
     def wants(self, weight: str) -> bool:
         """Whether this weight's input is to be collected."""
@@ -95,7 +96,7 @@ class MomentSums:
             RawInput(weight, self._users[weight], sums.columns, len(sums.tokens), sums.tokens.tolist())
             for weight, sums in self._inputs.items()
         ]
-        contents = Contents(chunks, self._block, self._halves, inputs)
+        contents = Contents(chunks, self._block, self._halves, inputs, self._collection)
         write(raw_path(self._stem, chunks), contents, (sums.values for sums in self._inputs.values()))
 
     def close(self) -> None:
