@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import add_engine_options, engine_of, positive, require_file
+from surgeon.commands.engine_options import (
+    add_engine_options,
+    add_scheduler_option,
+    engine_of,
+    fleet_of,
+    positive,
+    require_file,
+)
 from surgeon.commands.parser import Once, Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
@@ -44,6 +52,7 @@ def _parser() -> Parser:
     parser.add_argument("-c", "--ctx-size", type=positive, default=512, metavar="N", help="tokens per chunk (512)")
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="per graph (512)")
     parser.add_argument("--chunks", type=positive, default=8, metavar="N", help="how many (8)")
+    add_scheduler_option(parser)
     parser.add_argument("--restart", action="store_true", help="ignore earlier results")
     return parser
 
@@ -54,8 +63,13 @@ def main(arguments: list[str]) -> int:
     if not options.restart:
         scan.load()
     try:
-        for _ in ProgressLine("expert-scan", "chunks").watch(scan.messages()):
-            pass
+        with fleet_of(options.scheduler, scan.engine) as fleet:
+            if fleet is not None:
+                from surgeon.fleet.scans import experts_scanned
+
+                scan.elsewhere = partial(experts_scanned, fleet)
+            for _ in ProgressLine("expert-scan", "chunks" if fleet is None else "tasks").watch(scan.messages()):
+                pass
     except (KeyboardInterrupt, Cancelled):
         done = sum(cut.key in scan.damages for cut in scan.cuts)
         print(f"surgeon: {done} of {len(scan.cuts)} measured and kept; run it again to resume", file=sys.stderr)

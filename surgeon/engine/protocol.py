@@ -219,7 +219,8 @@ class HealJob(Message):
 class ExpertScanJob(Message):
     """KL divergence with experts silenced, against the whole model.
 
-    sets: per measurement layer (as text, JSON has no other keys) -> experts; base: where its records may be put.
+    sets: per measurement layer (as text, JSON has no other keys) -> experts; base: where its records may be put, or lie
+    already (base_is_made). more: further sets follow, each a Silence among the parent's requests.
     """
 
     model: str
@@ -229,6 +230,8 @@ class ExpertScanJob(Message):
     n_ubatch: int = 512
     n_chunks: int = 8
     base: str = ""
+    base_is_made: bool = False
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,7 @@ class MemoryJob(Message):
     cache_type: int = 1
 
 
-# Requests of the parent while a ProbeJob, or a PruneScanJob with `more`, runs
+# Requests of the parent while a ProbeJob, or a scan with `more`, runs
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,13 @@ class LeaveOut(Message):
     """Measure with these layers left out (PruneScanJob); answered by a LayerDamage."""
 
     layers: list[int]
+
+
+@dataclass(frozen=True)
+class Silence(Message):
+    """Measure with these experts silenced (ExpertScanJob); answered by an ExpertDamage."""
+
+    sets: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -422,7 +432,7 @@ _KINDS: dict[str, type[Message]] = {
     for kind in (
         Engine, DevicesJob, CountJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
         ExpertScanJob, ProbeJob, MemoryJob, HealJob, ChunkSums,
-        Swap, Evaluate, LeaveOut,
+        Swap, Evaluate, LeaveOut, Silence,
         Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, HealedMatrix, Finished, Failed, Beat,
     )
 }  # fmt: skip

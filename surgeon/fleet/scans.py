@@ -1,4 +1,4 @@
-"""A scan of layers over the fleet: one task a candidate. Each machine makes the whole model's base once."""
+"""A scan of layers or experts over the fleet: one task a candidate. Each machine makes the whole model's base once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from surgeon.engine.client import EngineRun
 from surgeon.engine.libraries import find_libraries
-from surgeon.engine.protocol import Finished, LayerDamage, LeaveOut, Message, PruneScanJob, Started, Step
+from surgeon.engine.protocol import (
+    ExpertDamage,
+    ExpertScanJob,
+    Finished,
+    LayerDamage,
+    LeaveOut,
+    Message,
+    PruneScanJob,
+    Silence,
+    Started,
+    Step,
+)
 from surgeon.errors import SurgeonError
 from surgeon.fleet.cluster import Fleet
 from surgeon.fleet.order import Here
@@ -24,6 +36,8 @@ from surgeon.model.model import load_model
 from surgeon.whole_files import written_whole
 from surgeon.write_guard import REPLACE, Kind
 
+Damage = TypeVar("Damage", LayerDamage, ExpertDamage)
+
 
 def scanned(fleet: Fleet, job: PruneScanJob) -> Iterator[Message]:
     """The messages that the engine gives for this job, a Step for each task; LayerDamages come in any order."""
@@ -34,6 +48,25 @@ def scanned(fleet: Fleet, job: PruneScanJob) -> Iterator[Message]:
         yield damage
         yield Step(done, len(calls), {"workers": fleet.n_workers})
     yield Finished({})
+
+
+def experts_scanned(fleet: Fleet, job: ExpertScanJob) -> Iterator[Message]:
+    """As `scanned`, an ExpertDamage for each of the job's sets."""
+    job = replace(job, model=os.path.abspath(job.model), text=os.path.abspath(job.text))
+    calls = {number: (replace(job, sets=[sets]),) for number, sets in enumerate(job.sets)}
+    yield Started(0, len(calls), job.n_ctx)
+    for done, (number, damage) in enumerate(fleet.each(measure_cut, calls, (job.model, job.text)), 1):
+        yield replace(damage, number=number)
+        yield Step(done, len(calls), {"workers": fleet.n_workers})
+    yield Finished({})
+
+
+def measure_cut(here: Here, job: ExpertScanJob) -> ExpertDamage:
+    """The damage of the job's only set of experts. Raises EngineError, Cancelled."""
+    whole = PruneScanJob(job.model, job.text, [], job.n_ctx, job.n_ubatch, job.n_chunks)
+    (sets,) = job.sets
+    job = replace(job, sets=[], base=str(_base(here, whole)), base_is_made=True, more=True)
+    return _asked(here, job, Silence(sets), ExpertDamage)
 
 
 def measure_candidate(here: Here, job: PruneScanJob) -> LayerDamage:
@@ -54,14 +87,18 @@ def measure_candidate(here: Here, job: PruneScanJob) -> LayerDamage:
 
 def _with_warm_child(here: Here, job: PruneScanJob) -> LayerDamage:
     (layers,) = job.layer_sets
-    job = replace(job, layer_sets=[], more=True)
+    return _asked(here, replace(job, layer_sets=[], more=True), LeaveOut(layers), LayerDamage)
+
+
+def _asked(here: Here, job: PruneScanJob | ExpertScanJob, request: Message, answer: type[Damage]) -> Damage:
+    """What the child that is kept for this job answers."""
     identity = model_identity(Path(job.model))  # the base's name has the text's
     with warm_run((job.base, identity, here.engine, repr(job)), here, lambda: EngineRun(here.engine, job)) as run:
-        run.send(LeaveOut(layers))
-        for message in run.until(LayerDamage):
-            if isinstance(message, LayerDamage):
+        run.send(request)
+        for message in run.until(answer):
+            if isinstance(message, answer):
                 return message
-    raise SurgeonError(f"{job.model}: layers {layers} were not measured")
+    raise SurgeonError(f"{job.model}: {request} was not measured")
 
 
 def _base(here: Here, job: PruneScanJob) -> Path:

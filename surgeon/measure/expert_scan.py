@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,7 +55,8 @@ class ExpertScan:
 
     job: without sets; identity: what the figures belong to (model, text, chunks); another identity in the file makes it
     start anew; damages: by the key of their cut; labels: (key, share, layer, by) of what was ever measured, for those
-    who read the state without knowing the cuts.
+    who read the state without knowing the cuts; elsewhere: gives a job's messages where it is not this machine's engine
+    that runs it.
     """
 
     engine: Engine
@@ -67,6 +68,7 @@ class ExpertScan:
     damages: dict[str, ExpertDamage] = field(default_factory=dict)
     labels: set[tuple[str, float, int, str]] = field(default_factory=set)
     run: EngineRun | None = None
+    elsewhere: Callable[[ExpertScanJob], Iterator[Message]] | None = None
 
     def load(self) -> None:
         """Take what an earlier run measured. Raises EngineError for a file that is not a state."""
@@ -87,17 +89,19 @@ class ExpertScan:
             if not self._labels() <= self.labels:
                 self._save()
             return
+        refuse_without_text(self.job.model)
+        job = replace(self.job, sets=[cut.as_json() for cut in missing])
+        for message in self._here(job) if self.elsewhere is None else self.elsewhere(job):
+            if isinstance(message, ExpertDamage):
+                self.damages[missing[message.number].key] = message
+                self._save()
+            yield message
+
+    def _here(self, job: ExpertScanJob) -> Iterator[Message]:
         # The folder is ours, so that nothing stays behind when the child is killed.
         with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
-            sets = [cut.as_json() for cut in missing]
-            job = replace(self.job, sets=sets, base=str(Path(folder, "base.kld")))
-            refuse_without_text(job.model)
-            self.run = EngineRun(self.engine, job, self.cancelled)
-            for message in self.run.messages():
-                if isinstance(message, ExpertDamage):
-                    self.damages[missing[message.number].key] = message
-                    self._save()
-                yield message
+            self.run = EngineRun(self.engine, replace(job, base=str(Path(folder, "base.kld"))), self.cancelled)
+            yield from self.run.messages()
 
     def _labels(self) -> set[tuple[str, float, int, str]]:
         return {

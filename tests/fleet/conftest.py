@@ -10,7 +10,7 @@ import pytest
 from distributed import LocalCluster
 from fleet_helpers import ROOT, workers
 
-sys.path.insert(0, str(ROOT / "tests" / "engine"))  # engine_helpers
+sys.path += [str(ROOT / "tests" / folder) for folder in ("engine", "core")]  # engine_helpers, toy_experts
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy_experts
 from engine_helpers import TEXT
 
-from surgeon.commands import fit, imatrix, perplexity, prune_scan
+from surgeon.commands import expert_scan, fit, imatrix, perplexity, prune_scan
 
 ONE_THREAD = ["-t", "1"]
 
@@ -29,6 +30,24 @@ def test_a_scan_is_one_task_a_candidate(
     assert damages("fleet", "--scheduler", scheduler) == alone
     # What was measured is kept: nothing is asked of the workers any more.
     assert damages("fleet", "--scheduler", "none") == alone
+
+
+def test_a_scan_of_experts_is_one_task_a_cut(
+    demo_model: Path, scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = toy_experts.write_reading(toy_experts.mixtral(), tmp_path / "moe.gguf", demo_model)
+    command = ["-m", str(model), "-f", str(TEXT), "-c", "64", "--chunks", "2", *ONE_THREAD]
+    assert imatrix.main([*command, "-o", str(tmp_path / "im.gguf")]) == 0
+
+    def cuts(*options: str) -> list[dict[str, Any]]:
+        capsys.readouterr()
+        wanted = ["--imatrix", str(tmp_path / "im.gguf"), "--shares", "25,50", "--json", "--restart"]
+        assert expert_scan.main([*command, *wanted, *options]) == 0
+        found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["cuts"]
+        return found
+
+    assert len(alone := cuts()) == 5
+    assert cuts("--scheduler", scheduler) == alone
 
 
 def test_an_imatrix_has_the_same_bits_in_blocks_here_and_there(

@@ -176,7 +176,7 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
         case ExpertScanJob():
             from surgeon.engine.child.scans import expert_scan
 
-            return expert_scan.measure(model, job, threads)
+            return expert_scan.measure(model, job, threads, requests)
         case HealJob():
             from surgeon.engine.child.healing import job as healing
 
