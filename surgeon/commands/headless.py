@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from surgeon.resolve.tensor_op import TensorOp
     from surgeon.write.operation import Elsewhere, Progress, Summary
     from surgeon.write.output_set import Extra
-    from surgeon.write_guard import Permit
 
 MIB = 1 << 20
 
@@ -57,12 +56,10 @@ def run_job(job: QuantizeCommand) -> int:
         _tell_problems(resolution.problems[1:] if resolution.errors else resolution.problems)
         if resolution.errors:
             raise SurgeonError(f"{job.input}: nothing written: {resolution.errors[0].text}")
-        permit = _check_save_moments(job, resolution)
+        extras = _extras(job, resolution, imatrix)
         if not job.json:
             streams.output_is_log()
-        summary = _write(job, resolution, imatrix, _extras(job, resolution, imatrix))
-        if job.save_moments is not None and moments is not None:
-            _save_moments(moments, resolution, job.save_moments, permit)
+        summary = _write(job, resolution, imatrix, extras)
         _report(job, resolution, summary)
     return 0
 
@@ -99,31 +96,6 @@ def _load_moments(job: QuantizeCommand) -> Moments | None:
     return moments
 
 
-def _check_save_moments(job: QuantizeCommand, resolution: Resolution) -> Permit:
-    """What the file of `--save-moments` may be. Raises SurgeonError before the work where it must not be written."""
-    from surgeon.write_guard import Kind, Permit, may_write
-
-    read = [path for file in resolution.sources for path in file.paths]
-    read += [Path(name) for name in (job.imatrix, job.moments) if name]
-    written = [job.output, *([job.save_imatrix] if job.save_imatrix else [])]
-    permit = Permit(tuple(read), tuple(written), job.overwrite)
-    if job.save_moments is None:
-        return permit
-    if job.moments is None:
-        raise SurgeonError("--save-moments: there are no second moments to save; give --moments")
-    may_write(job.save_moments, Kind.MOMENTS, permit)
-    return permit
-
-
-def _save_moments(moments: Moments, resolution: Resolution, path: Path, permit: Permit) -> None:
-    from surgeon.moments.files import write_moments
-    from surgeon.moments.sources import Renumbered
-
-    kept = {old: new for old, new in resolution.renumbering.items() if new is not None}
-    for _ in write_moments(path, moments.head, [Renumbered(moments, kept)], permit):
-        pass
-
-
 def _with_chosen_experts(model: Model, job: QuantizeCommand, imatrix: Imatrix | None) -> QuantizeCommand:
     """The job with the experts that `--prune-experts` asks for marked in its plan."""
     from surgeon.imatrix.influence import load_influence
@@ -157,25 +129,39 @@ def _tell_problems(problems: Sequence[Problem]) -> None:
 
 
 def _extras(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None) -> list[Extra]:
-    """What gets its name together with the model: the imatrix that `--save-imatrix` asks for, with the new layers."""
-    if job.save_imatrix is None:
-        return []
-    if imatrix is None:
-        raise SurgeonError("--save-imatrix: no imatrix to save; give --imatrix")
+    """What gets its name together with the model: imatrix and moments that are to be saved with the new layers."""
+    extras = []
+    if job.save_imatrix is not None:
+        if imatrix is None:
+            raise SurgeonError("--save-imatrix: no imatrix to save; give --imatrix")
+        extras.append(_imatrix_extra(job.save_imatrix, resolution, imatrix))
+    if job.save_moments is not None:
+        if resolution.moments is None:
+            raise SurgeonError("--save-moments: there are no second moments to save; give --moments")
+        extras.append(_moments_extra(job.save_moments, resolution, resolution.moments))
+    return extras
+
+
+def _imatrix_extra(path: Path, resolution: Resolution, imatrix: Imatrix) -> Extra:
     from surgeon.imatrix.files import dat_bytes, gguf_bytes
     from surgeon.write.output_set import Extra
     from surgeon.write_guard import Kind
 
-    experts = {
-        op.source: (op.slice.keep, op.tensor.ne[2])
-        for op in resolution.kept
-        if op.slice is not None and op.tensor.layer is not None and op.slice.dimension == 2
-    }
-    layers = {old: new for old, new in resolution.renumbering.items() if new is not None}
-    renumbered = imatrix.with_matrices(experts).renumbered(layers)
-    is_dat = job.save_imatrix.suffix == ".dat"
-    data = dat_bytes(renumbered) if is_dat else gguf_bytes(renumbered.raw_sums())
-    return [Extra(job.save_imatrix, Kind.IMATRIX, data)]
+    renumbered = imatrix.with_matrices(resolution.kept_experts).renumbered(resolution.kept_layers)
+    data = dat_bytes(renumbered) if path.suffix == ".dat" else gguf_bytes(renumbered.raw_sums())
+    return Extra.of(path, Kind.IMATRIX, data)
+
+
+def _moments_extra(path: Path, resolution: Resolution, moments: Moments) -> Extra:
+    from surgeon.moments.files import MomentsFile
+    from surgeon.moments.sources import Renumbered
+    from surgeon.write.output_set import Extra
+    from surgeon.write_guard import Kind
+
+    layers, experts = resolution.kept_layers, resolution.kept_experts
+    planned = MomentsFile(path, moments.head, [Renumbered(moments, layers, experts)])
+    identity = repr((moments.digest, sorted(layers.items()), sorted(experts.items()))).encode()
+    return Extra(path, Kind.MOMENTS, planned.nbytes, identity, planned.pieces)
 
 
 def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None, extras: Sequence[Extra]) -> Summary:

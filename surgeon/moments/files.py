@@ -14,13 +14,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from surgeon.gguf.file import GGUFFile, Value, ValueType, open_gguf
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
-from surgeon.gguf.layout import Entry, header
+from surgeon.gguf.layout import Entry, Header, header
 from surgeon.moments.moments import CORRELATIONS, SUMS, TOKENS, Head, Input, Moments, MomentsError
 from surgeon.moments.triangle import Float32, pack, packed_length
 from surgeon.whole_files import written_whole
@@ -151,41 +151,69 @@ def _input(path: Path, gguf: GGUFFile, head: Head, name: str) -> Input:
     return Input(name, columns, matrices, tokens.astype(np.int64).reshape(matrices, head.halves))
 
 
+class MomentsFile:
+    """A file of second moments before it is written: the sum of all sources, input by input.
+
+    path: what errors name. Raises MomentsError where sources do not belong together.
+    """
+
+    def __init__(self, path: Path, head: Head, sources: Sequence[Source]) -> None:
+        self._head, self._sources = head, sources
+        self._inputs, self._users = _added(path, sources), _users(path, sources)
+        self._entries = [entry for one in self._inputs for entry in _entries(one, head)]
+        layout = self._header(_NO_DIGEST)
+        self.nbytes = layout.total_bytes
+        self._offsets = dict(zip([entry.name for entry in self._entries], layout.offsets, strict=True))
+        self.matrices = sum(one.matrices for one in self._inputs)
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """Every byte but those between tensors, with its offset; the header last. Raises MomentsError."""
+        for matrix in self.by_matrix():
+            yield from matrix
+
+    def by_matrix(self) -> Iterator[list[tuple[int, bytes]]]:
+        """The same, one matrix of an input at a time."""
+        digest = hashlib.sha256()
+        for number, (one, matrix) in enumerate(self._order(), 1):
+            pieces = [(self._offsets[one.name + TOKENS], one.tokens.astype("<i8").tobytes())] if matrix == 0 else []
+            for half in range(self._head.halves):
+                pieces += self._packed(one, matrix, half)
+            for _, data in pieces:
+                digest.update(data)
+            yield [*pieces, (0, self._header(digest.hexdigest()).data)] if number == self.matrices else pieces
+        if self.matrices == 0:
+            yield [(0, self._header(digest.hexdigest()).data)]
+
+    def _order(self) -> Iterator[tuple[Input, int]]:
+        return ((one, matrix) for one in self._inputs for matrix in range(one.matrices))
+
+    def _packed(self, one: Input, matrix: int, half: int) -> list[tuple[int, bytes]]:
+        diagonal, correlations = pack(_sum(self._sources, one, matrix, half))
+        place = matrix * self._head.halves + half
+        sums_at, corr_at = self._offsets[one.name + SUMS], self._offsets[one.name + CORRELATIONS]
+        return [
+            (sums_at + place * diagonal.nbytes, diagonal.astype("<f4").tobytes()),
+            (corr_at + place * correlations.nbytes, correlations.astype("<f2").tobytes()),
+        ]
+
+    def _header(self, digest: str) -> Header:
+        return header(_metadata(self._head, self._users, digest), self._entries, DEFAULT_ALIGNMENT)
+
+
 def write_moments(path: Path, head: Head, sources: Sequence[Source], permit: Permit = NEW) -> Iterator[tuple[int, int]]:
-    """Write the sum of all sources, input by input; yields (matrices done, of all).
+    """Write the sum of all sources; yields (matrices done, of all).
 
     The file has its name only when it is whole. Raises MomentsError where sources do not belong together, SurgeonError
     where it cannot be written.
     """
-    inputs = _added(path, sources)
-    users = _users(path, sources)
-    entries = [entry for one in inputs for entry in _entries(one, head)]
-    layout = header(_metadata(head, users, _NO_DIGEST), entries, DEFAULT_ALIGNMENT)
-    offsets = dict(zip([entry.name for entry in entries], layout.offsets, strict=True))
-    digest, done = hashlib.sha256(), 0
-    total = sum(one.matrices for one in inputs)
+    planned = MomentsFile(path, head, sources)
     with written_whole(path, WriteKind.MOMENTS, permit) as temporary, temporary.open("r+b") as file:
-        file.truncate(layout.total_bytes)
-        for one in inputs:
-            _write_at(file, offsets[one.name + TOKENS], one.tokens.astype("<i8").tobytes(), digest)
-            for matrix in range(one.matrices):
-                for half in range(head.halves):
-                    diagonal, correlations = pack(_sum(sources, one, matrix, half))
-                    place = matrix * head.halves + half
-                    sums_at, corr_at = offsets[one.name + SUMS], offsets[one.name + CORRELATIONS]
-                    _write_at(file, sums_at + place * diagonal.nbytes, diagonal.astype("<f4").tobytes(), digest)
-                    packed = correlations.astype("<f2").tobytes()
-                    _write_at(file, corr_at + place * correlations.nbytes, packed, digest)
-                done += 1
-                yield done, total
-        file.seek(0)
-        file.write(header(_metadata(head, users, digest.hexdigest()), entries, DEFAULT_ALIGNMENT).data)
-
-
-def _write_at(file: IO[bytes], offset: int, data: bytes, digest: Any) -> None:
-    file.seek(offset)
-    file.write(data)
-    digest.update(data)
+        file.truncate(planned.nbytes)
+        for done, pieces in enumerate(planned.by_matrix(), 1):
+            for offset, data in pieces:
+                file.seek(offset)
+                file.write(data)
+            yield done, max(planned.matrices, 1)
 
 
 def _entries(one: Input, head: Head) -> list[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from surgeon.engine.raw_moments import RawMoments, panels
 from surgeon.model.layer_names import with_layer
 from surgeon.moments.moments import Input, Moments
 from surgeon.moments.triangle import Float32, spans_of
+
+NONE_PRUNED: Mapping[str, tuple[tuple[tuple[int, int], ...], int]] = MappingProxyType({})
 
 
 class Collected:
@@ -44,13 +47,26 @@ class Collected:
 
 
 class Renumbered:
-    """Second moments with their layers renamed old -> new; those of layers that are not in `mapping` are left out."""
+    """Second moments as pruning leaves them: layers renamed old -> new, those that are not in `mapping` left out.
 
-    def __init__(self, moments: Moments, mapping: Mapping[int, int]) -> None:
+    experts: weight -> (half-open ranges that stay, matrices there were), for the inputs that experts have of their own.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        mapping: Mapping[int, int],
+        experts: Mapping[str, tuple[tuple[tuple[int, int], ...], int]] = NONE_PRUNED,
+    ) -> None:
         self._moments = moments
         names = {name: with_layer(name, mapping) for name in {*moments.users, *moments.inputs}}
         self._old = {new: old for old, new in names.items() if new is not None}
         self._names = names
+        self._kept: dict[str, list[int]] = {}  # input -> its matrices that stay
+        for weight, (ranges, count) in experts.items():
+            one = moments.of(weight)
+            if one is not None and one.matrices == count:
+                self._kept[one.name] = [number for start, end in ranges for number in range(start, end)]
 
     @cached_property
     def inputs(self) -> dict[str, Input]:
@@ -58,7 +74,8 @@ class Renumbered:
         for old, one in self._moments.inputs.items():
             new = self._names[old]
             if new is not None:
-                found[new] = Input(new, one.columns, one.matrices, one.tokens)
+                tokens = one.tokens[self._kept[old]] if old in self._kept else one.tokens
+                found[new] = Input(new, one.columns, len(tokens), tokens)
         return found
 
     @cached_property
@@ -67,4 +84,7 @@ class Renumbered:
         return {weight: name for weight, name in pairs if weight is not None and name is not None}
 
     def sums(self, one: Input, matrix: int, half: int) -> list[Float32]:
-        return self._moments.sums(self._moments.inputs[self._old[one.name]], matrix, half)
+        old = self._old[one.name]
+        return self._moments.sums(
+            self._moments.inputs[old], self._kept[old][matrix] if old in self._kept else matrix, half
+        )

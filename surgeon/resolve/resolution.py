@@ -55,6 +55,20 @@ class Resolution:
         return tuple([op for op in self.ops if op.action != "drop"])
 
     @cached_property
+    def kept_layers(self) -> dict[int, int]:
+        """Layer in the input -> in the output, of those that stay."""
+        return {old: new for old, new in self.renumbering.items() if new is not None}
+
+    @cached_property
+    def kept_experts(self) -> dict[str, tuple[tuple[tuple[int, int], ...], int]]:
+        """Tensor of the input -> (half-open ranges of the experts that stay, experts there were), where some go."""
+        return {
+            op.source: (op.slice.keep, op.tensor.ne[2])
+            for op in self.kept
+            if op.slice is not None and op.tensor.layer is not None and op.slice.dimension == 2
+        }
+
+    @cached_property
     def errors(self) -> tuple[Problem, ...]:
         return tuple(problem for problem in self.problems if problem.severity == "error")
 

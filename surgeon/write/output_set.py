@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +28,21 @@ Source = tuple[tuple[tuple[int, ...], ...], str]  # of Identity: inputs and head
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A small file that gets its name together with the model: its path as the user named it, what it holds."""
+    """A file that gets its name together with the model: its path as the user named it, and what it holds.
+
+    identity: what decides its bytes; pieces: gives them with their offsets, the same ones whenever it is called.
+    """
 
     path: Path
     kind: Kind
-    data: bytes
+    nbytes: int
+    identity: bytes
+    pieces: Callable[[], Iterable[tuple[int, bytes]]]
+
+    @staticmethod
+    def of(path: Path, kind: Kind, data: bytes) -> Extra:
+        """One that is small."""
+        return Extra(path, kind, len(data), data, lambda: [(0, data)])
 
 
 class OutputSet:
@@ -41,7 +51,7 @@ class OutputSet:
     def __init__(self, layouts: Sequence[OutputLayout], extras: Sequence[Extra] = (), permit: Permit = NEW) -> None:
         self.layouts, self.extras = tuple(layouts), tuple(extras)
         self.shards = tuple(OutputFile(layout.path, layout.header.total_bytes) for layout in layouts)
-        self.beside = tuple(OutputFile(extra.path, len(extra.data), extra.kind) for extra in extras)
+        self.beside = tuple(OutputFile(extra.path, extra.nbytes, extra.kind) for extra in extras)
         self.files = self.shards + self.beside
         self._permit = permit
         self._journal = ResumeLog(resume_log_of(layouts[0].path))
@@ -162,9 +172,11 @@ class OutputSet:
     def _reserve(self) -> None:
         """Raises SurgeonError when the disk is too full for all the files together."""
         free = shutil.disk_usage(self.folder).free
-        held = sum(os.fstat(file.fd).st_blocks * 512 for file in self.shards)
-        if free + held < self.nbytes:
-            raise write_error(self.files[0], OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), needed=self.nbytes)
+        beside = [file for file in self.files if file.target.parent == self.folder]
+        held = sum(os.fstat(file.fd).st_blocks * 512 for file in beside)
+        needed = sum(file.nbytes for file in beside)
+        if free + held < needed:
+            raise write_error(self.files[0], OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), needed=needed)
         for file in self.files:
             file.reserve()
 
@@ -182,9 +194,10 @@ class OutputSet:
 
     def verify_placed(self) -> None:
         """Files that an earlier run gave their names must be whole; raises SurgeonError, and OSError."""
-        wanted = [layout.header.data for layout in self.layouts] + [extra.data for extra in self.extras]
-        for file, data in zip(self.files, wanted, strict=True):
-            if file.placed and os.pread(file.fd, len(data), 0) != data:
+        headers = [[(0, layout.header.data)] for layout in self.layouts]
+        wanted = [*headers, *(extra.pieces() for extra in self.extras)]
+        for file, pieces in zip(self.files, wanted, strict=True):
+            if file.placed and any(os.pread(file.fd, len(data), offset) != data for offset, data in pieces):
                 raise self._cannot_resume(f"{file.target.name} is not as it was left")
 
     def checkpoint(self, numbers: Mapping[int, Checksum]) -> None:
@@ -217,16 +230,18 @@ class OutputSet:
             self._finish(file, [(0, layout.header.data), *pieces])
             _compare(layout, file)
         for extra, file in zip(self.extras, self.beside, strict=True):
-            self._finish(file, [(0, extra.data)])
+            self._finish(file, extra.pieces())
         self.is_complete = not self._closed
 
     def _finish(self, file: OutputFile, pieces: Iterable[tuple[int, bytes]]) -> None:
         """Write what is still missing in a file, each piece at its offset, and sync it."""
         try:
-            with self._closing:
-                if self._closed or file.placed:
-                    return
-                for offset, data in pieces:
+            if file.placed:
+                return
+            for offset, data in pieces:
+                with self._closing:
+                    if self._closed:
+                        return
                     file.pwrite(data, offset)
             file.sync()
         except OSError as error:
@@ -333,7 +348,7 @@ def digest(
     for layout in layouts:
         state.update(layout.header.data)
     for extra in extras:
-        state.update(extra.data)
+        state.update(extra.identity)
     if resolution.moments is not None and resolution.with_feedback:
         plan = resolution.plan
         state.update(repr((resolution.moments.digest, plan.shrink, plan.feedback_rounds)).encode())

@@ -119,12 +119,12 @@ def split(model: Path, folder: Path) -> None:
 
 
 def imatrix_beside(model: Path, folder: Path) -> None:
-    extra = Extra(folder / "out.imatrix", Kind.IMATRIX, gguf_bytes(matrix(1.0)))
+    extra = Extra.of(folder / "out.imatrix", Kind.IMATRIX, gguf_bytes(matrix(1.0)))
     _write(model, folder, WriteOptions(1), (extra,))
 
 
 def imatrix_beside_overwrite(model: Path, folder: Path) -> None:
-    extra = Extra(folder / "out.imatrix", Kind.IMATRIX, gguf_bytes(matrix(1.0)))
+    extra = Extra.of(folder / "out.imatrix", Kind.IMATRIX, gguf_bytes(matrix(1.0)))
     _write(model, folder, WriteOptions(1, overwrite=True), (extra,))
 
 

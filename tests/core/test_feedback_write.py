@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from gguf_builder import build_gguf, llama_kv, llama_tensors, toy_llama
 from moments_toy import HEAD, Toy, toy_moments
+from toy_architectures import EMBD, EXPERTS, qwen3moe
 
 import surgeon_kernels
 from surgeon.commands.apply import main as apply_command
@@ -24,8 +25,8 @@ from surgeon.llama_quantize.translation import export
 from surgeon.model.model import load_model
 from surgeon.moments.files import load_moments
 from surgeon.moments.moments import Input, Moments
-from surgeon.plan.plan import Plan
-from surgeon.plan.recipe import RecipeError, load_recipe, read_recipe, save_recipe
+from surgeon.plan.plan import Plan, with_pruned_experts
+from surgeon.plan.recipe import Recipe, RecipeError, load_recipe, read_recipe, save_recipe
 from surgeon.resolve import feedback as deciding
 from surgeon.resolve.resolve import resolve
 from surgeon.write.feedback import Feedback
@@ -309,6 +310,36 @@ def test_pruned_layers_take_their_moments_along(tmp_path: Path) -> None:
     assert sorted({int(name.split(".")[1]) for name in after.users if name.startswith("blk.")}) == [0, 1]
     moved, old = after.inputs["blk.1.ffn_down.weight"], moments.inputs["blk.2.ffn_down.weight"]
     assert np.array_equal(after.blocks(moved)[0], moments.blocks(old)[0])
+
+
+def test_pruned_experts_take_their_moments_along(tmp_path: Path) -> None:
+    model = qwen3moe().write(tmp_path / "moe.gguf")
+
+    class Experts(Toy):
+        def sums(self, one: Input, matrix: int, half: int) -> list[np.ndarray]:
+            x = inputs(one.columns, int(one.name.split(".")[1]) + 7 * matrix, 100)[half::2]
+            return [x.T @ x]
+
+    gates, routers = ([f"blk.{layer}.ffn_{name}.weight" for layer in range(4)] for name in ("gate_exps", "gate_inp"))
+    toy = Experts({name: inputs(EMBD, 1, 8) for name in gates + routers})
+    for name in gates:
+        toy.inputs[name] = Input(name, EMBD, EXPERTS, np.arange(1, 2 * EXPERTS + 1).reshape(EXPERTS, 2))
+        toy.users[name.replace("gate", "up")] = name
+    moments = load_moments(toy_moments(tmp_path / "m.gguf", toy, replace(HEAD, model=model_identity(model))))
+    plan = with_pruned_experts(replace(Q4, pruned=frozenset({1})), {layer: [0, 2] for layer in (0, 2, 3)})
+    save_recipe(Recipe(plan, moments=str(moments.path), moments_digest=moments.digest), tmp_path / "r.toml")
+    saved = tmp_path / "saved.gguf"
+    words = [str(tmp_path / "r.toml"), str(model), str(tmp_path / "out.gguf"), "--save-moments", str(saved)]
+    assert apply_command(words) == 0
+    after = load_moments(saved)
+    assert sorted(after.users) == sorted(name for name in moments.users if not name.startswith("blk.3."))
+    for new, old in enumerate((0, 2, 3)):
+        kept, whole = after.inputs[gates[new]], moments.inputs[gates[old]]
+        assert kept.tokens.tolist() == whole.tokens[[1, 3]].tolist()
+        for matrix, expert in enumerate((1, 3)):
+            assert np.array_equal(after.blocks(kept, matrix)[0], moments.blocks(whole, expert)[0])
+    pruned = load_model(tmp_path / "out.gguf")
+    assert "another shape" not in str(resolve(pruned, Q4, None, after).problems)  # they fit the model they came with
 
 
 def test_experts_are_encoded_by_their_own_moments(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 from file_faults import in_child
 from gguf_builder import toy_llama
+from moments_toy import HEAD, Toy, toy_moments
 
+from surgeon.commands.quantize import main as quantize_command
 from surgeon.errors import Cancelled, SurgeonError
+from surgeon.gguf.identity import model_identity
 from surgeon.imatrix.files import gguf_bytes
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.model.model import load_model
+from surgeon.moments.files import load_moments
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
 from surgeon.write import operation
@@ -148,7 +153,7 @@ MATRIX = gguf_bytes(
 
 
 def both(model: Path, folder: Path, *, overwrite: bool = False, resume: bool = False) -> Summary:
-    extra = Extra(folder / "i.gguf", Kind.IMATRIX, MATRIX)
+    extra = Extra.of(folder / "i.gguf", Kind.IMATRIX, MATRIX)
     options = WriteOptions(1, overwrite=overwrite, resume=resume)
     resolution = resolve(load_model(model), Plan("Q8_0"))
     *_, last = write(resolution, None, folder / "out.gguf", options, threading.Event(), (extra,))
@@ -185,6 +190,50 @@ def test_killed_between_two_names_the_same_command_completes(
     run(model, folder / "whole.gguf", WriteOptions(1))
     assert (folder / "out.gguf").read_bytes() == (folder / "whole.gguf").read_bytes()
     assert sorted(os.listdir(folder)) == ["i.gguf", "out.gguf", "whole.gguf"]
+
+
+def test_moments_get_their_name_together_with_the_model(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments, saved, out = folder / "m.gguf", folder / "saved.gguf", folder / "out.gguf"
+    x = np.random.default_rng(1).standard_normal((600, 256)).astype(np.float32)
+    head = replace(HEAD, model=model_identity(model))
+    toy_moments(moments, Toy({"blk.0.attn_q.weight": x, "blk.1.attn_q.weight": x * x}), head)
+    words = ["--moments", str(moments), "--shrink", "0.25", "--prune-layers", "0", "--save-moments", str(saved)]
+    words += [str(model), str(out), "Q4_0", "1"]
+    place, dies = OutputFile.place, False
+
+    def failing(self: OutputFile, *args: Any, **kwargs: Any) -> None:
+        if self.target.name == "out.gguf":
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(5, "Input/output error")
+        place(self, *args, **kwargs)
+
+    monkeypatch.setattr(OutputFile, "place", failing)
+    with pytest.raises(SurgeonError, match="Input/output error"):
+        quantize_command(words)
+    assert not saved.exists()
+    assert not out.exists()
+    dies = True
+    assert in_child(lambda: quantize_command(words)) == (-signal.SIGKILL, "")
+    assert saved.exists()
+    assert not out.exists()
+    monkeypatch.undo()
+    with saved.open("r+b") as file:
+        file.seek(-40, 2)
+        before = file.read(1)
+        file.seek(-40, 2)
+        file.write(bytes([before[0] ^ 1]))
+        file.flush()
+        with pytest.raises(SurgeonError, match="cannot resume, saved.gguf is not as it was left"):
+            quantize_command(words)
+        file.seek(-40, 2)
+        file.write(before)
+    assert quantize_command(words) == 0
+    assert sorted(load_moments(saved).users) == ["blk.0.attn_q.weight"]
+    assert load_model(out).file.tensors
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
 
 
 def test_a_placed_file_that_was_changed_is_not_completed(
