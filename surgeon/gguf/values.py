@@ -94,11 +94,13 @@ class Value:
         return int(ARRAY_HEAD.unpack_from(self.raw)[1]) if self.type is ValueType.ARRAY else 1
 
     def small(self) -> Any:
-        """As `decode`, but None for an array that holds more than anything a model is made by (LARGEST_SMALL bytes).
+        """As `decode`, but None for an array no model is made by: one of arrays, or of more than LARGEST_SMALL bytes.
 
         For keys of which a number, a word or one entry per layer is expected: a file may hold anything there.
         """
-        return None if self.type is ValueType.ARRAY and len(self.raw) > LARGEST_SMALL else self.decode()
+        if self.type is ValueType.ARRAY and (len(self.raw) > LARGEST_SMALL or self.element_type is ValueType.ARRAY):
+            return None
+        return self.decode()
 
     def brief(self) -> str:
         """In a few words: long texts and arrays by their length."""

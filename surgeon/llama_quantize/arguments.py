@@ -41,15 +41,27 @@ def read_type_file(path: str) -> list[TypeRule]:
         raise OptionError(f"{path}: {error}") from None
 
 
+def leading_number(match: re.Match[str]) -> int:
+    """What a match of INTEGER says. Raises OptionError beyond 64 bits: C has no such number, Python none of thousands
+    of digits.
+    """
+    digits = match[1].lstrip("+-").lstrip("0")
+    if len(digits) > 20:
+        raise OptionError(f"{match[1][:20]}…: this number is too large")
+    return int(digits or "0") * (-1 if match[1].startswith("-") else 1)
+
+
 def parse_layers(text: str) -> list[int]:
     """`26,29`: leading digits of each item count, as in llama-quantize."""
     items = text.split(",")
     layers = []
     for item in items[:-1] if items[-1] == "" else items:
         match = INTEGER.match(item)
-        if match is None or int(match[1]) < 0:
-            raise OptionError(f"--prune-layers: {item!r} is not a layer number; use for instance --prune-layers 26,29")
-        layers.append(int(match[1]))
+        if match is None or (number := leading_number(match)) < 0:
+            raise OptionError(
+                f"--prune-layers: {item[:60]!r} is not a layer number; use for instance --prune-layers 26,29"
+            )
+        layers.append(number)
     return layers
 
 
@@ -80,9 +92,9 @@ def parse_override(text: str, *, compat: bool = False) -> KVOverride:
             f"--override-kv {text[:40]!r}…: llama-quantize takes at most {_MAX_TEXT} bytes; leave out --compat"
         )
     if kind == "int":
-        return KVOverride(key, kind, _number(INTEGER, int, text, value, compat))
+        return KVOverride(key, kind, _number(INTEGER, leading_number, text, value, compat))
     if kind == "float":
-        return KVOverride(key, kind, _number(FLOAT, float, text, value, compat))
+        return KVOverride(key, kind, _number(FLOAT, lambda match: float(match.group()), text, value, compat))
     if kind == "bool":
         if value not in ("true", "false"):
             raise OptionError(f"--override-kv {text!r}: a bool is true or false")
@@ -91,19 +103,19 @@ def parse_override(text: str, *, compat: bool = False) -> KVOverride:
 
 
 def _number(
-    pattern: re.Pattern[str], convert: Callable[[str], int | float], text: str, value: str, compat: bool
+    pattern: re.Pattern[str], convert: Callable[[re.Match[str]], int | float], text: str, value: str, compat: bool
 ) -> int | float:
     match = pattern.match(value)
     if match is None or (match.end() != len(value) and not compat):
         if compat:
             return 0
         raise OptionError(f"--override-kv {text!r}: {value!r} is not a number")
-    return convert(match.group())
+    return convert(match)
 
 
 def parse_split_size(text: str) -> int:
     """`500M` or `2G` in bytes: decimal units, as llama-gguf-split has them."""
     match = re.fullmatch(r"([0-9]+)([MG])", text)
-    if match is None or int(match[1]) == 0:
-        raise OptionError(f"--split-max-size {text!r}: write a number and M or G, for instance 2G")
-    return int(match[1]) * (10**6 if match[2] == "M" else 10**9)
+    if match is None or leading_number(match) == 0:
+        raise OptionError(f"--split-max-size {text[:60]!r}: write a number and M or G, for instance 2G")
+    return leading_number(match) * (10**6 if match[2] == "M" else 10**9)

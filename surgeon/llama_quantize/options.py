@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from surgeon.llama_quantize.arguments import FLOAT, INTEGER, OptionError, parse_split_size
+from surgeon.llama_quantize.arguments import FLOAT, INTEGER, OptionError, leading_number, parse_split_size
 from surgeon.llama_quantize.words import Words, plan_of, read_words
 from surgeon.plan.file_types import FILE_TYPES, FileType, find_file_type
 from surgeon.plan.plan import Plan
@@ -196,7 +196,7 @@ def _threads(rest: list[str], words: Words) -> int:
         raise OptionError(f"invalid thread count {rest[0]!r}{hint}")
     if len(rest) > 1 and "--compat" not in words.flags:
         raise OptionError(f"{rest[1]!r} after the number of threads: options come before INPUT")
-    return max(int(match[1]), 0)
+    return max(leading_number(match), 0)
 
 
 def _heal_tokens(words: Words) -> float:
@@ -212,9 +212,9 @@ def _buffer_bytes(words: Words) -> int | None:
     if text is None:
         return None
     match = INTEGER.match(text)
-    if match is None or int(match[1]) <= 0:
-        raise OptionError(f"--max-buffer-size {text!r}: a number of MiB above 0 is needed")
-    return int(match[1]) << 20
+    if match is None or leading_number(match) <= 0:
+        raise OptionError(f"--max-buffer-size {text[:60]!r}: a number of MiB above 0 is needed")
+    return leading_number(match) << 20
 
 
 def _split_bytes(words: Words) -> int:

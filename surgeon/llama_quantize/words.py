@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from surgeon.errors import SurgeonError
+from surgeon.figures import typed_number
 from surgeon.llama_quantize.arguments import (
     CHAT_TEMPLATE,
     FLOAT,
@@ -135,9 +136,10 @@ def _rounds(values: dict[str, str], base: int) -> int:
     text = values.get("--feedback-rounds")
     if text is None:
         return base
-    if not text.isascii() or not text.isdigit():
-        raise OptionError(f"--feedback-rounds {text!r}: a whole number from 0 on")
-    return int(text)
+    number = typed_number(text)
+    if number is None or number < 0:
+        raise OptionError(f"--feedback-rounds {text[:60]!r}: a whole number from 0 on")
+    return number
 
 
 def _type_option(values: dict[str, str], option: str, base: str | None) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from surgeon.model.architectures import quirks_of
-from surgeon.model.image_models import kept_part
+from surgeon.model.image_models import image_tensor_kept
 
 
 class Category(StrEnum):
@@ -122,7 +122,7 @@ def kept_because(name: str, ne: Sequence[int], architecture: str) -> str | None:
         return _KEPT[found.group()]
     if any(fragment in name for fragment in quirks_of(architecture).kept):
         return f"kept by {architecture}"
-    return f"kept in {architecture} models" if kept_part(name, architecture) else None
+    return image_tensor_kept(name, dimensions(ne), architecture)
 
 
 def in_tower(name: str, architecture: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gguf_builder import build_gguf, toy_llama
 
+from surgeon.gguf.values import Value, ValueType
 from surgeon.model.layer_names import short_name
 from surgeon.model.model import load_model
 
@@ -67,3 +68,14 @@ def test_names_that_a_terminal_would_obey_are_shown_harmless(tmp_path: Path) -> 
 def test_an_empty_model_has_no_bits_per_weight(tmp_path: Path) -> None:
     model = load_model(build_gguf(tmp_path / "a.gguf", {}, {}))
     assert (model.n_parameters, model.bpw, model.block_count, model.layers) == (0, 0.0, 0, ())
+
+
+def test_a_hyperparameter_that_holds_arrays_of_arrays_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    toy_llama(path)
+    model = load_model(path)
+    rows = [Value.array(ValueType.UINT32, [1] * 100)] * 100
+    model.file.kv["llama.attention.head_count"] = Value.array(ValueType.ARRAY, rows)
+    assert model.hparam("attention.head_count", "nothing") == "nothing"
+    model.file.kv["llama.attention.head_count"] = rows[0]
+    assert model.hparam("attention.head_count") == [1] * 100

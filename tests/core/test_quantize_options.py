@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from gguf_builder import toy_llama
 
 from surgeon.commands import quantize
 from surgeon.errors import SurgeonError
 from surgeon.llama_quantize.options import parse_job
+from surgeon.model.model import load_model
 from surgeon.plan.plan import KVOverride, TypeRule
+from surgeon.session.session import Session
+from surgeon.session.typed_edits import parse_command
 
 
 def test_the_plain_form() -> None:
@@ -168,3 +172,29 @@ def test_help_names_every_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert "COPY" in told
     assert "--save-imatrix" in told
     assert quantize.main([]) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--prune-layers", "9" * 5000],
+        ["--feedback-rounds", "9" * 5000],
+        ["--max-buffer-size", "9" * 5000],
+        ["--split-max-size", "9" * 5000 + "G"],
+        ["--override-kv", "a.b=int:" + "9" * 5000],
+    ],
+)
+def test_numbers_of_thousands_of_digits_are_refused_in_a_line(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SurgeonError, match=r"too large|whole number") as refused:
+        parse_job([*words, "in.gguf", "out.gguf", "Q4_K_M"])
+    assert len(str(refused.value)) < 300
+    session = Session(load_model(toy_llama(tmp_path / "m.gguf")))
+    with pytest.raises(SurgeonError) as refused:
+        parse_command(" ".join(words), session)  # as typed on the screen
+    assert "\n" not in str(refused.value)
+
+
+def test_a_number_of_64_bits_is_read() -> None:
+    job = parse_job(["--override-kv", f"a.b=int:{-(2**63)}", "--prune-layers", "00003", "in.gguf", "out.gguf", "Q4_0"])
+    assert job.plan.override_kv[0].value == -(2**63)
+    assert job.plan.pruned == {3}

@@ -15,6 +15,7 @@ from surgeon.errors import SurgeonError
 from surgeon.gguf.file import GGUFError, open_gguf
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.llama_quantize.arguments import read_type_file
+from surgeon.model.categories import kept_because
 from surgeon.model.model import load_model
 from surgeon.model.verification import structure_problems
 from surgeon.plan.plan import Plan, parse_rule
@@ -145,6 +146,27 @@ def test_image_models_keep_what_their_field_keeps(tmp_path: Path, capsys: pytest
     assert "--tensor-type" in asked.text
     ruled = Plan(file_type="Q4_K_M", rules=(parse_rule("blocks=q4_k"),))
     assert {problem.severity for problem in resolve(load_model(other), ruled).problems} == {"note"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kept", "quantized"),
+    [
+        ("sdxl", "add_embedding.linear_1.weight conv_in.weight input_blocks.0.0.weight out.2.weight label_emb.0.0.weight",
+         "input_blocks.4.1.proj_in.weight output_blocks.2.1.transformer_blocks.0.attn1.to_out.2.weight"),
+        ("sd3", "proj_out.weight context_embedder.weight x_embedder.proj.weight",
+         "joint_blocks.0.x_block.attn.proj.weight joint_blocks.0.x_block.proj_out.weight"),
+        ("wan", "head.modulation.weight time_projection.1.weight img_emb.proj.1.weight", "blocks.0.ffn.2.weight"),
+        ("cosmos", "p_embedder.weight pos_embedder.weight t_embedder.1.weight", "blocks.0.mlp.layer2.weight"),
+        ("lumina2", "context_refiner.0.attention.qkv.weight noise_refiner.0.feed_forward.w1.weight",
+         "layers.0.attention.qkv.weight"),
+        ("ltxv", "adaln_single.linear.weight proj_out.weight", "transformer_blocks.0.attn1.to_v.weight"),
+    ],
+)  # fmt: skip
+def test_what_the_tools_for_images_keep(architecture: str, kept: str, quantized: str) -> None:
+    assert all(kept_because(name, (256, 8), architecture) for name in kept.split())
+    assert not any(kept_because(name, (256, 8), architecture) for name in quantized.split())
+    for name in quantized.split():  # a convolution
+        assert kept_because(name, (3, 3, 256, 8), architecture) == "4-D"
 
 
 def test_a_vision_tower_does_not_shift_the_texts_mix(tmp_path: Path) -> None:

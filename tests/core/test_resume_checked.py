@@ -226,7 +226,7 @@ def test_moments_get_their_name_together_with_the_model(
         file.seek(-40, 2)
         file.write(bytes([before[0] ^ 1]))
         file.flush()
-        with pytest.raises(SurgeonError, match="cannot resume, saved.gguf is not as it was left"):
+        with pytest.raises(SurgeonError, match=r"cannot resume, saved.gguf is not as it was left"):
             quantize_command(words)
         file.seek(-40, 2)
         file.write(before)
