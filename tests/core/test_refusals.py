@@ -151,7 +151,7 @@ def test_image_models_keep_what_their_field_keeps(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("architecture", "kept", "quantized"),
     [
-        ("sdxl", "add_embedding.linear_1.weight conv_in.weight input_blocks.0.0.weight out.2.weight label_emb.0.0.weight",
+        ("sdxl", "add_embedding.linear_1.weight conv_in.weight input_blocks.0.0.weight out.2.weight",
          "input_blocks.4.1.proj_in.weight output_blocks.2.1.transformer_blocks.0.attn1.to_out.2.weight"),
         ("sd3", "proj_out.weight context_embedder.weight x_embedder.proj.weight",
          "joint_blocks.0.x_block.attn.proj.weight joint_blocks.0.x_block.proj_out.weight"),
