@@ -115,10 +115,11 @@ def chunks(text: str) -> int:
 
 def engine_of(options: argparse.Namespace) -> Engine:
     """The Engine message for these options. Raises SurgeonError where the model is nothing that llama.cpp could run."""
-    from surgeon.model.kinds import refuse_without_text
+    from surgeon.model.kinds import refuse_without_embeddings, refuse_without_text
 
     if getattr(options, "model", None):
-        refuse_without_text(options.model)
+        embeds = getattr(options, "embedding", None) is not None
+        (refuse_without_embeddings if embeds else refuse_without_text)(options.model)
     from surgeon.engine.protocol import Engine
 
     return Engine(options.llama_lib, min(options.threads, MOST_THREADS), options.gpu_layers)

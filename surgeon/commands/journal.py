@@ -78,7 +78,7 @@ def _listing(journal: Journal, options: argparse.Namespace) -> str:
         return escaped(f"no trials yet ({journal.path})")
     if options.markdown:
         return markdown(trials).rstrip("\n")
-    columns = shown_in("list")
+    columns = [column for column in shown_in("list") if any(trial.figure(column.key) is not None for trial in trials)]
     rows = [
         [
             ("* " if trial.best else "  ") + trial.id,

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Perplexity of MODEL over TEXT, with llama-perplexity's windows and figures. With --kl-divergence-base
 FILE the log-probabilities are saved; with --kl-divergence too, MODEL is compared with the saved ones. Or the score on a
-task file in llama-perplexity's formats."""
+task file in llama-perplexity's formats. Of embedding models --embedding ORIGINAL: the cosine of both models'
+embeddings."""
 _TASKS = {"hellaswag": 400, "winogrande": 0, "multiple_choice": 0}  # and how many tasks without an option
 _KLD_LINES = ("max", "99.9", "99", "95", "90", "50", "10", "5", "1", "0.1", "min")
 _DELTA_P_LINES = ("max", "99.9", "99", "95", "90", "75", "50", "25", "10", "5", "1", "0.1", "min")
@@ -46,6 +47,11 @@ def _parser() -> Parser:
         "--kl-divergence-base", "--save-all-logits", metavar="FILE", help="log-probabilities of the base"
     )
     parser.add_argument("--kl-divergence", action="store_true", help="compare with the base")
+    parser.add_argument(
+        "--embedding",
+        metavar="ORIGINAL",
+        help="cosine of the embeddings of each line of TEXT with those of the model ORIGINAL (--chunks: lines)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an older FILE of --kl-divergence-base")
     parser.add_argument("-np", "--parallel", type=int, help=argparse.SUPPRESS)  # llama-perplexity needs it for tasks
     for task, default in _TASKS.items():
@@ -61,8 +67,7 @@ def _parser() -> Parser:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    job = _job(options)
-    values = _measure(job, options)
+    values = _embeddings(options) if options.embedding else _measure(_job(options), options)
     values = {"model": options.model, **values}
     if options.journal:
         record_figures(options, values, text=options.file or options.kl_divergence_base or "")
@@ -108,6 +113,19 @@ def _job(options: argparse.Namespace) -> Job:
     )
 
 
+def _embeddings(options: argparse.Namespace) -> dict[str, Any]:
+    from surgeon.measure.embeddings import Comparison
+
+    others = [task for task in _TASKS if getattr(options, task)]
+    if others or options.kl_divergence or options.kl_divergence_base or options.ppl_stride or options.scheduler:
+        raise UsageError("--embedding is measured alone, on this machine: leave other measures and --scheduler away")
+    if options.file is None:
+        raise UsageError("-f TEXT is missing: each of its lines is embedded")
+    original, text = require_file(options.embedding), require_file(options.file)
+    compared = Comparison(options.model, original, text, options.ctx_size, options.chunks)
+    return {"original": original, **_figures(compared.messages(engine_of(options)), "embeddings")}
+
+
 def _measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     from surgeon.engine.client import EngineRun, perplexity
     from surgeon.engine.protocol import DivergenceJob, PerplexityJob
@@ -143,6 +161,9 @@ def _figures(messages: Iterable[Message], what: str) -> dict[str, Any]:
 def _report(values: dict[str, Any]) -> str:
     if "task" in values:
         return _task_report(values)
+    if "mean_cosine" in values:
+        mean, error, lowest = (values[key] for key in ("mean_cosine", "mean_cosine_error", "min_cosine"))
+        return f"Mean cosine: {mean:.6f} ± {error:.6f} over {values['n_chunks']} lines, the lowest {lowest:.6f}"
     if "mean_kld" not in values:
         return f"Final estimate: PPL = {values['ppl']:.4f} +/- {values['ppl_error']:.5f}"
     return "\n".join([*_perplexity_lines(values), "", *_kld_lines(values), "", *_delta_p_lines(values)])

@@ -146,6 +146,20 @@ class TaskJob(Message):
 
 
 @dataclass(frozen=True)
+class EmbeddingJob(Message):
+    """The embedding of each line of `text`, cut to n_ctx tokens; blank lines are left out. n_texts < 0: all lines.
+
+    pooling: llama.cpp's number, below zero as the model says. Answered by Embedded.
+    """
+
+    model: str
+    text: str
+    n_ctx: int = 512
+    n_texts: int = -1
+    pooling: int = -1
+
+
+@dataclass(frozen=True)
 class BenchJob(Message):
     """tests: (prompt tokens, generated tokens) each; depth: tokens already in the cache."""
 
@@ -356,6 +370,13 @@ class ChunkSums(Message):
 
 
 @dataclass(frozen=True)
+class Embedded(Message):
+    """Of an EmbeddingJob. arrays: `rows` float32[lines, width]."""
+
+    arrays: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
 class LayerDamage(Message):
     """One layer set measured."""
 
@@ -431,7 +452,7 @@ _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
         Engine, DevicesJob, CountJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
-        ExpertScanJob, ProbeJob, MemoryJob, HealJob, ChunkSums,
+        ExpertScanJob, ProbeJob, MemoryJob, HealJob, ChunkSums, EmbeddingJob, Embedded,
         Swap, Evaluate, LeaveOut, Silence,
         Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, HealedMatrix, Finished, Failed, Beat,
     )
@@ -442,6 +463,7 @@ Job = (
     | PerplexityJob
     | DivergenceJob
     | TaskJob
+    | EmbeddingJob
     | BenchJob
     | PruneScanJob
     | ExpertScanJob

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
@@ -16,6 +17,7 @@ ENCODERS = frozenset(
     """.split()
 )
 
+_EMBEDDINGS = "`surgeon perplexity --embedding ORIGINAL` compares its embeddings"
 # kind -> what it is, and what to do with it instead
 _WITHOUT_TEXT = {
     "imatrix": ("an importance matrix, not a model", "give it with --imatrix; `surgeon stats` shows it"),
@@ -23,8 +25,11 @@ _WITHOUT_TEXT = {
     "mmproj": ("the vision or audio part of a model (mmproj)", "take the model it belongs to"),
     "controlvector": ("a control vector, not a model", "take the model it was made for"),
     "vocabulary": ("a vocabulary without tensors", "take the model itself"),
-    "encoder": ("an encoder, which predicts no next token", "it has no perplexity; compare its embeddings instead"),
-    "both ways": ("a model that reads both ways, not from left to right", "it has no perplexity"),
+    "encoder": ("an encoder, which predicts no next token", f"it has no perplexity; {_EMBEDDINGS}"),
+    "both ways": (
+        "a model that reads both ways, not from left to right",
+        f"it has no perplexity; {_EMBEDDINGS}",
+    ),
     "encoder-decoder": ("an encoder-decoder model", "only models that go on with a text can be run here"),
     "draft": ("a draft for another model's predictions", "it runs only together with that model"),
 }
@@ -70,10 +75,19 @@ def refuse_imatrix(model: Model) -> None:
 
 def refuse_without_text(path: str | Path) -> None:
     """Raises SurgeonError, naming what the file is, where it is not a model that continues a text."""
+    _refuse(path, _WITHOUT_TEXT.keys())
+
+
+def refuse_without_embeddings(path: str | Path) -> None:
+    """Raises SurgeonError, naming what the file is, where a text has no embedding by it."""
+    _refuse(path, _WITHOUT_TEXT.keys() - {"encoder", "both ways"})
+
+
+def _refuse(path: str | Path, unfit: Container[str]) -> None:
     with open_gguf(path) as file:
         found = kind(file)
         architecture = text(file, "general.architecture")
-    if found in _WITHOUT_TEXT:
+    if found in unfit:
         what, remedy = _WITHOUT_TEXT[found]
         name = f" ({architecture})" if architecture and found in ("encoder", "both ways", "encoder-decoder") else ""
         raise SurgeonError(f"{path}: {what}{name}; {remedy}")

@@ -41,6 +41,7 @@ COMMANDS: dict[str, list[str]] = {
     "quantize": ["quantize", "--json", "--dry-run", "--imatrix", IMATRIX, "MODEL", "Q4_K_M"],
     "imatrix": ["imatrix", "-m", "MODEL", *SHORT, "--chunks", "2", "-o", "OUT"],
     "perplexity": ["perplexity", "-m", "MODEL", *SHORT, "--chunks", "2", "--journal", "MODEL"],
+    "perplexity --embedding": ["perplexity", "-m", "MODEL", "--embedding", "MODEL", *SHORT, "--chunks", "2"],
     "bench": ["bench", "-m", "MODEL", "-p", "4", "-n", "1", "-r", "1", "-t", "1"],
     "prune-scan": ["prune-scan", "-m", "MODEL", *SHORT, "--chunks", "1", "--layers", "3", "--restart"],
     "expert-scan": ["expert-scan", "-m", "MOE", "--imatrix", "EXPERTS", *SHORT, "--chunks", "1", "--shares", "25"],

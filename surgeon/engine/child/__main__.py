@@ -20,6 +20,7 @@ from surgeon.engine.protocol import (
     CountJob,
     DevicesJob,
     DivergenceJob,
+    EmbeddingJob,
     Engine,
     ExpertScanJob,
     Failed,
@@ -157,6 +158,10 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
             from surgeon.engine.child.evaluation import tasks
 
             return tasks.measure(model, job, threads)
+        case EmbeddingJob():
+            from surgeon.engine.child.evaluation import embeddings
+
+            return embeddings.measure(model, job, threads)
         case BenchJob():
             from surgeon.engine.child.evaluation import bench
 

@@ -34,9 +34,14 @@ def read_tokens(model: LlamaModel, path: str, *, parse_special: bool = False) ->
     if model.binding.llama.llama_vocab_get_add_eos(model.vocab):
         raise EngineError(f"{model.path}: the vocabulary adds an end-of-text token, which these measures do not allow")
     text = Path(path).read_bytes()
+    refuse_utf16(text, path)
+    return model.tokenize(text.removesuffix(b"\n"), parse_special=parse_special)
+
+
+def refuse_utf16(text: bytes, path: str) -> None:
+    """Raises EngineError where the text is not UTF-8."""
     if text.startswith((b"\xff\xfe", b"\xfe\xff")) or text[:4096].count(b"\0") > len(text[:4096]) // 8:
         raise EngineError(f"{path}: is not UTF-8 text, it looks like UTF-16; convert it (iconv -f utf-16 -t utf-8)")
-    return model.tokenize(text.removesuffix(b"\n"), parse_special=parse_special)
 
 
 def chunk_count(tokens: Tokens, n_ctx: int, path: str, wanted: int = -1, first: int = 0) -> int:

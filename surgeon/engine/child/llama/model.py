@@ -67,6 +67,7 @@ class LlamaModel:
         self.n_vocab: int = binding.llama.llama_vocab_n_tokens(self.vocab)
         self.n_layer: int = binding.llama.llama_model_n_layer(self._handle)
         self.n_ctx_train: int = binding.llama.llama_model_n_ctx_train(self._handle)
+        self.n_embd_out: int = binding.llama.llama_model_n_embd_out(self._handle)
         self.n_params: int = binding.llama.llama_model_n_params(self._handle)
         self.nbytes: int = binding.llama.llama_model_size(self._handle)
         self.bos: int | None = None
@@ -173,6 +174,21 @@ class Context:
         if np.isnan(logits[:, 0]).any():  # a NaN before the last matrix is in every logit of its position
             raise EngineError(f"{self.model.path}: {NOT_A_NUMBER}")
         return logits
+
+    def embedding(self, tokens: Tokens) -> NDArray[np.float32]:
+        """The pooled embedding float32[width] of a text, of a context with `embeddings`. Raises as `decode`."""
+        self.clear()
+        count = len(tokens)
+        positions = np.arange(count, dtype=np.int32)
+        batch, keep = _batch(tokens, positions, np.zeros(count, np.int32), np.ones(count, np.bool_))
+        code = self._llama.llama_decode(self._handle, batch)
+        del keep
+        if code != 0:
+            raise EngineError(f"{self.model.path}: llama.cpp failed while embedding {count} tokens (code {code})")
+        address = self._llama.llama_get_embeddings_seq(self._handle, 0)
+        if not address:
+            raise EngineError(f"{self.model.path}: llama.cpp gave no embedding")
+        return np.ctypeslib.as_array((c.c_float * self.model.n_embd_out).from_address(address)).copy()
 
     def decode_rows(self, rows: NDArray[np.float32]) -> None:
         """Run float32[n, d_model] in the place of n embedded tokens, from position 0 on, every one an output.
