@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 from engine_probe import TOKENS
@@ -18,17 +19,22 @@ from surgeon.engine.child.llama.silenced_experts import Silencer
 from surgeon.engine.libraries import find_libraries
 
 
+def single_tokens() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Arguments of `decode`, a call for each token: models that do not attend causally take no more at a time."""
+    one, every = np.zeros(1, np.int32), np.ones(1, np.bool_)
+    for position, token in enumerate(TOKENS):
+        yield np.array([token], np.int32), np.array([position], np.int32), one, every
+
+
 def logits(binding: Binding, path: str, sets: dict[int, frozenset[int]]) -> np.ndarray:
     model = LlamaModel(binding, path)
     silencer = Silencer(model)
     silencer.silenced = sets
     try:
         with opened(model, ContextSize(n_ctx=256, n_batch=64, n_ubatch=1), 1, silencer) as context:
-            positions = np.arange(len(TOKENS), dtype=np.int32)
-            every = np.ones(len(TOKENS), np.bool_)
-            found = context.decode(TOKENS, positions, np.zeros(len(TOKENS), np.int32), every).copy()
+            rows = [context.decode(*one).copy() for one in single_tokens()]
         silencer.require_all()
-        return found
+        return np.concatenate(rows)
     finally:
         model.close()
 

@@ -20,6 +20,7 @@ import pytest
 import toy_experts as toys
 from gguf_builder import build_gguf
 from toy_architectures import Toy
+from toy_experts_further import ALL
 
 from surgeon import cli
 from surgeon.anatomy import expert_model
@@ -100,17 +101,17 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """architecture -> logits of the whole toy, of the whole one with experts silenced, of the pruned one."""
     folder = tmp_path_factory.mktemp("experts")
     runs: list[tuple[Path, Sets]] = []
-    for name, make in toys.ALL.items():
+    for name, make in ALL.items():
         whole, pruned = make().write(folder / f"{name}.gguf"), folder / f"{name}-pruned.gguf"
         sets = some_experts(load_model(whole))
         prune(whole, pruned, sets)
         runs += [(whole, {}), (whole, run_layers(load_model(whole), sets)), (pruned, {})]
     found = logits(folder, *runs)
-    return {name: (found[3 * i], found[3 * i + 1], found[3 * i + 2]) for i, name in enumerate(toys.ALL)}
+    return {name: (found[3 * i], found[3 * i + 1], found[3 * i + 2]) for i, name in enumerate(ALL)}
 
 
 @needs_engine
-@pytest.mark.parametrize("architecture", toys.ALL)
+@pytest.mark.parametrize("architecture", ALL)
 def test_a_pruned_model_is_the_whole_one_with_those_experts_silenced(compared: Compared, architecture: str) -> None:
     whole, silenced, pruned = compared[architecture]
     assert np.isfinite(silenced).all()
@@ -189,7 +190,7 @@ def test_every_architecture_stands_in_one_row() -> None:
     names = [name for row in EXPERTS for name in row.names.split()]
     assert len(names) == len(set(names))
     assert set(names) <= ARCHITECTURES
-    assert {*toys.ALL, "grovemoe", "deepseek4", "nomic-bert-moe"} <= set(names)
+    assert {*ALL, "grovemoe", "deepseek4", "nomic-bert-moe"} <= set(names)
 
 
 def test_the_architectures_of_the_gguf_package_with_experts_are_known() -> None:

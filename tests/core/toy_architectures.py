@@ -317,7 +317,7 @@ def lfm2() -> Toy:
     return toy
 
 
-def _mamba_layer(toy: Toy, layer: int, *, normed: bool) -> None:
+def mamba_layer(toy: Toy, layer: int, *, normed: bool) -> None:
     inner, state, rank, conv, blk = 2 * EMBD, 16, 4, 4, f"blk.{layer}."
     toy.mat(blk + "ssm_in.weight", EMBD, 2 * inner)
     toy.mat(blk + "ssm_conv1d.weight", conv, inner)
@@ -343,7 +343,7 @@ def mamba() -> Toy:
         del toy.keys[key]
     for layer in range(toy.layers):
         toy.norms(layer, "attn_norm")
-        _mamba_layer(toy, layer, normed=False)
+        mamba_layer(toy, layer, normed=False)
     return toy
 
 
@@ -357,7 +357,7 @@ def jamba() -> Toy:
         if heads:
             toy.attention(layer, heads)
         else:
-            _mamba_layer(toy, layer, normed=True)
+            mamba_layer(toy, layer, normed=True)
     return toy
 
 

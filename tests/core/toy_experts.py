@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_builder import build_gguf
-from toy_architectures import EMBD, FF, HEAD, HEADS, MAMBA_KEYS, VOCAB, WINDOW, Toy, _mamba_layer, qwen35
+from toy_architectures import EMBD, FF, HEAD, HEADS, MAMBA_KEYS, VOCAB, WINDOW, Toy, mamba_layer, qwen35
 
 from surgeon.model.model import load_model
 
@@ -36,7 +36,7 @@ def mixture(
             toy.mat(f"{blk}ffn_{name}_shexp.weight", columns, rows)
 
 
-def _plain(architecture: str, layers: int, keys: dict[str, Any], norms: str = "attn_norm ffn_norm") -> Toy:
+def plain(architecture: str, layers: int, keys: dict[str, Any], norms: str = "attn_norm ffn_norm") -> Toy:
     """Embedding, output, and per layer attention and norms; experts are for the caller to add."""
     toy = Toy(architecture, layers, keys)
     toy.mat("output.weight", EMBD, VOCAB)
@@ -47,7 +47,7 @@ def _plain(architecture: str, layers: int, keys: dict[str, Any], norms: str = "a
 
 
 def mixtral() -> Toy:
-    toy = _plain("llama", 3, {"expert_count": COUNT, "expert_used_count": 2})
+    toy = plain("llama", 3, {"expert_count": COUNT, "expert_used_count": 2})
     for layer in range(3):
         mixture(toy, layer, width=FF)
     return toy
@@ -55,7 +55,7 @@ def mixtral() -> Toy:
 
 def granitemoe() -> Toy:
     keys = {"expert_count": COUNT, "expert_used_count": USED, "logit_scale": 2.0}
-    toy = _plain("granitemoe", 3, keys | {"expert_shared_feed_forward_length": WIDTH})
+    toy = plain("granitemoe", 3, keys | {"expert_shared_feed_forward_length": WIDTH})
     for layer in range(3):
         mixture(toy, layer, width=FF, shared=True)
     return toy
@@ -63,14 +63,14 @@ def granitemoe() -> Toy:
 
 def olmoe() -> Toy:
     keys = {"expert_count": COUNT, "expert_used_count": USED, "attention.head_count_kv": HEADS}
-    toy = _plain("olmoe", 3, keys, "attn_norm ffn_norm attn_q_norm attn_k_norm")
+    toy = plain("olmoe", 3, keys, "attn_norm ffn_norm attn_q_norm attn_k_norm")
     for layer in range(3):
         mixture(toy, layer, width=FF)
     return toy
 
 
 def arctic() -> Toy:
-    toy = _plain("arctic", 3, KEYS | {"feed_forward_length": WIDTH}, "attn_norm ffn_norm ffn_norm_exps")
+    toy = plain("arctic", 3, KEYS | {"feed_forward_length": WIDTH}, "attn_norm ffn_norm ffn_norm_exps")
     for layer in range(3):
         toy.dense(layer, EMBD)
         mixture(toy, layer)
@@ -80,7 +80,7 @@ def arctic() -> Toy:
 def qwen2moe() -> Toy:
     """Without the width of an expert, which llama.cpp then works out from the number used: 96 / 3."""
     keys = {"expert_count": COUNT, "expert_used_count": USED, "feed_forward_length": USED * WIDTH}
-    toy = _plain("qwen2moe", 3, keys | {"expert_shared_feed_forward_length": WIDTH})
+    toy = plain("qwen2moe", 3, keys | {"expert_shared_feed_forward_length": WIDTH})
     for layer in range(3):
         mixture(toy, layer, shared=True)
         toy.vec(f"blk.{layer}.ffn_gate_inp_shexp.weight", EMBD, 0.0)
@@ -88,7 +88,7 @@ def qwen2moe() -> Toy:
 
 
 def qwen3moe() -> Toy:
-    toy = _plain("qwen3moe", 4, KEYS | {"expert_used_count": [3, 2, 3, 2]})
+    toy = plain("qwen3moe", 4, KEYS | {"expert_used_count": [3, 2, 3, 2]})
     for layer in range(4):
         toy.norms(layer, "attn_q_norm attn_k_norm", HEAD)
         mixture(toy, layer)
@@ -96,7 +96,7 @@ def qwen3moe() -> Toy:
 
 
 def phimoe() -> Toy:
-    toy = _plain("phimoe", 3, {"expert_count": COUNT, "expert_used_count": 2})
+    toy = plain("phimoe", 3, {"expert_count": COUNT, "expert_used_count": 2})
     toy.vec("output_norm.bias", EMBD, 0.0)
     toy.vec("output.bias", VOCAB, 0.0)
     for layer in range(3):
@@ -119,14 +119,14 @@ def dbrx() -> Toy:
 
 
 def grok() -> Toy:
-    toy = _plain("grok", 3, KEYS, "attn_norm attn_output_norm ffn_norm layer_output_norm")
+    toy = plain("grok", 3, KEYS, "attn_norm attn_output_norm ffn_norm layer_output_norm")
     for layer in range(3):
         mixture(toy, layer)
     return toy
 
 
 def hunyuan_moe() -> Toy:
-    toy = _plain("hunyuan-moe", 3, KEYS | {"feed_forward_length": WIDTH} | SHARED)
+    toy = plain("hunyuan-moe", 3, KEYS | {"feed_forward_length": WIDTH} | SHARED)
     for layer in range(3):
         toy.norms(layer, "attn_q_norm attn_k_norm", HEAD)
         mixture(toy, layer, shared=True)
@@ -134,7 +134,7 @@ def hunyuan_moe() -> Toy:
 
 
 def minimax_m2() -> Toy:
-    toy = _plain("minimax-m2", 3, SIGMOID_KEYS | {"feed_forward_length": WIDTH})
+    toy = plain("minimax-m2", 3, SIGMOID_KEYS | {"feed_forward_length": WIDTH})
     for layer in range(3):
         toy.norms(layer, "attn_q_norm", HEADS * HEAD)
         toy.norms(layer, "attn_k_norm", HEAD)
@@ -142,9 +142,9 @@ def minimax_m2() -> Toy:
     return toy
 
 
-def _after_one_dense(architecture: str, keys: dict[str, Any], *, norms: str = "", **kind: Any) -> Toy:
+def after_one_dense(architecture: str, keys: dict[str, Any], *, norms: str = "", **kind: Any) -> Toy:
     """One dense layer and two with experts; norms: of queries and keys."""
-    toy = _plain(architecture, 3, {"leading_dense_block_count": 1} | keys)
+    toy = plain(architecture, 3, {"leading_dense_block_count": 1} | keys)
     for layer in range(3):
         if norms:
             toy.norms(layer, norms, HEAD)
@@ -157,28 +157,28 @@ def _after_one_dense(architecture: str, keys: dict[str, Any], *, norms: str = ""
 
 def deepseek() -> Toy:
     keys = KEYS | SHARED | {"expert_weights_scale": 1.0}
-    return _after_one_dense("deepseek", keys, shared=True)
+    return after_one_dense("deepseek", keys, shared=True)
 
 
 def dots1() -> Toy:
     keys = SIGMOID_KEYS | SHARED | {"attention.head_count_kv": HEADS}
-    return _after_one_dense("dots1", keys, norms="attn_q_norm attn_k_norm", bias="exp_probs_b.bias", shared=True)
+    return after_one_dense("dots1", keys, norms="attn_q_norm attn_k_norm", bias="exp_probs_b.bias", shared=True)
 
 
 def exaone_moe() -> Toy:
     keys = SIGMOID_KEYS | SHARED | {"attention.sliding_window": WINDOW}
-    return _after_one_dense("exaone-moe", keys, norms="attn_q_norm attn_k_norm", bias="exp_probs_b.bias", shared=True)
+    return after_one_dense("exaone-moe", keys, norms="attn_q_norm attn_k_norm", bias="exp_probs_b.bias", shared=True)
 
 
 def hy_v3() -> Toy:
     """Gate and up in one tensor; the bias has no ending."""
     keys = SIGMOID_KEYS | SHARED
-    return _after_one_dense("hy_v3", keys, norms="attn_q_norm attn_k_norm", fused=True, bias="exp_probs_b", shared=True)
+    return after_one_dense("hy_v3", keys, norms="attn_q_norm attn_k_norm", fused=True, bias="exp_probs_b", shared=True)
 
 
 def cohere2moe() -> Toy:
     keys = SIGMOID_KEYS | SHARED | {"attention.sliding_window": WINDOW, "logit_scale": 0.5}
-    toy = _after_one_dense("cohere2moe", keys, fused=True, shared=True)
+    toy = after_one_dense("cohere2moe", keys, fused=True, shared=True)
     for layer in range(3):  # one norm for attention and experts
         del toy.tensors[f"blk.{layer}.ffn_norm.weight"]
     return toy
@@ -186,7 +186,7 @@ def cohere2moe() -> Toy:
 
 def afmoe() -> Toy:
     keys = SIGMOID_KEYS | SHARED | {"attention.sliding_window": WINDOW}
-    toy = _after_one_dense("afmoe", keys, norms="attn_q_norm attn_k_norm", bias="exp_probs_b.bias", shared=True)
+    toy = after_one_dense("afmoe", keys, norms="attn_q_norm attn_k_norm", bias="exp_probs_b.bias", shared=True)
     for layer in range(3):
         toy.norms(layer, "post_attention_norm post_ffw_norm")
         toy.mat(f"blk.{layer}.attn_gate.weight", EMBD, HEADS * HEAD)
@@ -195,12 +195,12 @@ def afmoe() -> Toy:
 
 def mimo2() -> Toy:
     pattern = {"attention.sliding_window": WINDOW, "attention.sliding_window_pattern": [True, False, True]}
-    return _after_one_dense("mimo2", KEYS | pattern, bias="exp_probs_b.bias")
+    return after_one_dense("mimo2", KEYS | pattern, bias="exp_probs_b.bias")
 
 
 def ernie() -> Toy:
     keys = KEYS | SHARED | {"interleave_moe_layer_step": 1}
-    return _after_one_dense("ernie4_5-moe", keys, bias="exp_probs_b.bias", shared=True)
+    return after_one_dense("ernie4_5-moe", keys, bias="exp_probs_b.bias", shared=True)
 
 
 def bailingmoe2(groups: int = 4, used: int = 2) -> Toy:
@@ -224,7 +224,7 @@ def bailingmoe2(groups: int = 4, used: int = 2) -> Toy:
 def glm4moe() -> Toy:
     """One dense layer, two with experts, one that predicts a second token."""
     keys = SIGMOID_KEYS | {"leading_dense_block_count": 1, "nextn_predict_layers": 1, "expert_shared_count": 1}
-    toy = _plain("glm4moe", 4, keys, "attn_norm post_attention_norm")
+    toy = plain("glm4moe", 4, keys, "attn_norm post_attention_norm")
     for layer in range(4):
         if layer < 1:
             toy.dense(layer)
@@ -237,7 +237,7 @@ def glm4moe() -> Toy:
 
 def llama4() -> Toy:
     """Every second layer with experts; the weights multiply the input."""
-    toy = _plain("llama4", 4, KEYS | {"interleave_moe_layer_step": 2, "expert_used_count": 1})
+    toy = plain("llama4", 4, KEYS | {"interleave_moe_layer_step": 2, "expert_used_count": 1})
     for layer in range(4):
         if layer % 2:
             mixture(toy, layer, shared=True)
@@ -248,7 +248,7 @@ def llama4() -> Toy:
 
 def gpt_oss() -> Toy:
     """Biases of the router and of every expert; softmax over the chosen alone."""
-    toy = _plain("gpt-oss", 3, KEYS | {"attention.sliding_window": WINDOW}, "attn_norm post_attention_norm")
+    toy = plain("gpt-oss", 3, KEYS | {"attention.sliding_window": WINDOW}, "attn_norm post_attention_norm")
     for layer in range(3):
         blk = f"blk.{layer}."
         mixture(toy, layer, bias="ffn_gate_inp.bias")
@@ -262,7 +262,7 @@ def gpt_oss() -> Toy:
 
 def smallthinker() -> Toy:
     """The router reads the layer's input."""
-    toy = _plain("smallthinker", 4, KEYS | {"attention.sliding_window": WINDOW, "expert_gating_func": 2})
+    toy = plain("smallthinker", 4, KEYS | {"attention.sliding_window": WINDOW, "expert_gating_func": 2})
     for layer in range(4):
         mixture(toy, layer)
     return toy
@@ -278,7 +278,7 @@ def jamba() -> Toy:
         if heads:
             toy.attention(layer, heads)
         else:
-            _mamba_layer(toy, layer, normed=True)
+            mamba_layer(toy, layer, normed=True)
         if layer % 2:
             mixture(toy, layer, width=FF)
         else:
@@ -296,7 +296,7 @@ def gemma4() -> Toy:
         "rope.dimension_count_swa": HEAD,
         "embedding_length_per_layer_input": 0,
     }
-    toy = _plain("gemma4", 3, keys, "attn_norm post_attention_norm ffn_norm post_ffw_norm")
+    toy = plain("gemma4", 3, keys, "attn_norm post_attention_norm ffn_norm post_ffw_norm")
     toy.vec("rope_freqs.weight", HEAD // 2)
     for layer in range(3):
         toy.norms(layer, "attn_q_norm attn_k_norm", HEAD)
