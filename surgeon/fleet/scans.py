@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from surgeon.folders import cache_folder
 from surgeon.gguf.identity import model_identity
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.layer_files import repair_layers
+from surgeon.measure.scratch import scan_folder
 from surgeon.model.model import load_model
 from surgeon.whole_files import written_whole
 from surgeon.write_guard import REPLACE, Kind
@@ -74,11 +74,11 @@ def measure_candidate(here: Here, job: PruneScanJob) -> LayerDamage:
     base = _base(here, job)
     if not job.n_fit:
         return _with_warm_child(here, replace(job, base=str(base), base_is_made=True))
-    with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
-        job = replace(job, base=str(base), base_is_made=True, folder=folder)
+    with scan_folder() as folder:
+        job = replace(job, base=str(base), base_is_made=True, folder=str(folder))
         model = load_model(Path(job.model))
         with model.file:
-            job = replace(job, repairs=repair_layers(model, Path(folder)))
+            job = replace(job, repairs=repair_layers(model, folder))
         for message in EngineRun(here.engine, job, here.cancelled).messages():
             if isinstance(message, LayerDamage):
                 return message

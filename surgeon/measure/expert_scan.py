@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from surgeon.engine.protocol import Engine, ExpertDamage, ExpertScanJob, Message
 from surgeon.folders import make_private
 from surgeon.gguf.file import shards_of
 from surgeon.json_text import json_text, read_json
+from surgeon.measure.scratch import scan_folder
 from surgeon.model.kinds import refuse_without_text
 from surgeon.plan.plan import expert_sets_id
 from surgeon.whole_files import write_whole
@@ -99,8 +99,8 @@ class ExpertScan:
 
     def _here(self, job: ExpertScanJob) -> Iterator[Message]:
         # The folder is ours, so that nothing stays behind when the child is killed.
-        with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
-            self.run = EngineRun(self.engine, replace(job, base=str(Path(folder, "base.kld"))), self.cancelled)
+        with scan_folder() as folder:
+            self.run = EngineRun(self.engine, replace(job, base=str(folder / "base.kld")), self.cancelled)
             yield from self.run.messages()
 
     def _labels(self) -> set[tuple[str, float, int, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ from surgeon.gguf.file import shards_of
 from surgeon.gguf.identity import model_identity
 from surgeon.json_text import json_text, read_json
 from surgeon.measure.layer_files import repair_layers
+from surgeon.measure.scratch import scan_folder
 from surgeon.model.kinds import refuse_without_text
 from surgeon.model.model import Model
 from surgeon.whole_files import write_whole
@@ -88,10 +88,10 @@ class PruneScan:
 
     def _here(self, job: PruneScanJob) -> Iterator[Message]:
         # The folder is ours, so that nothing stays behind when the child is killed.
-        with tempfile.TemporaryDirectory(prefix="surgeon-scan-") as folder:
-            job = replace(job, base=str(Path(folder, "base.kld")), folder=folder)
+        with scan_folder() as folder:
+            job = replace(job, base=str(folder / "base.kld"), folder=str(folder))
             if self.repairs_of is not None:
-                job = replace(job, repairs=self.repairs_of(Path(folder)))
+                job = replace(job, repairs=self.repairs_of(folder))
             self.run = EngineRun(self.engine, job, self.cancelled)
             yield from self.run.messages()
 

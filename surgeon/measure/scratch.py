@@ -14,16 +14,26 @@ from pathlib import Path
 from surgeon.errors import SurgeonError
 from surgeon.folders import make_private
 
-_PREFIX, _LOCK = "trial-", "in-use"
+_LOCK = "in-use"
+_TRIAL, _SCAN = "trial-", "surgeon-scan-"
 _YOUNG = 60.0  # seconds in which a folder without a lock may still be about to get one
 
 
 @contextmanager
-def scratch_folder(parent: Path) -> Iterator[Path]:
+def scan_folder() -> Iterator[Path]:
+    """A scratch folder among the system's temporary files; those of killed scans go first. Raises SurgeonError."""
+    parent = Path(tempfile.gettempdir())
+    sweep(parent, _SCAN)
+    with scratch_folder(parent, _SCAN) as folder:
+        yield folder
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str = _TRIAL) -> Iterator[Path]:
     """A new folder in `parent`, removed with all it holds at the end. Raises SurgeonError where none can be made."""
     try:
         make_private(parent)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         raise SurgeonError(f"{parent}: no temporary folder can be made: {error.strerror}") from error
@@ -35,10 +45,10 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def sweep(parent: Path) -> list[Path]:
+def sweep(parent: Path, prefix: str = _TRIAL) -> list[Path]:
     """Remove the scratch folders in `parent` that no living process holds; which were removed."""
     removed = []
-    for folder in parent.glob(f"{_PREFIX}*"):
+    for folder in parent.glob(f"{prefix}*"):
         if _abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)

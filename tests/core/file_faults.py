@@ -2,7 +2,7 @@
 
 file_faults.py MODEL FOLDER EVERY WAY...: for each way a child process writes into FOLDER, first undisturbed and
 counting its calls, then killed before every EVERY-th call, then with every EVERY-th call failing by EIO or ENOSPC.
-After each, another child runs the same again. One JSON object per moment is printed.
+After each kill another child runs the same again. One JSON object per moment is printed.
 """
 
 from __future__ import annotations
@@ -212,12 +212,10 @@ def moments_of(name: str, model: Path, folder: Path, every: int) -> None:
         for kind in ("kill", "EIO", "ENOSPC"):
             prepare(folder, there, list(new))
             status, error = in_child(lambda kind=kind, moment=moment: disturbed(way, model, folder, kind, moment))
-            after, hidden = state(folder), [path.name for path in folder.iterdir() if path.name.startswith(".")]
-            again, trouble = in_child(lambda: way(model, folder) or 0)
-            found = {
-                "moment": moment, "kind": kind, "status": status, "error": error, "after": after, "hidden": hidden,
-                "again": again, "trouble": trouble, "end": state(folder),
-            }  # fmt: skip
+            found = {"moment": moment, "kind": kind, "status": status, "error": error, "after": state(folder)}
+            if kind == "kill":
+                found["again"], found["trouble"] = in_child(lambda: way(model, folder) or 0)
+                found |= {"end": state(folder), "left": [name for name in os.listdir(folder) if name.startswith(".")]}
             print(json.dumps(found), flush=True)
 
 

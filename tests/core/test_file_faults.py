@@ -29,7 +29,7 @@ def tried(model: Path, way: str, every: int) -> tuple[dict[str, Any], list[dict[
 
 
 def check(way: dict[str, Any], moment: dict[str, Any]) -> None:
-    """What must hold after any disturbance, and after the same was run again."""
+    """What must hold after any disturbance, and when the same is run again after a kill: then nothing is left over."""
     new, there = way["new"], way["there"]
     untouched = dict.fromkeys(new, "old") if there else {}
     after = moment["after"]
@@ -39,6 +39,7 @@ def check(way: dict[str, Any], moment: dict[str, Any]) -> None:
         # Between two renames some are new already; the next run of the same completes them, told or not told to resume.
         assert moment["again"] == 0 or ("already exists" in moment["trouble"] and after == new), moment
         assert moment["end"] == new, moment
+        assert moment["left"] == [] or moment["again"] != 0, moment
         return
     assert after in (untouched, new), moment  # both or neither
     if moment["status"] == 1:
