@@ -196,6 +196,7 @@ class Fleet:
         for name, answer in self._greetings().items():
             self._examine(name, answer)
         self._counted, self._count = time.monotonic(), len(workers) - len(without)
+        self.standing = self.title
 
     def _patiently(self) -> dict[str, Any]:
         """The workers, once there is one."""

@@ -388,7 +388,7 @@ class Session:
             number=self.resolution.renumbering.get(index, index),
             before=sum(op.tensor.nbytes for op in ops),
             nbytes=sum(op.nbytes for op in kept),
-            elements=sum(op.tensor.n_elements for op in kept),
+            elements=sum(op.n_elements for op in kept),
             types=tuple(dict.fromkeys(op.to_type for op in kept if is_matrix(op.tensor))),
             changed=any(op.to_type != op.from_type for op in kept),
         )

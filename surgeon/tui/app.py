@@ -267,6 +267,7 @@ class SurgeonApp(Host):
         part = event.progress.done_bytes / total if total else 1.0
         done = with_workers(f"writing {100 * part:.0f}%", job.workers.standing)
         self._status("kernels" if event.progress.stage == "compiling" else done)
+        self._owner(job).show_running()
         self._show_job()
 
     @on(Written)

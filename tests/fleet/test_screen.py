@@ -18,6 +18,7 @@ from surgeon import cli
 from surgeon.commands import imatrix, perplexity, prune_scan
 from surgeon.session.queue import DONE, FAILED, WAITING, Entry
 from surgeon.tui.config import Config
+from surgeon.tui.dialogs.base import Choices
 
 sys.path.insert(0, str(ROOT / "tests" / "tui"))
 from tui_helpers import opened, session_of, text_of
@@ -44,7 +45,7 @@ async def test_the_queue_over_workers_does_what_commands_do(
 ) -> None:
     session = session_of(model)
     out, written = tmp_path / "there.gguf", tmp_path / "written.gguf"
-    seen, jobs = set[str](), dict[int, Any]()
+    seen, listed, jobs = set[str](), set[str](), dict[int, Any]()
     async with opened(session, (100, 30), Config(threads=1, scheduler=scheduler)) as (app, pilot):
         app.main.enqueue(
             Entry("scan", "scan", {**SMALL, "count": "1", "how": ""}),
@@ -53,8 +54,12 @@ async def test_the_queue_over_workers_does_what_commands_do(
             Entry("write", "written", {"out": str(written), "replace": ""}, 'format = 1\ntype = "Q8_0"\n'),
         )
 
+        await pilot.press("L")
+        lines = app.screen.query_one("#queue", Choices)
+
         def ended() -> bool:
             seen.add(text_of(app, "header"))
+            listed.add(str(lines.get_option_at_index(0).prompt))
             jobs.update({id(job): job for job in app.running_jobs})
             return not app.main.queue.waiting and not app.running_jobs
 
@@ -63,6 +68,7 @@ async def test_the_queue_over_workers_does_what_commands_do(
         (trial, *_) = [trial for trial in app.main.journal.trials() if trial.figure("ppl") is not None]
     layers = session.model.block_count
     assert any(f" · 2 workers · {done}/{layers} tasks" in line for line in seen for done in range(1, layers))
+    assert any(f" 2 workers · {done}/{layers} tasks · " in line for line in listed for done in range(1, layers))
     assert [job.workers.standing for job in jobs.values()] == [
         f"2 workers · {tasks}/{tasks} tasks" for tasks in (layers, 1, 1, 1)
     ]

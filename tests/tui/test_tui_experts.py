@@ -62,6 +62,7 @@ def test_marks_and_the_least_salient(session: Session) -> None:
     assert prune_least(session, "25%") == "prune experts: 25% by saliency"
     assert dict(session.plan.pruned_experts) == {0: (0, 1, 2, 3), 1: (0, 1, 2, 5), 2: (0, 1, 2, 3)}
     assert number_pruned(session) == {4}
+    assert session.summary(0).bpw == 32  # of the weights that stay
     cell = shown(session, 80, 24).cell(0, 15)
     assert toggle(session, cell.sets) == "prune 1 expert"
     assert number_pruned(session) == {4, 5}

@@ -111,10 +111,12 @@ class BenchActions(FileActions, FitActions, HealActions):
     def queue_status(self) -> str:
         job = self.queued_job[1] if self.queued_job is not None else None
         if isinstance(job, MeasureJob) and job.standing is not None:
-            return with_workers(f"{100 * job.standing.part:.0f}% of {job.standing.stage}", job.workers.standing)
+            return with_workers(
+                f"{100 * job.standing.part:.0f}% of {job.standing.stage}", job.workers.standing, first=True
+            )
         if isinstance(job, WriteJob) and job.progress is not None and job.progress.total_bytes:
             part = job.progress.done_bytes / job.progress.total_bytes
-            return with_workers(f"{100 * part:.0f}% written", job.workers.standing)
+            return with_workers(f"{100 * part:.0f}% written", job.workers.standing, first=True)
         return ""
 
     def job_of(self, entry: Entry) -> MeasureJob | WriteJob:
@@ -174,6 +176,11 @@ class BenchActions(FileActions, FitActions, HealActions):
             self.queue.mark(name, state, note)
         except SurgeonError as error:
             self.say(str(error), "warning")
+
+    def show_running(self) -> None:
+        for screen in self.app.screen_stack:
+            if isinstance(screen, BenchPage) and screen.is_mounted:
+                screen.show_running()
 
     def show_bench(self, *, reload: bool = False) -> None:
         """Where the bench is open: the queue as it is; reload: the trials, too."""

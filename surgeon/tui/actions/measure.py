@@ -56,6 +56,10 @@ class MeasureActions(QueueingActions):
     measure_job: MeasureJob | None = None
 
     @abstractmethod
+    def show_running(self) -> None:
+        """Where the bench is open: how far what the queue runs is."""
+
+    @abstractmethod
     def job_ended(self, job: MeasureJob | WriteJob) -> bool:
         """Whether the job was of the queue, which goes on."""
 
@@ -102,6 +106,7 @@ class MeasureActions(QueueingActions):
         if job is None or job.standing is None or not job.running:
             return
         self._show_status(with_workers(f"{job.word} {100 * job.standing.part:.0f}%", job.workers.standing))
+        self.show_running()
         self._redraw_dialog()
 
     @on(Ended)

@@ -153,7 +153,7 @@ class MeasureJob(ABC):
                 if not isinstance(item, Standing):
                     tell(item)
                     continue
-                new_stage = self.standing is None or self.standing.index != item.index
+                new_stage = self.standing is None or self.standing.stage != item.stage
                 self.standing = item
                 now = time.monotonic()
                 if new_stage or now - last >= TICK:

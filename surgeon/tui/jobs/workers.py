@@ -36,6 +36,7 @@ class Workers:
         return "" if self._fleet is None else self._fleet.standing
 
 
-def with_workers(text: str, standing: str) -> str:
-    """`prune-scan 30% · 3 workers · 12/40 tasks`."""
-    return f"{text} · {standing}" if standing else text
+def with_workers(text: str, standing: str, *, first: bool = False) -> str:
+    """`prune-scan 30% · 3 workers · 12/40 tasks`; first: the workers first."""
+    parts = (standing, text) if first else (text, standing)
+    return " · ".join(part for part in parts if part)

@@ -65,6 +65,14 @@ class QueueKeys(Dialog[Any]):
         self.query_one("#queue-head", Static).update(self.text([queue_head(queue)]))
         self.about()
 
+    def show_running(self) -> None:
+        """How far the running entry is."""
+        choices, dark = self.query_one("#queue", Choices), self.app.current_theme.dark
+        for place, entry in enumerate(self.bench.queue.entries, start=1):
+            if entry.state == RUNNING and any(option.id == entry.id for option in choices.options):
+                line = entry_line(entry, place, self.bench.queue_status, self.room - 2)
+                choices.replace_option_prompt(entry.id, text_of([line], dark))
+
     def change_queue(self, change: Callable[[], object], at: str | None = None) -> None:
         """Change it and let it go on; what could not be kept is reported."""
         try:

@@ -25,7 +25,7 @@ def entry_line(entry: Entry, place: int, status: str, width: int) -> Line:
     """place: from 1; status: how far the running one is."""
     sign, role = _SIGNS[entry.state]
     note = status if entry.state == RUNNING else entry.note
-    room = max(12, (width - _KIND - 8) // 2)
+    room = max(12, (width - _KIND - 8) // 2 - 4)
     return [
         (f"{place:>3} ", "faint"),
         (f"{sign} ", role),
