@@ -16,6 +16,7 @@ from surgeon.terminal import tell
 if TYPE_CHECKING:
     from surgeon.gguf.values import Value
     from surgeon.imatrix.coverage import Coverage
+    from surgeon.imatrix.experts import ExpertSums
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics
     from surgeon.model.model import Layer, Model, Tensor
@@ -23,13 +24,17 @@ if TYPE_CHECKING:
 HELP = """\
 Σ(Bias), entropy and CosSim are those of `surgeon stats` (which explains them); CosSim is blank where the layer before
 has no such tensor. `=` names the tensors that read the same activations; `no imatrix` marks tensors that could be
-quantized but have no entry in the importance matrix.
+quantized but have no entry in the importance matrix. Of a layer with experts: `idle` were never called, and `low 25%`
+is the share of the router's weight that the least salient quarter gets (all of them: surgeon stats --experts).
 """
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """What is known from an importance matrix, by name and by layer."""
+    """What is known from an importance matrix, by name and by layer.
+
+    sums: of the experts, None without any.
+    """
 
     imatrix: Imatrix
     coverage: Coverage
@@ -37,6 +42,19 @@ class Matrix:
     layers: dict[int, LayerStatistics]
     shared: dict[str, tuple[str, ...]]
     experts: dict[str, tuple[int, int]]
+    sums: ExpertSums | None
+
+    def idle(self, layer: int) -> int | None:
+        """How many experts of a layer were never called; None where it has none."""
+        if self.sums is None or layer not in self.sums.layers:
+            return None
+        return int((self.sums.calls[layer] == 0).sum())
+
+    def low(self, layer: int) -> float | None:
+        """The share of the router's weight that a layer's least salient quarter gets; None where it is unknown."""
+        if self.sums is None or layer not in self.sums.layers or not self.sums.gate[layer].any():
+            return None
+        return self.sums.weight_of_least(layer, 0.25)
 
 
 def main(arguments: list[str]) -> int:
@@ -102,11 +120,14 @@ def _value_json(value: Value) -> dict[str, object]:
 
 
 def _matrix(model: Model, path: Path) -> Matrix:
+    from surgeon.commands.expert_table import known_experts
     from surgeon.imatrix.coverage import coverage, experts_with_data
     from surgeon.imatrix.files import load_imatrix
+    from surgeon.imatrix.influence import load_influence
     from surgeon.imatrix.statistics import layer_statistics, shared_inputs, tensor_statistics
 
     imatrix = load_imatrix(path, judged=True)
+    influence = load_influence(path, channels=False)
     rows = tensor_statistics(imatrix)
     return Matrix(
         imatrix,
@@ -115,6 +136,7 @@ def _matrix(model: Model, path: Path) -> Matrix:
         {row.layer: row for row in layer_statistics(rows)},
         shared_inputs(imatrix),
         experts_with_data(imatrix, model),
+        known_experts(imatrix, influence.experts if influence is not None else None),
     )
 
 
@@ -191,7 +213,18 @@ def _layer_line(layer: Layer, width: int, matrix: Matrix | None) -> str:
     bpw = 8 * layer.nbytes / layer.n_elements
     line = f"{f'blk.{layer.index}':<{width}} {'':<16} {f'{bpw:.2f} bpw':<9} {_size(layer.nbytes):>9}"
     row = matrix.layers.get(layer.index) if matrix else None
-    return f"{line} {row.sum_bias:12.2f} {'':>8} {_cosine(row.cossim):>8}".rstrip() if row else line
+    if matrix is None or row is None:
+        return line
+    cells = f"{line} {row.sum_bias:12.2f} {'':>8} {_cosine(row.cossim):>8}"
+    return f"{cells}{_layer_experts(layer.index, matrix)}".rstrip()
+
+
+def _layer_experts(layer: int, matrix: Matrix) -> str:
+    """`  idle 0, low 25% 12.3%`: experts never called, and what the least salient quarter weighs."""
+    idle, low = matrix.idle(layer), matrix.low(layer)
+    if idle is None:
+        return ""
+    return f"  idle {idle}" + ("" if low is None else f", low 25% {100 * low:.1f}%")
 
 
 def _block_line(block: str, model: Model, width: int) -> str:
@@ -260,6 +293,8 @@ def _layer_json(layer: Layer, matrix: Matrix | None) -> dict[str, object]:
     if row:
         cossim = None if row.cossim is None else exact(row.cossim)
         document |= {"sum": exact(row.sum_bias), "zd": exact(row.zd), "cossim": cossim}
+    if matrix:
+        document |= {"idle": matrix.idle(layer.index), "low": matrix.low(layer.index)}
     return document
 
 

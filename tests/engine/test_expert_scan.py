@@ -42,6 +42,10 @@ def test_from_text_to_a_pruned_model(moe: Path, tmp_path: Path, capsys: pytest.C
     assert [sum(row["calls"]) for row in rows] == [256 * 2] * 3
     assert cli.run(["stats", "--experts", str(imatrix)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
+    assert cli.run(["show", "--imatrix", str(imatrix), str(moe)]) == 0
+    (first, *_) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("blk.0 ")]
+    idle = int((influence.experts.calls[0] == 0).sum())
+    assert first.endswith(f"  idle {idle}, low 25% {100 * influence.experts.weight_of_least(0, 0.25):.1f}%")
 
     words = ["-m", str(moe), "-f", str(TEXT), "--imatrix", str(imatrix), "-c", "64", "--chunks", "2", "-t", "1"]
     assert cli.run(["expert-scan", *words, "--shares", "25,50", "--json"]) == 0
