@@ -144,12 +144,19 @@ def _extras(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | Non
 
 def _imatrix_extra(path: Path, resolution: Resolution, imatrix: Imatrix) -> Extra:
     from surgeon.imatrix.files import dat_bytes, gguf_bytes
+    from surgeon.imatrix.influence import file_bytes, load_influence
     from surgeon.write.output_set import Extra
     from surgeon.write_guard import Kind
 
     renumbered = imatrix.with_matrices(resolution.kept_experts).renumbered(resolution.kept_layers)
-    data = dat_bytes(renumbered) if path.suffix == ".dat" else gguf_bytes(renumbered.raw_sums())
-    return Extra.of(path, Kind.IMATRIX, data)
+    if path.suffix == ".dat":
+        return Extra.of(path, Kind.IMATRIX, dat_bytes(renumbered))
+    influence = load_influence(imatrix.path, channels=False)
+    if influence is None:
+        return Extra.of(path, Kind.IMATRIX, gguf_bytes(renumbered.raw_sums()))
+    gone = {layer: frozenset(experts) for layer, experts in resolution.plan.pruned_experts}
+    kept = sorted(resolution.kept_layers, key=resolution.kept_layers.__getitem__)
+    return Extra.of(path, Kind.IMATRIX, file_bytes(renumbered.raw_sums(), influence.pruned(kept, gone)))
 
 
 def _moments_extra(path: Path, resolution: Resolution, moments: Moments) -> Extra:

@@ -9,7 +9,7 @@ Raw sums, float32[n_expert, n_layer] in the imatrix file, so that collections ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,15 @@ class ExpertSums:
     def share_of_gate(self) -> Float64:
         """Of the weight that the router gave in a layer; NaN without data."""
         return _shares(self.gate)
+
+    def pruned(self, layers: Sequence[int], gone: Mapping[int, Collection[int]]) -> ExpertSums:
+        """Of a model that keeps these layers, in this order, and loses these experts of each: as many everywhere."""
+        count = self.calls.shape[1] - max(map(len, gone.values()), default=0)
+        kept = [[expert for expert in range(self.calls.shape[1]) if expert not in gone.get(at, ())] for at in layers]
+        # A dense layer has no sums: any of its places will do.
+        chosen = np.array([left[:count] for left in kept], np.intp).reshape(len(layers), count)
+        places = np.array(layers, np.intp)[:, None], chosen
+        return ExpertSums(self.calls[places], self.gate[places], self.saliency[places])
 
     def tensors(self) -> list[tuple[str, NDArray[np.float32]]]:
         """As the file keeps them."""

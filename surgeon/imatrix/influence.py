@@ -13,7 +13,7 @@ where x and y are the residual stream before and after the layer.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -50,6 +50,16 @@ class Influence:
     channel_sums: dict[str, Float32] = field(default_factory=dict)
     weight_zd: Float64 | None = None
     experts: ExpertSums | None = None
+
+    def pruned(self, layers: Sequence[int], gone: Mapping[int, Collection[int]]) -> Influence:
+        """Of a model that keeps these layers, in this order, and loses these experts of each, as measured on the whole.
+
+        Channel sums are left out, and so are the scores of the weights where experts go.
+        """
+        seen = [layer for layer in layers if layer < len(self.layers)]
+        zd = None if self.weight_zd is None or gone else self.weight_zd[seen]
+        experts = None if self.experts is None else self.experts.pruned(seen, gone)
+        return Influence(self.layers[seen], {}, zd, experts)
 
     @property
     def block_influence(self) -> Float64:
@@ -113,6 +123,16 @@ def save(
     """Write an importance matrix with what belongs to it; `extra`: further key-value pairs; `more`: further tensors,
     float32, float64 or int64 as they are. Raises SurgeonError.
     """
+    write_whole(Path(path), file_bytes(imatrix, influence, extra, more), Kind.IMATRIX, permit)
+
+
+def file_bytes(
+    imatrix: Imatrix,
+    influence: Influence | None,
+    extra: tuple[tuple[str, Value], ...] = (),
+    more: Mapping[str, NDArray[np.generic]] = _NO_ARRAYS,
+) -> bytes:
+    """The GGUF file that `save` writes."""
     tensors: list[tuple[str, NDArray[np.generic]]] = [
         pair for name in sorted(imatrix.entries, key=str.encode) for pair in _entry(imatrix, influence, name)
     ]
@@ -132,7 +152,7 @@ def save(
     out[: len(layout.data)] = layout.data
     for (_, values), offset in zip(tensors, layout.offsets, strict=True):
         out[offset : offset + values.nbytes] = values.tobytes()
-    write_whole(Path(path), bytes(out), Kind.IMATRIX, permit)
+    return bytes(out)
 
 
 def _entry(imatrix: Imatrix, influence: Influence | None, name: str) -> list[tuple[str, Float32]]:

@@ -27,9 +27,10 @@ from surgeon.anatomy import expert_model
 from surgeon.anatomy.experts import EXPERTS, SOFTMAX, experts_of
 from surgeon.anatomy.table import ARCHITECTURES
 from surgeon.errors import SurgeonError
+from surgeon.imatrix.experts import ExpertSums
 from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
-from surgeon.imatrix.influence import save
+from surgeon.imatrix.influence import Influence, load_influence, save
 from surgeon.model.model import Model, load_model
 from surgeon.plan.plan import Plan, with_experts_toggled, with_pruned_experts
 from surgeon.plan.recipe import Recipe, read_recipe, to_toml
@@ -356,6 +357,31 @@ def test_the_imatrix_follows_the_experts(quantized: Path, tmp_path: Path, ending
     for name in (name for name in names if name.startswith("blk.1.")):
         rows = imatrix.weights(name).reshape(8, -1)[kept]
         assert followed.weights(name.replace("blk.1.", "blk.0.")) == pytest.approx(rows.ravel(), rel=1e-6)
+
+
+def test_what_is_known_of_the_experts_follows_them(tmp_path: Path) -> None:
+    """So that the pruned model can be pruned again by its saliency."""
+    whole = toys.granitemoe().write(tmp_path / "whole.gguf")
+    entries = {"blk.0.attn_q.weight": ImatrixEntry(np.ones((1, 64), np.float32), np.array([64]))}
+    imatrix = Imatrix(tmp_path / "im.gguf", entries, ("text",), 1, 64)
+    calls = np.full((3, 16), 2.0)
+    sums = ExpertSums(calls, calls / 8, calls * np.arange(48).reshape(3, 16)[:, ::-1])
+    influence = Influence(np.arange(15.0).reshape(3, 5), weight_zd=np.ones(3), experts=sums)
+    save(imatrix, influence, imatrix.path)
+    saved, out = tmp_path / "pruned-im.gguf", tmp_path / "out.gguf"
+    words = ["--imatrix", str(imatrix.path), "--prune-experts", "4", "--prune-layers", "1"]
+    assert cli.run(["quantize", *words, "--save-imatrix", str(saved), str(whole), str(out), "COPY"]) == 0
+    followed = load_influence(saved)
+    assert followed is not None
+    assert followed.experts is not None
+    assert followed.layers.tolist() == influence.layers[[0, 2]].tolist()
+    assert followed.weight_zd is None
+    for name in ("calls", "gate", "saliency"):
+        assert np.array_equal(getattr(followed.experts, name), getattr(sums, name)[[0, 2], :12])
+    words = ["--imatrix", str(saved), "--prune-experts", "2", str(out), str(tmp_path / "again.gguf"), "COPY"]
+    assert cli.run(["quantize", *words]) == 0
+    told = load_model(tmp_path / "again.gguf").file.kv["surgeon.pruned_experts"].decode()
+    assert told == ["0: 10-15", "2: 10-15"]
 
 
 def test_an_imatrix_of_the_whole_model_weighs_the_experts_that_stay(tmp_path: Path) -> None:
