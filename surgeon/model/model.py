@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from surgeon.gguf.file import GGUFFile, TensorInfo, ValueType, open_gguf
+from surgeon.gguf.file import GGUFFile, TensorInfo, Value, ValueType, open_gguf
 from surgeon.model.layer_names import short_name, split_layer
 from surgeon.terminal import cell
 
@@ -71,8 +71,18 @@ class Model:
     def hparam(self, key: str, default: Any = None) -> Any:
         """The value of `<architecture>.<key>`, a list for per-layer arrays; `default` when there is none."""
         value = self.file.kv.get(f"{self.architecture}.{key}")
-        found = None if value is None else value.small()
-        return default if found is None else found
+        if value is None:
+            return default
+        known = self._decoded.get(key)
+        if known is None or known[0] is not value:
+            known = self._decoded[key] = value, value.small()
+        found = known[1]
+        return default if found is None else list(found) if isinstance(found, list) else found
+
+    @cached_property
+    def _decoded(self) -> dict[str, tuple[Value, Any]]:
+        """Hyperparameters asked for before: asked for layer by layer, a long array would be decoded as often."""
+        return {}
 
     @cached_property
     def block_count(self) -> int:

@@ -201,11 +201,12 @@ def _prediction_hint(model: Model, names: Sequence[str]) -> str:
     count = model.hparam("nextn_predict_layers")
     if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < model.block_count:
         return ""
-    layers = range(model.block_count - count, model.block_count)
+    first = model.block_count - count
+    layers = [layer.index for layer in model.layers if first <= layer.index < model.block_count]
     if not all(name.startswith(tuple(f"blk.{layer}." for layer in layers)) for name in names):
         return ""
     rule = "|".join(map(str, layers))
-    pattern = rf"blk\.{rule}\." if count == 1 else rf"blk\.({rule})\."
+    pattern = rf"blk\.{rule}\." if len(layers) == 1 else rf"blk\.({rule})\."
     return f"calibration does not run layers of prediction (MTP): give them a type, --tensor-type '{pattern}=q4_k'"
 
 

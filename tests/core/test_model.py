@@ -79,3 +79,16 @@ def test_a_hyperparameter_that_holds_arrays_of_arrays_is_none(tmp_path: Path) ->
     assert model.hparam("attention.head_count", "nothing") == "nothing"
     model.file.kv["llama.attention.head_count"] = rows[0]
     assert model.hparam("attention.head_count") == [1] * 100
+
+
+def test_a_hyperparameter_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(toy_llama(tmp_path / "m.gguf"))
+    model.file.kv["llama.attention.head_count"] = Value.array(ValueType.UINT32, [1, 2])
+    seen = []
+    decode = Value.decode
+    monkeypatch.setattr(Value, "decode", lambda self: seen.append(self) or decode(self))
+    model.hparam("attention.head_count").append(3)  # the caller's own list
+    assert model.hparam("attention.head_count") == [1, 2]
+    assert len(seen) == 1
+    model.file.kv["llama.attention.head_count"] = Value.of(ValueType.UINT32, 5)
+    assert model.hparam("attention.head_count") == 5

@@ -195,3 +195,7 @@ def test_missing_entries_of_prediction_layers_say_how_to_go_on(tmp_path: Path) -
     assert r"--tensor-type 'blk\.1\.=q4_k'" in error
     ruled = Plan(file_type="IQ2_XS", rules=(parse_rule(r"blk\.1\.=q4_k"),))
     assert not resolve(model, ruled, imatrix).errors
+    kv |= {"qwen35.block_count": 2**32 - 1, "qwen35.nextn_predict_layers": 2**32 - 2}  # must not be looped over
+    forced = Plan(file_type="IQ2_XS", rules=(parse_rule("ffn_down=iq2_xs"),))
+    endless = load_model(build_gguf(tmp_path / "endless.gguf", kv, tensors))
+    assert r"--tensor-type 'blk\.1\.=q4_k'" in resolve(endless, forced, imatrix).errors[0].text
