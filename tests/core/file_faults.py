@@ -1,4 +1,4 @@
-"""Kills, and fails, every way to write a file at chosen file calls, and tells what it left; run by test_file_faults.py.
+"""Kills, and fails, every way to write a file at chosen file calls, and tells what it left, for test_file_faults.py.
 
 file_faults.py MODEL FOLDER EVERY WAY...: for each way a child process writes into FOLDER, first undisturbed and
 counting its calls, then killed before every EVERY-th call, then with every EVERY-th call failing by EIO or ENOSPC.
@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,8 @@ def prepare(folder: Path, there: bool, targets: list[str]) -> None:
         (folder / name).write_bytes(OLD[name])
 
 
-def moments_of(name: str, model: Path, folder: Path, every: int) -> None:
+def moments_of(name: str, model: Path, folder: Path, every: int) -> Iterator[dict[str, Any]]:
+    """First what the undisturbed way makes, then what was found after each moment."""
     way, there = WAYS[name]
     prepare(folder, False, [])
     assert in_child(lambda: way(model, folder) or 0) == (0, "")
@@ -206,17 +207,23 @@ def moments_of(name: str, model: Path, folder: Path, every: int) -> None:
 
     assert in_child(counted) == (0, "")
     total = int((folder / ".count").read_text())
-    print(json.dumps({"way": name, "new": new, "there": there, "calls": total}), flush=True)
+    yield {"way": name, "new": new, "there": there, "calls": total}
     near_the_end = {*range(max(1, total - 25), total + 1)}
     for moment in sorted({*range(1, total + 1, every), *(near_the_end if every < 100 else ())}):
         for kind in ("kill", "EIO", "ENOSPC"):
             prepare(folder, there, list(new))
             status, error = in_child(lambda kind=kind, moment=moment: disturbed(way, model, folder, kind, moment))
-            found = {"moment": moment, "kind": kind, "status": status, "error": error, "after": state(folder)}
+            found: dict[str, Any] = {
+                "moment": moment,
+                "kind": kind,
+                "status": status,
+                "error": error,
+                "after": state(folder),
+            }
             if kind == "kill":
                 found["again"], found["trouble"] = in_child(lambda: way(model, folder) or 0)
                 found |= {"end": state(folder), "left": [name for name in os.listdir(folder) if name.startswith(".")]}
-            print(json.dumps(found), flush=True)
+            yield found
 
 
 def disturbed(way: Callable[[Path, Path], None], model: Path, folder: Path, kind: str, moment: int) -> int:
@@ -238,7 +245,8 @@ def main() -> None:
     prepare(folder, False, [])
     plain(model, folder)  # loads the kernels, once for all children
     for name in sys.argv[4:] or WAYS:
-        moments_of(name, model, folder, every)
+        for found in moments_of(name, model, folder, every):
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
