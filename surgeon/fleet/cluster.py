@@ -27,6 +27,7 @@ from surgeon.folders import make_private
 
 RESOURCE = "engine"
 _CONNECT_SECONDS = 10.0
+_ANSWER_TIMES = 4  # as long as connecting may take, for a worker to start its llama.cpp
 _POLL_SECONDS = 0.1  # how long a cancel may go unseen
 _AHEAD = 2  # tasks given out for each worker, so that none waits for this machine
 _COUNT_SECONDS = 5.0  # between two looks at who is there
@@ -226,9 +227,12 @@ class Fleet:
                 unwanted(result)
 
         threading.Thread(target=run, name="fleet-wait", daemon=True).start()
+        until = time.monotonic() + _ANSWER_TIMES * _CONNECT_SECONDS
         while not wait([future], _POLL_SECONDS).done:
             if self.cancelled.is_set() and future.cancel():
                 raise Cancelled("the run was cancelled")
+            if time.monotonic() > until and future.cancel():  # another kind of server may hold Dask up for ever
+                raise FleetError(f"{self.address}: no Dask scheduler answers there, or a worker does not; see its log")
         return future.result()
 
     def _build_here(self) -> str:
@@ -277,7 +281,7 @@ def _connected(address: str) -> Any:
     try:
         connect: Any = Client
         return connect(address, timeout=_CONNECT_SECONDS, set_as_default=False, name="surgeon")
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # whatever Dask makes of what another kind of server answers, MemoryError included
         raise FleetError(
             f"{address}: no Dask scheduler answers there ({str(error)[:120]}); start one (dask scheduler), or see "
             "surgeon doctor --scheduler ADDRESS"

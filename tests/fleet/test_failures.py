@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -171,6 +172,16 @@ def test_no_workers_and_workers_without_the_resource(
         pytest.raises(FleetError, match="no worker offers engine=1"),
     ):
         prune_scan.main([*command, str(plain.scheduler_address)])
+
+
+def test_a_server_that_is_no_scheduler_and_says_nothing_is_one_line(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surgeon.fleet.cluster._CONNECT_SECONDS", 0.25)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        words = ["-m", str(demo_model), "-f", str(TEXT), "--scheduler", f"tcp://127.0.0.1:{mute.getsockname()[1]}"]
+        with pytest.raises(FleetError, match="no Dask scheduler answers"):
+            prune_scan.main(words)
 
 
 def test_without_dask_the_message_says_how_to_get_it(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
