@@ -29,11 +29,16 @@ def read_spans(text: str, known: Sequence[int]) -> frozenset[int]:
     """`26,29`, `3-5`, separated by commas or blanks, of the layers in `known`. Raises SurgeonError."""
     chosen: set[int] = set()
     for item in re.split(r"[\s,]+", text.strip(", ")):
-        match = _SPAN.fullmatch(item)
-        if match is None:
-            raise SurgeonError(f"{item!r} is not a layer number; use 26,29 or 3-5")
-        first, last = int(match[1]), int(match[2] or match[1])
+        first, last = span_of(item)
         if first > last or first not in known or last not in known:
             raise SurgeonError(f"layer {item} does not exist; this model has layers {spans(known)}")
         chosen.update(number for number in known if first <= number <= last)
     return frozenset(chosen)
+
+
+def span_of(item: str) -> tuple[int, int]:
+    """First and last of one item: `26` -> (26, 26), `3-5` -> (3, 5). Raises SurgeonError."""
+    match = _SPAN.fullmatch(item)
+    if match is None:
+        raise SurgeonError(f"{item[:60]!r} is not a layer number; use 26,29 or 3-5")
+    return int(match[1]), int(match[2] or match[1])

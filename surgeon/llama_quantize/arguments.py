@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
+from surgeon.layer_lists import span_of
 from surgeon.plan.plan import KVOverride, TypeRule, parse_rule
 
 INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")
 FLOAT = re.compile(r"\s*[+-]?(inf(inity)?|nan|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)", re.IGNORECASE)
+_MOST_LAYERS = 10_000  # of one run `3-5`
 _MAX_KEY = 127
 _MAX_TEXT = 127
 CHAT_TEMPLATE = "tokenizer.chat_template"
@@ -51,18 +53,30 @@ def leading_number(match: re.Match[str]) -> int:
     return int(digits or "0") * (-1 if match[1].startswith("-") else 1)
 
 
-def parse_layers(text: str) -> list[int]:
-    """`26,29`: leading digits of each item count, as in llama-quantize."""
+def parse_layers(text: str, *, compat: bool = False) -> list[int]:
+    """`26,29` or `3-5`. With `compat` leading digits of each item count, as in llama-quantize: 3-5 is 3."""
     items = text.split(",")
-    layers = []
+    layers: list[int] = []
     for item in items[:-1] if items[-1] == "" else items:
-        match = INTEGER.match(item)
-        if match is None or (number := leading_number(match)) < 0:
-            raise OptionError(
-                f"--prune-layers: {item[:60]!r} is not a layer number; use for instance --prune-layers 26,29"
-            )
-        layers.append(number)
+        layers += [_layer(item)] if compat else _span(item)
     return layers
+
+
+def _layer(item: str) -> int:
+    match = INTEGER.match(item)
+    if match is None or (number := leading_number(match)) < 0:
+        raise OptionError(f"--prune-layers: {item[:60]!r} is not a layer number; use for instance --prune-layers 26,29")
+    return number
+
+
+def _span(item: str) -> range:
+    try:
+        first, last = span_of(item.strip())
+    except SurgeonError as error:
+        raise OptionError(f"--prune-layers: {error}") from None
+    if not 0 <= last - first < _MOST_LAYERS:
+        raise OptionError(f"--prune-layers: {item!r} is not a run of layers; use for instance --prune-layers 3-5")
+    return range(first, last + 1)
 
 
 def parse_setting(text: str) -> KVOverride:

@@ -32,7 +32,7 @@ Options of llama-quantize (all before INPUT):
   --token-embedding-type T     type of token_embd.weight
   --tensor-type RE=T           type of tensors whose name matches (repeatable, the first match wins)
   --tensor-type-file F         such rules from a file, separated by blanks
-  --prune-layers L0,L1,...     leave out these layers
+  --prune-layers L0,L1,...     leave out these layers; without --compat also 3-5
   --keep-split                 write as many shards as the input has
   --override-kv KEY=TYPE:VALUE set metadata; TYPE is int, float, bool or str (repeatable)
   --dry-run                    print types and sizes; write nothing

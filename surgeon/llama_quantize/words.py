@@ -36,7 +36,7 @@ class Words:
     """The options as they were read."""
 
     rules: list[TypeRule] = field(default_factory=list)
-    pruned: set[int] = field(default_factory=set)
+    pruned: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     keys: list[KVOverride] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ def read_words(arguments: list[str]) -> Words:
     special: dict[str, Callable[[str], object]] = {
         "--tensor-type": lambda text: words.rules.append(rule(text)),
         "--tensor-type-file": lambda text: words.rules.extend(read_type_file(text)),
-        "--prune-layers": lambda text: words.pruned.update(parse_layers(text)),
+        "--prune-layers": words.pruned.append,
         "--override-kv": words.overrides.append,
         "--set": lambda text: words.keys.append(parse_setting(text)),
         "--delete-key": words.deleted.append,
@@ -104,7 +104,7 @@ def plan_of(words: Words, base: Plan) -> Plan:
     return replace(
         base,
         rules=(*words.rules, *base.rules),
-        pruned=base.pruned | words.pruned,
+        pruned=base.pruned.union(*(parse_layers(text, compat=compat) for text in words.pruned)),
         output_tensor_type=_type_option(values, "--output-tensor-type", base.output_tensor_type),
         token_embedding_type=_type_option(values, "--token-embedding-type", base.token_embedding_type),
         include_weights=tuple(words.include) or base.include_weights,

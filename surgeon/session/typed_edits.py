@@ -165,10 +165,11 @@ def _options(session: Session, plan: Plan, text: str) -> Edit:
     words = read_words(arguments)
     if words.positional:
         raise SurgeonError(f"unknown option {words.positional[0]!r}; options start with --")
-    strange = words.pruned - {layer.index for layer in session.model.layers}
+    changed = plan_of(words, plan)
+    strange = changed.pruned - plan.pruned - {layer.index for layer in session.model.layers}
     if strange:
         raise SurgeonError(_no_layer(session, strange))
-    return Edit(plan_of(words, plan), text)
+    return Edit(changed, text)
 
 
 def option_words(plan: Plan) -> list[str]:

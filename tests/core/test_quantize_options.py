@@ -105,6 +105,9 @@ def test_split_size_in_decimal_units() -> None:
         ("--prune-layers 1,x in.gguf Q8_0", "'x' is not a layer number"),
         ("--prune-layers -3 in.gguf Q8_0", "'-3' is not a layer number"),
         ("--prune-layers 1,,2 in.gguf Q8_0", "'' is not a layer number"),
+        ("--prune-layers 2,11x in.gguf Q8_0", "'11x' is not a layer number"),
+        ("--prune-layers 5-3 in.gguf Q8_0", "'5-3' is not a run of layers"),
+        ("--prune-layers 0-99999999 in.gguf Q8_0", "'0-99999999' is not a run of layers"),
         ("--tensor-type ffn_up=q4_K_M in.gguf Q8_0", "is a mix, not a tensor type"),
         ("--tensor-type-file absent.txt in.gguf Q8_0", "absent.txt: cannot be read"),
         ("--output-tensor-type q99 in.gguf Q8_0", "unknown tensor type 'q99'"),
@@ -124,6 +127,12 @@ def test_every_mistake_has_its_sentence_and_exit_code_1(words: str, sentence: st
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(("words", "pruned"), [("", {1, 3, 4, 5, 9}), ("--compat ", {1, 3, 9})])
+def test_a_run_of_layers_is_its_first_only_with_compat(words: str, pruned: set[int]) -> None:
+    job = parse_job(f"{words}--prune-layers 3-5,1 --prune-layers 9 in.gguf Q8_0".split())
+    assert job.plan.pruned == pruned
 
 
 def test_numbers_of_overrides_are_read_as_c_does_only_with_compat() -> None:
