@@ -76,7 +76,8 @@ class BenchActions(FileActions, FitActions, HealActions):
         """At the start: what the last session left undone."""
         waits = len(self.queue.waiting)
         if waits:
-            self.say(f"{waits} entries of the queue wait since the last session: L shows them, P goes on there")
+            jobs = "1 queued job is" if waits == 1 else f"{waits} queued jobs are"
+            self.say(f"{jobs} left from the last session; L shows them, P resumes")
 
     # --- what the bench asks for
 
