@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from weakref import WeakKeyDictionary
@@ -37,7 +37,8 @@ class ExpertModel:
     """The experts of one model. count: in every layer; used: for every token (the most of all layers);
 
     layers: layer -> its tensors with experts in them, those of multi-token prediction included; groups, groups_used: 1
-    where there are none; chunk: neighbours that share a further expert, else 1; trunk: layers below it read the text.
+    where there are none; chunk: neighbours that share a further expert, else 1; trunk: layers below it read the text;
+    faults: why none of this file can be pruned, whatever is asked for.
     """
 
     count: int
@@ -48,6 +49,7 @@ class ExpertModel:
     chunk: int
     trunk: int
     anatomy: Experts | None
+    faults: tuple[Problem, ...] = ()
 
     @property
     def unit(self) -> int:
@@ -70,7 +72,8 @@ _known: WeakKeyDictionary[Model, ExpertModel] = WeakKeyDictionary()
 def expert_model(model: Model) -> ExpertModel:
     """What a model's experts are; without any, `layers` is empty."""
     if model not in _known:
-        _known[model] = _work_out(model)
+        found = _work_out(model)
+        _known[model] = replace(found, faults=tuple(_faults(model, found)))
     return _known[model]
 
 
@@ -109,7 +112,7 @@ def prune_experts(model: Model, sets: ExpertSets, gone: frozenset[int], *, i_kno
     i_know: what would be refused because its effect is known to be bad is only warned of.
     """
     experts = expert_model(model)
-    problems = _refusals(model, experts, i_know)
+    problems = list(experts.faults) or _refusals(model, experts, i_know)
     if any(problem.severity == "error" for problem in problems):
         return ExpertResult((), experts.count, tuple(problems))
     kept_layers = [layer for layer in experts.layers if layer not in gone]
@@ -126,8 +129,8 @@ def prune_experts(model: Model, sets: ExpertSets, gone: frozenset[int], *, i_kno
     return ExpertResult(tuple(slices), left, tuple(problems))
 
 
-def _refusals(model: Model, experts: ExpertModel, i_know: bool) -> list[Problem]:
-    """Why the experts of this model cannot be pruned at all."""
+def _faults(model: Model, experts: ExpertModel) -> list[Problem]:
+    """What in the file itself prevents pruning its experts."""
     if not experts.layers and experts.count == 0:
         return [Problem("error", f"cannot prune experts: {model.architecture} has none in this file")]
     if experts.anatomy is None:
@@ -148,7 +151,12 @@ def _refusals(model: Model, experts: ExpertModel, i_know: bool) -> list[Problem]
             if found != experts.count:
                 text = f"{tensor.name} has {found} experts, expert_count says {experts.count}: layer {layer} is damaged"
                 return [Problem("error", f"{text}; convert the model again")]
-    if experts.anatomy.refusal:
+    return []
+
+
+def _refusals(model: Model, experts: ExpertModel, i_know: bool) -> list[Problem]:
+    """Why the experts of this architecture should not be pruned."""
+    if experts.anatomy is not None and experts.anatomy.refusal:
         text = f"pruning experts of {model.architecture}: {experts.anatomy.refusal}"
         return [Problem("warning", text) if i_know else Problem("error", f"{text}; --i-know prunes all the same")]
     return []
