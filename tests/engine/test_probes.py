@@ -207,5 +207,5 @@ def test_a_child_that_dies_at_the_same_probe_again_is_an_error(
 
         with pytest.raises(EngineDied, match="SIGKILL"):
             kill_always()
-    assert len(kills) == 2
+    assert len(set(kills)) == 2, "the first child and the one after it"
     assert done == ["Q4_K"]

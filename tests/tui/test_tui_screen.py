@@ -447,7 +447,9 @@ async def test_unknown_types_and_wide_names(tmp_path: Path) -> None:
 # --- writing
 
 
-def slow_write(resolution: Any, imatrix: Any, out: Path, options: Any, cancelled: threading.Event) -> Iterator[Any]:
+def slow_write(
+    resolution: Any, imatrix: Any, out: Path, options: Any, cancelled: threading.Event, **_: Any
+) -> Iterator[Any]:
     """A write that goes on until it is cancelled, or ends after a while."""
     for step in range(100_000):
         if cancelled.wait(0.01):
@@ -522,7 +524,7 @@ async def test_an_existing_file_is_replaced_only_after_yes(model_copy: Path) -> 
 
 
 async def test_errors_of_a_write_are_one_line(model_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: Any) -> Iterator[Any]:
+    def failing(*_: Any, **__: Any) -> Iterator[Any]:
         raise SurgeonError("/out.gguf: no space left on the disk, 3 GB are missing")
         yield
 
