@@ -193,7 +193,7 @@ def test_a_queue_survives_the_program(model_copy: Path) -> None:
     path = plan_path(model_copy).with_suffix(".queue.json")
     assert [entry.kind for entry in Queue.kept(path).waiting] == ["write"]
     screen = Screen(model_copy)
-    screen.until(lambda: b"wait since the last session" in screen.output)
+    screen.until(lambda: b"left from the last session" in screen.output)
     screen.write("LP")
     screen.until(model_copy.with_name("novels-12M-copy.gguf").exists)
     screen.until(lambda: not path.exists() or not Queue.kept(path).waiting)
