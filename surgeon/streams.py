@@ -11,7 +11,6 @@ import contextlib
 import errno
 import io
 import os
-import select
 import sys
 
 from surgeon.errors import UsageError
@@ -42,6 +41,8 @@ class Lasting(io.RawIOBase):
             try:
                 return os.write(self._fd, view)
             except BlockingIOError:  # the terminal was left so by another program
+                import select
+
                 select.select([], [self._fd], [])
             except OSError as error:
                 self.failure = error

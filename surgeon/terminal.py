@@ -46,7 +46,7 @@ def cell(text: str) -> str:
 
 
 def _without(text: str, obeyed_too: str) -> str:
-    if text.isascii() and text.isprintable():
+    if text.isprintable():  # nothing that is obeyed is; tests hold that
         return text
     import re
 
@@ -81,6 +81,8 @@ class EscapingStream:
         self.control = stream.write
 
     def write(self, text: str) -> int:
+        if text == "\n" or text.isprintable():  # the two that `print` writes of a line
+            return self._stream.write(text)
         self._stream.write("\n".join(_without(line, "") for line in text.split("\n")))
         return len(text)
 

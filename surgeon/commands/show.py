@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.parser import Parser
-from surgeon.json_text import json_text
 from surgeon.terminal import tell
 
 if TYPE_CHECKING:
@@ -80,16 +78,22 @@ def main(arguments: list[str]) -> int:
         return _print_key(model, options.key, as_json=options.json)
     if options.metadata:
         if options.json:
-            print(json_text({key: _value_json(value) for key, value in model.file.kv.items()}, indent=1))
+            _print_json({key: _value_json(value) for key, value in model.file.kv.items()})
         else:
             tell(metadata_lines(model))
         return 0
     matrix = _matrix(model, options.imatrix) if options.imatrix else None
     if options.json:
-        print(json_text(as_json(model, matrix), indent=1))
+        _print_json(as_json(model, matrix))
     else:
         tell(tree(model, matrix))
     return 0
+
+
+def _print_json(value: object) -> None:
+    from surgeon.json_text import json_text
+
+    print(json_text(value, indent=1))
 
 
 def metadata_lines(model: Model) -> list[str]:
@@ -104,11 +108,13 @@ def _print_key(model: Model, key: str, *, as_json: bool) -> int:
 
     value = model.file.kv.get(key)
     if value is None:
+        import difflib
+
         near = difflib.get_close_matches(key, model.file.kv, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; --metadata lists them"
         raise SurgeonError(f"{model.file.path}: no key {key}{hint}")
     if as_json:
-        print(json_text(_value_json(value), indent=1))
+        _print_json(_value_json(value))
     else:
         found = value.decode()
         tell(str(found).splitlines() if value.element_type is None else map(str, found))

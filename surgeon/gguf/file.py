@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import stat
@@ -59,6 +58,8 @@ class GGUFFile:
 
     def header_digest(self) -> str:
         """A hash of the bytes before the tensor data, of every shard, as they are now. Raises GGUFError."""
+        import hashlib  # loads OpenSSL: a twentieth of `surgeon show`
+
         digest = hashlib.blake2b(digest_size=16)
         for shard, fd in zip(self.shards, self._fds, strict=True):
             try:

@@ -45,6 +45,7 @@ def test_escaped_is_one_line_and_keeps_what_is_harmless() -> None:
     every = "".join(map(chr, range(0x110000)))
     obeyed = {c for c in every if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c != "\t"}
     assert not obeyed & set(escaped(every))
+    assert all(escaped(sign) != sign for sign in obeyed)
     assert escaped(escaped(every)) == escaped(every)
 
 
