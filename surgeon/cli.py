@@ -88,8 +88,8 @@ def run(arguments: list[str]) -> int:
 
 def main() -> int:
     """Run the command line of this process; returns its exit code."""
-    # Loading modules and headers makes objects by the ten thousand and drops none: at the default of 700 they are walked
-    # over and over, a twentieth of the time of `surgeon show`.
+    # Loading modules and headers makes objects by the ten thousand and drops none; with Python's threshold of 700 they
+    # are walked over and over, a twentieth of the time of `surgeon show`.
     gc.set_threshold(10_000)
     streams.install()
     signals.install()
