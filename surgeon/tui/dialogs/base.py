@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, TypeVar
 
@@ -88,8 +89,9 @@ class NamedList(Dialog[Result]):
         super().__init__()
         self.type_ahead = TypeAhead(())
 
+    @abstractmethod
     def action_take(self) -> None:
-        raise NotImplementedError
+        """Answer with the line under the cursor."""
 
     def refused(self, key: str) -> str:
         """Why the line cannot be chosen, '' where it can."""

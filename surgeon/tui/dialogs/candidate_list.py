@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 
 from rich.text import Text
@@ -35,8 +36,9 @@ class CandidateDialog(ChoiceDialog):
         self._stop = threading.Event()
         self.type_ahead = TypeAhead([(name, (name,)) for name in self.names])
 
+    @abstractmethod
     def line(self, name: str) -> Line:
-        raise NotImplementedError
+        """How a line looks."""
 
     def refused(self, key: str) -> str:
         candidate = self.found.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, Protocol
 
 from textual.app import ComposeResult
@@ -37,8 +38,9 @@ class JobDialog(Dialog[None]):
         super().__init__()
         self._job, self._title = job, title
 
+    @abstractmethod
     def job_lines(self, width: int) -> list[Line]:
-        raise NotImplementedError
+        """What is shown of the job now."""
 
     def compose(self) -> ComposeResult:
         with Vertical(classes=f"dialog {self.place}") as frame:

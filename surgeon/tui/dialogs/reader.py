@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -26,8 +27,9 @@ class Reader(Dialog[None]):
         self.title_, self.hint, self.tall = title, hint, tall
         self.shown = ""
 
+    @abstractmethod
     def lines(self, width: int) -> Sequence[Line]:
-        raise NotImplementedError
+        """All there is to read."""
 
     def compose(self) -> ComposeResult:
         lines = self.lines(min(92, self.app.size.width - 8))
