@@ -12,14 +12,11 @@ _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 def spans(layers: Iterable[int], limit: int = 0) -> str:
     """`[1, 2, 3, 7]` -> `1-3, 7`; more than `limit` parts are cut to `5, 11, …, 47 (8 layers)`."""
-    layers = sorted(layers)
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    words = [str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
+    known = frozenset(layers)
+    layers = sorted(known)
+    firsts = [layer for layer in layers if layer - 1 not in known]
+    lasts = [layer for layer in layers if layer + 1 not in known]
+    words = [f"{a}-{b}" if b > a else str(a) for a, b in zip(firsts, lasts, strict=True)]
     if 0 < limit < len(words):
         return f"{', '.join(words[: limit - 2])}, …, {words[-1]} ({len(layers)} layers)"
     return ", ".join(words)

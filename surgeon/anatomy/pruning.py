@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 from surgeon.anatomy.edits import (
     drop_entries,
@@ -37,10 +37,15 @@ class TensorSlice:
     dimension: int
     keep: tuple[tuple[int, int], ...]
 
-    @cached_property
+    @property
     def length(self) -> int:
         """What remains of the dimension."""
-        return sum(end - start for start, end in self.keep)
+        return _length(self.keep)
+
+
+@lru_cache(1024)  # the matrices of a layer lose the same experts, and every keystroke asks for all of them
+def _length(ranges: tuple[tuple[int, int], ...]) -> int:
+    return sum([end - start for start, end in ranges])
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ class Weights:
         return stay - sum(int(seen[start:end].sum()) for start, end in keep), stay
 
 
+_KEPT = TypeWish(None, "", Cause.KEPT)
+
+
 @dataclass(frozen=True, slots=True)
 class Decider:
     """Decides tensor after tensor, in output order; what would fail or surprise goes to the findings."""
@@ -66,11 +69,11 @@ class Decider:
         if facts.kept is not None:
             if source in self.chooser.types:
                 self.findings.by_hand_kept.append(source)
-            return _copy(facts, name, TypeWish(None, f"not quantized: {facts.kept}", Cause.KEPT))
+            return _copy(facts, name, _KEPT, f"not quantized: {facts.kept}")
         wanted = self._wanted(facts, name)
         self.findings.fallbacks += wanted.fell_back
         if wanted.type is None or wanted.type == from_type:
-            return _copy(facts, name, wanted._replace(why=self._copied(facts, name, wanted)))
+            return _copy(facts, name, wanted, self._copied(facts, name, wanted))
         entry, reason = self._embedding_entry(facts, wanted.type), wanted.why + _experts_left(facts)
         if entry is not None:
             reason += f"; weighed by the input of {entry}"
@@ -159,9 +162,8 @@ def _healed(op: TensorOp, tensor: Tensor, why: str) -> TensorOp:
     )
 
 
-def _copy(facts: TensorFacts, name: str, wish: TypeWish) -> TensorOp:
-    tensor, kind, reason = facts.tensor, facts.from_type, wish.why
-    reason += _experts_left(facts)
+def _copy(facts: TensorFacts, name: str, wish: TypeWish, why: str) -> TensorOp:
+    tensor, kind, reason = facts.tensor, facts.from_type, why + _experts_left(facts)
     if facts.scale is not None:
         reason += f"; multiplied by {facts.scale:.6g}, or pruning would change the attention scale"
     nbytes = tensor.nbytes if facts.slice is None else facts.nbytes_as(kind)

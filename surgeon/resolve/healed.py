@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from surgeon.errors import SurgeonError
 from surgeon.gguf.values import Value, ValueType
 from surgeon.healing.heal_file import Heal, Refit, load_heal
@@ -46,7 +44,7 @@ def with_healed(order: tuple[TensorFacts, ...], heal: Heal) -> tuple[TensorFacts
     """The facts with the healed tensors in their places."""
     reasons = {refit.name: _words(refit) for refit in heal.origin.refits}
     return tuple(
-        replace(facts, healed=(heal.tensors[facts.name], reasons.get(facts.name, "healed")))
+        facts._replace(healed=(heal.tensors[facts.name], reasons.get(facts.name, "healed")))
         if facts.name in heal.tensors
         else facts
         for facts in order

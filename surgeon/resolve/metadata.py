@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -137,11 +138,12 @@ def _all_pruned_experts(
 ) -> Value:
     """What was pruned and what is pruned now, of every layer by the first file's numbers."""
     sets = ((layer, gone) for layer, gone in plan.pruned_experts if layer in there - plan.pruned)
-    now = {layer: frozenset(number for number in gone if number < MOST_EXPERTS) for layer, gone in sets}
+    now = {layer: gone[: bisect_left(gone, MOST_EXPERTS)] for layer, gone in sets}
     original = {_original(layers_before, layer): gone for layer, gone in now.items()}
     merged = dict(before)
     for layer, gone in original.items():
-        merged[layer] = frozenset(_original_numbers(before.get(layer, frozenset()), gone))
+        pruned_before = before.get(layer)
+        merged[layer] = frozenset(_original_numbers(pruned_before, frozenset(gone)) if pruned_before else gone)
     return Value.array(ValueType.STRING, [f"{layer}: {spans(merged[layer])}" for layer in sorted(merged)])
 
 

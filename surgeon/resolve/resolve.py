@@ -5,7 +5,6 @@ Tree, size estimate, dry run, writer and the exported command all read the `Reso
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -162,7 +161,7 @@ def _with_surgery(
     return tuple(
         _sliced_facts(facts, slices[facts.name])
         if facts.name in slices
-        else replace(facts, scale=scales[facts.name])
+        else facts._replace(scale=scales[facts.name])
         if facts.name in scales
         else facts
         for facts in order
@@ -171,7 +170,7 @@ def _with_surgery(
 
 def _sliced_facts(facts: TensorFacts, kept: TensorSlice) -> TensorFacts:
     ne = sliced(facts.tensor.ne, kept)
-    return replace(facts, slice=kept, columns=ne[0], rows=prod(ne[1:]))
+    return facts._replace(slice=kept, columns=ne[0], rows=prod(ne[1:]))
 
 
 def _entries(plan: Plan, imatrix: Imatrix | None) -> Weights:

@@ -6,6 +6,7 @@ The screen resolves the plan on every keystroke; with thousands of tensors only 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from surgeon.anatomy import TensorSlice
@@ -17,10 +18,11 @@ from surgeon.resolve.layer_numbers import Numbering, number_layers
 from surgeon_kernels.formats import FORMATS
 
 
-@dataclass(frozen=True, slots=True)
-class TensorFacts:
+class TensorFacts(NamedTuple):
     """columns: row length; rows: of all matrices; kept: why it is never quantized, or None; slice, scale: pruning's;
     healed: the refitted tensor that takes its place, with how much it helps in words.
+
+    A named tuple for the reason that `TensorOp` is one.
     """
 
     tensor: Tensor

@@ -82,7 +82,7 @@ class ExpertTable:
         for layer, gone in plan.pruned_experts:
             if layer in places:
                 row = places[layer]
-                pruned[row] |= np.isin(self.experts[row], gone)
+                pruned[row] |= _among(gone, self.experts.shape[1])[self.experts[row]]
         return pruned
 
 
@@ -123,6 +123,13 @@ def table(
     if order == "layers":
         rows.sort(key=lambda row: _worth(layers[row], sums, damages or {}))
     return ExpertTable(tuple(layers[row] for row in rows), experts[rows], levels[rows], idle[rows], shown[rows])
+
+
+def _among(numbers: tuple[int, ...], count: int) -> Bool:
+    """bool[count]: which of the experts are among `numbers`; what is out of range is for the pre-flight to tell."""
+    found = np.zeros(count, np.bool_)
+    found[[number for number in numbers if 0 <= number < count]] = True
+    return found
 
 
 def _numbers(values: Float64) -> Int:

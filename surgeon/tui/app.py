@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ from surgeon.tui.drawing.sixteen_colours import SixteenColours
 from surgeon.tui.drawing.theme import DARK, LIGHT, theme
 from surgeon.tui.host import Host
 from surgeon.tui.jobs.measuring import MeasureJob
-from surgeon.tui.jobs.messages import Reported, StatisticsReady, Warmed, WarmFailed, WriteFailed, Written
+from surgeon.tui.jobs.messages import NotKept, Reported, StatisticsReady, Warmed, WarmFailed, WriteFailed, Written
 from surgeon.tui.jobs.warm_up import WarmUp
 from surgeon.tui.jobs.workers import with_workers
 from surgeon.tui.jobs.writing import WriteJob
@@ -102,6 +103,7 @@ class SurgeonApp(Host):
         self.ended_by = 0
         self.warm_up = WarmUp(self.post_message)
         self._autosave: Timer | None = None
+        self._keeping = threading.Lock()
         self._warm: Timer | None = None
         for palette in (DARK, LIGHT):
             self.register_theme(theme(palette))
@@ -194,23 +196,39 @@ class SurgeonApp(Host):
         if self.persistent:
             if self._autosave is not None:
                 self._autosave.stop()
-            self._autosave = self.set_timer(AUTOSAVE_DELAY, self.keep_plan)
+            self._autosave = self.set_timer(AUTOSAVE_DELAY, self._keep_beside)
         self._schedule_warm_up()
 
     def keep_plan(self) -> None:
         """Of every model, where it has changed."""
         self._autosave = None
-        for place, table in enumerate(self.tables):
-            if table.plan_file is None or self._kept.get(place) is table.session.plan:
-                continue
+        for place in range(len(self.tables)):
+            self._keep(place)
+
+    def _keep_beside(self) -> None:
+        """The same in a thread: a slow disk must not hold up the keys."""
+        self._autosave = None
+        for place in range(len(self.tables)):
+            self.run_worker(partial(self._keep, place), thread=True, exit_on_error=False, group="autosave")
+
+    def _keep(self, place: int) -> None:
+        table = self.tables[place]
+        with self._keeping:  # the last to get here sees the latest plan
+            plan = table.session.plan
+            if table.plan_file is None or self._kept.get(place) is plan:
+                return
             try:
                 problem = table.plan_file.keep(table.session.recipe())
             except SurgeonError as error:
                 problem = str(error)
-            if problem:
-                self.main.say(problem, "warning")
-            else:
-                self._kept[place] = table.session.plan
+            if not problem:
+                self._kept[place] = plan
+        if problem:
+            self.post_message(NotKept(problem))
+
+    @on(NotKept)
+    def not_kept(self, event: NotKept) -> None:
+        self.main.say(event.text, "warning")
 
     def _schedule_warm_up(self) -> None:
         if not self.persistent:

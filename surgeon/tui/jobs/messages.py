@@ -69,3 +69,11 @@ class StatisticsReady(Message):
     ) -> None:
         super().__init__()
         self.imatrix, self.rows, self.layers, self.influence = imatrix, rows, layers, influence
+
+
+class NotKept(Message):
+    """The plan could not be saved."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
