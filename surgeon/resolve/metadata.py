@@ -25,6 +25,7 @@ from surgeon.layer_lists import read_spans, spans
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import KVOverride, Plan
+from surgeon.resolve.shards import SPLIT_KEYS
 from surgeon_kernels.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 QUANTIZATION_VERSION = 2
 GUESSED = 1024  # a file type that was guessed from the tensors carries this bit
-SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 ENCODER, MOMENTS = "surgeon.encoder", "surgeon.moments"
 PRUNED_LAYERS, SOURCE, PLAN_HASH = "surgeon.pruned_layers", "surgeon.source", "surgeon.plan"
 PRUNED_EXPERTS = "surgeon.pruned_experts"  # one text per layer, `3: 0, 17-19`

@@ -34,6 +34,7 @@ from surgeon.resolve.metadata import (
 from surgeon.resolve.mixes import Mix
 from surgeon.resolve.preflight import Findings, report
 from surgeon.resolve.resolution import Resolution
+from surgeon.resolve.shards import SPLIT_KEYS
 from surgeon.resolve.tensor_facts import ModelFacts, TensorFacts, facts_of, matching
 from surgeon.resolve.tensor_op import TensorOp, sliced
 from surgeon.resolve.type_choice import Chooser, chosen_by, winning_rules
@@ -288,6 +289,9 @@ def _metadata(
         kv = dict(model.file.kv)
     if plan.override_kv and not plan.compat:
         _judge_overrides(model, plan, kv, findings)
+    of_shards = [override.key for override in plan.override_kv if override.key in SPLIT_KEYS]
+    if of_shards:
+        findings.warning(f"--override-kv {', '.join(of_shards)}: left out; these keys say how the output is split")
     if imatrix is not None and weights.sizes:
         add_imatrix(kv, plan, str(imatrix.path), imatrix.datasets, len(weights.sizes), imatrix.chunk_count)
     if plan.pruned:

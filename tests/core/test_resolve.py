@@ -223,6 +223,16 @@ def test_an_override_that_does_not_fit_its_key(tmp_path: Path) -> None:
     assert "--override-kv k=int:300: the key is uint8, 300 does not fit" in errors(resolution)
 
 
+@pytest.mark.parametrize("compat", [False, True])
+def test_an_override_of_how_the_output_is_split_is_told(dense: Model, compat: bool) -> None:
+    overrides = (KVOverride("split.count", "int", 3), KVOverride("general.name", "str", "x"))
+    resolution = resolve(dense, Plan("COPY", override_kv=overrides, compat=compat))
+    said = [problem.text for problem in resolution.problems if "split.count" in problem.text]
+    assert said == ["--override-kv split.count: left out; these keys say how the output is split"]
+    (part,) = resolution.parts(Path("out.gguf"))
+    assert "split.count" not in dict(part.kv)
+
+
 def test_strings_keep_what_follows_a_nul(tmp_path: Path) -> None:
     kv = {"a": "one\0two", "b": ["x\0y", "z"], "c": ["plain"]}
     model = load_model(toy_llama(tmp_path / "m.gguf", layers=1, kv=kv))
