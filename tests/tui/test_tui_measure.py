@@ -119,6 +119,21 @@ async def test_measuring_a_plan(session: Session, cache: Path) -> None:
         assert form.answers["what"] == "kld"
 
 
+async def test_nothing_moves_as_the_focus_goes_along_a_form(session: Session, cache: Path) -> None:
+    async with opened(session, (100, 30)) as (app, pilot):
+        await pilot.press("e")
+        form = app.screen
+        assert isinstance(form, Form)
+        await pilot.pause()
+        heights = set()
+        for _ in form.fields:
+            await pilot.press("tab")
+            await pilot.pause()
+            heights.add(form.query_one("#answer").size.height)
+        assert any(field.options and not field.help for field in form.fields)
+        assert len(heights) == 1
+
+
 async def test_x_stops_within_a_blink(session: Session, cache: Path) -> None:
     async with opened(session) as (app, pilot):
         session.set_file_type("F16")

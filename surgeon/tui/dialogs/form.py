@@ -149,13 +149,17 @@ class Form(Dialog[Answers]):
         self.say()
 
     def _help(self) -> list[Line]:
-        """What the field with the focus means: its own hint is hidden as soon as it is filled."""
+        """What the field with the focus means: its own hint is hidden as soon as it is filled.
+
+        A blank line where there is nothing to say, so that nothing moves as the focus does.
+        """
+        if not any(field.help for field in self.fields):
+            return []
         focused = self.focused.id if self.focused is not None else None
-        return [
-            [(f"{field.label}: {field.help}", "faint")]
-            for field in self.fields
-            if field.key == focused and field.help and self._value(field)
-        ]
+        for field in self.fields:
+            if field.key == focused and field.help and self._value(field):
+                return [[(f"{field.label}: {field.help}", "faint")]]
+        return [[]]
 
     def action_take(self) -> None:
         answers = self._taken()
