@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--key", metavar="KEY", help="the value of one key, whole: tokenizer.chat_template, for instance"
     )
+    parser.add_argument("--tensor", metavar="NAME", help="the weights of one tensor: histogram, spread, outliers")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     options = parser.parse_args(arguments)
 
@@ -76,6 +77,8 @@ def main(arguments: list[str]) -> int:
     model = load_model(options.model)
     if options.key is not None:
         return _print_key(model, options.key, as_json=options.json)
+    if options.tensor is not None:
+        return _print_weights(model, options.tensor, as_json=options.json)
     if options.metadata:
         if options.json:
             _print_json({key: _value_json(value) for key, value in model.file.kv.items()})
@@ -118,6 +121,27 @@ def _print_key(model: Model, key: str, *, as_json: bool) -> int:
     else:
         found = value.decode()
         tell(str(found).splitlines() if value.element_type is None else map(str, found))
+    return 0
+
+
+def _print_weights(model: Model, name: str, *, as_json: bool) -> int:
+    """Raises SurgeonError for a tensor that the model has not or that cannot be decoded."""
+    import difflib
+    from dataclasses import asdict
+
+    from surgeon.commands.weights_text import weights_text
+    from surgeon.errors import SurgeonError
+    from surgeon.measure.weight_figures import weight_figures
+
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    if name not in tensors:
+        near = difflib.get_close_matches(name, tensors, n=1)
+        raise SurgeonError(f"{model.file.path}: no tensor {name}{f'; did you mean {near[0]}?' if near else ''}")
+    found = weight_figures(model, tensors[name])
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        tell(weights_text(found))
     return 0
 
 

@@ -33,6 +33,7 @@ FOUR_TIMES = ["-f", str(TEXT)] * 4  # four tokens a column are the fewest to hea
 FEW = [*SHORT, "--chunks", "1", "--types", "Q2_K,Q4_K,Q6_K"]
 COMMANDS: dict[str, list[str]] = {
     "show": ["show", "MODEL"],
+    "show --tensor": ["show", "--tensor", "blk.0.ffn_down.weight", "MODEL"],
     "show --imatrix": ["show", "--imatrix", IMATRIX, "MODEL"],
     "stats": ["stats", IMATRIX],
     "stats --experts": ["stats", "--experts", "EXPERTS"],
