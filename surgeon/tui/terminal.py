@@ -15,6 +15,8 @@ from textual.driver import Driver
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
+from surgeon.tui.sparing import spared
+
 _LONGEST_TITLE = 120
 
 
@@ -74,6 +76,9 @@ class SparingDriver(LinuxDriver):
                     self.process_message(message)
             for message in parser.tick():
                 self.process_message(message)
+
+    def write(self, data: str) -> None:
+        super().write(spared(data))
 
     def _enable_mouse_support(self) -> None:
         if self._mouse:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -27,19 +28,20 @@ from surgeon.tui.autosave import PlanFile
 from surgeon.tui.unfinished import note_path
 
 ESC = "\x1b"
+STRIP = 3  # its line of the screen
 DOWN_TYPES = {f"blk.{layer}.ffn_down.weight": "Q6_K" for layer in range(3)}
 
 
 class Screen:
     """The program on a pseudo terminal."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, program: tuple[str, ...] = ("-m", "surgeon")) -> None:
         self.master, slave = pty.openpty()
         ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         environment = dict(os.environ, TERM="xterm")
         environment.pop("COLORTERM", None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "surgeon", *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
@@ -192,6 +194,37 @@ def test_two_programs_have_two_plans(model: Path) -> None:
 
 def test_undo_keeps_what_the_command_line_gave(model: Path, demo_imatrix: Path) -> None:
     assert played("3Gpuuu", model, "--imatrix", demo_imatrix).imatrix_file == str(demo_imatrix)
+
+
+def test_the_end_of_a_long_job_is_told(model: Path) -> None:
+    patient = "import surgeon.tui.app as app; app.LONG_JOB = {}; from surgeon.cli import main; raise SystemExit(main())"
+    out = model.with_name("novels-12M-pruned-5-copy.gguf")
+    for seconds, told in (("0.0", 1), ("1e9", 0)):
+        screen = Screen(model, program=("-c", patient.format(seconds)))
+        screen.write("5Gpw\r")
+        screen.until(lambda: out.exists() and not note_path(model).exists())
+        screen.until(lambda screen=screen: b"written" in screen.output)  # type: ignore[misc]
+        screen.write(f"{ESC}u")
+        screen.write("q")
+        assert screen.end() == 0
+        notices = re.findall(rb"\x07\x1b\]9;([^\x07]*)\x07", screen.output)
+        assert [notice.startswith(b"written ") for notice in notices] == [True] * told, notices
+        out.unlink()
+
+
+def click(screen: Screen, column: int, line: int) -> None:
+    """The codes of a terminal for a click, both counted from 1."""
+    screen.write(f"{ESC}[<0;{column};{line}M{ESC}[<0;{column};{line}m")
+
+
+def test_a_click_on_the_strip_goes_to_a_layer(model: Path, demo_imatrix: Path) -> None:
+    screen = Screen(model, "--imatrix", demo_imatrix)
+    screen.until(lambda: b"blk.11" in screen.output)
+    click(screen, 31, STRIP)
+    screen.until(lambda: b"layer 5" in screen.output)
+    screen.write("pq")
+    assert screen.end() == 0
+    assert kept(model).pruned == {5}
 
 
 def test_the_terminal_is_told_no_more_than_it_must(model: Path) -> None:
