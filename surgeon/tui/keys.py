@@ -45,6 +45,7 @@ GROUPS: dict[str, tuple[Action, ...]] = {
         Action("map", "M", "map", "map", "the whole model at once, one cell a tensor: look, select, paint, prune"),
         Action("metric", "V", "metric", "metric", "choose the metric of strip and curve"),
         Action("detail", "d", "detail", "detail", "show or hide the detail pane"),
+        Action("weights", "W", "weights", "weights", "the row's weights: histogram, spread, outliers; use of experts"),
         Action("preflight", "exclamation_mark", "preflight", "pre-flight", "the list of errors, warnings and notes"),
         Action("clear", "escape", "clear", "clear", "clear the filter, then the order, then the marks"),
     ),

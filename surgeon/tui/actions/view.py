@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from surgeon.plan.patterns import SlowPatternError
+from surgeon.session.expert_table import expert_sums
 from surgeon.session.filters import parse_filter
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import SORTS, LayerRow, TensorRow, View, unfold_matches, visible_rows
@@ -15,6 +16,7 @@ from surgeon.tui.dialogs.map import MapDialog
 from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.preflight import Preflight
 from surgeon.tui.dialogs.prompt import Prompt
+from surgeon.tui.dialogs.weights import WeightsReader, expert_lines
 from surgeon.tui.drawing.cells import COLUMNS
 from surgeon.tui.drawing.spans import Line, clean, fit
 from surgeon.tui.workbench import Workbench
@@ -207,6 +209,16 @@ class ViewActions(Workbench):
         if layer is not None:
             self.view = replace(self.view, unfolded=self.view.unfolded | {layer})
         self.show_rows((name,) if name is not None else ())
+
+    async def action_weights(self) -> None:
+        """Read by a process that ends with the dialog."""
+        row = self.row
+        if not isinstance(row, TensorRow):
+            self.say("weights: choose a tensor, not a layer", "muted")
+            return
+        sums = expert_sums(self.session)
+        used = [] if sums is None or row.layer is None else expert_lines(sums, row.layer, row.tensor.short)
+        await self.ask(WeightsReader(self.session.model, row.name, used))
 
     async def action_preflight(self) -> None:
         await self.ask(Preflight(self.session.resolution.problems))
