@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from surgeon.fit.cost_model import CostModel, GroupProbes, Probe
@@ -14,12 +16,16 @@ ERRORS = {
 GROUPS = {"ffn": ("a", "b"), "output": ("out",)}
 
 
+def shared(names: tuple[str, ...], kind: str) -> float:
+    return math.prod(ERRORS[name][kind] for name in names) ** (1 / len(names))
+
+
 def model(law: dict[str, tuple[float, float]], noise: float, spread: float = 1e-4) -> CostModel:
-    """law: group -> (scale, power) of Σ over tensors of scale · (e + noise)^power."""
+    """law: group -> (scale, power) of n · scale · (e + noise)^power, e the geometric mean over the n tensors."""
 
     def kld(names: tuple[str, ...], kind: str, group: str) -> float:
         scale, power = law[group]
-        return scale * sum((ERRORS[name][kind] + noise) ** power for name in names)
+        return scale * len(names) * (shared(names, kind) + noise) ** power
 
     def probe(names: tuple[str, ...], kind: str, group: str) -> Probe:
         value = kld(names, kind, group)
@@ -34,10 +40,11 @@ def model(law: dict[str, tuple[float, float]], noise: float, spread: float = 1e-
 def test_a_proportional_law_and_the_noise_are_found_again() -> None:
     costs = model({"ffn": (0.05, 1.0), "output": (1.6, 1.0)}, noise=2e-4)
     assert costs.noise == pytest.approx(2e-4, rel=0.02)
-    assert costs.cost("a", "Q6_K") == pytest.approx(0.05 * 5e-4, rel=0.02)
+    assert costs.cost("a", "Q6_K") == pytest.approx(0.05 * (shared(("a", "b"), "Q6_K") + 2e-4), rel=0.02)
     predicted = costs.predicted({"a": "Q4_K", "b": "Q2_K", "out": "Q6_K"})
     assert predicted is not None
-    assert predicted.kld == pytest.approx(0.05 * (0.0052 + 0.1202) + 1.6 * 3e-4, rel=0.01)
+    ffn = shared(("a", "b"), "Q4_K") + shared(("a", "b"), "Q2_K") + 2 * 2e-4
+    assert predicted.kld == pytest.approx(0.05 * ffn + 1.6 * 3e-4, rel=0.01)
     assert 0 < predicted.error < 1e-3 * predicted.kld
 
 
@@ -45,7 +52,17 @@ def test_a_steeper_law_is_followed() -> None:
     costs = model({"ffn": (0.05, 1.15), "output": (1.6, 1.0)}, noise=0.0)
     assert costs.curves["ffn"].power == pytest.approx(1.15, abs=0.02)
     assert costs.curves["output"].power == pytest.approx(1.0, abs=0.01)
-    assert costs.cost("b", "Q6_K") == pytest.approx(0.05 * 0.0004**1.15, rel=0.05)
+    assert costs.cost("b", "Q6_K") == pytest.approx(0.05 * shared(("a", "b"), "Q6_K") ** 1.15, rel=0.05)
+
+
+def test_a_tensor_with_next_to_no_error_costs_what_its_group_does() -> None:
+    """A channel of huge activations hides what the others lose."""
+    costs = model({"ffn": (0.05, 1.0), "output": (1.6, 1.0)}, noise=0.0)
+    errors = ERRORS | {"a": {kind: error / 500 for kind, error in ERRORS["a"].items()}}
+    hidden = CostModel(errors, GROUPS, costs.probes, costs.everything)
+    assert hidden.error("a", "Q2_K") == ERRORS["a"]["Q2_K"] / 500
+    for kind in ("Q2_K", "Q4_K"):
+        assert hidden.cost("a", kind) == hidden.cost("b", kind) == pytest.approx(costs.cost("b", kind), rel=0.05)
 
 
 def test_a_power_that_is_only_noise_stays_at_one() -> None:
