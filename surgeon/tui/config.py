@@ -12,7 +12,7 @@ from surgeon.folders import config_folder
 from surgeon.machine import MOST_THREADS
 from surgeon.session.metrics import METRICS
 from surgeon.toml_text import read_toml
-from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
+from surgeon.tui.drawing.cells import COLUMNS
 from surgeon.tui.keys import BY_ID
 
 _MOST_BAD_LINES = 20
@@ -20,7 +20,8 @@ _MOST_BAD_LINES = 20
 
 @dataclass(frozen=True)
 class Config:
-    """keys: action id -> keys; threads, gpu_layers, llama_lib: how llama.cpp is run (0: all processors, none);
+    """keys: action id -> keys; columns: empty where those chosen last hold; threads, gpu_layers, llama_lib: how
+    llama.cpp is run (0: all processors, none);
     scheduler: of the fleet that commands and the screen use;
     problems: what in the file was not understood, a line each."""
 
@@ -28,7 +29,7 @@ class Config:
     theme: str = "dark"
     ascii: bool = False
     mouse: bool = True
-    columns: tuple[str, ...] = DEFAULT_COLUMNS
+    columns: tuple[str, ...] = ()
     metric: str = "sum"
     threads: int = 0
     gpu_layers: int = 0

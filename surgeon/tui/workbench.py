@@ -18,11 +18,13 @@ from surgeon.model.model import Model
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import Row, TensorRow, View, visible_rows
 from surgeon.session.session import Session, layer_key
+from surgeon.tui.answers import remembered
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.base import Dialog
 from surgeon.tui.dialogs.entry import one_line
 from surgeon.tui.drawing import bars
 from surgeon.tui.drawing.canvas import Canvas
+from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
 from surgeon.tui.drawing.describe import describe
 from surgeon.tui.drawing.spans import Line, clean, plain
 from surgeon.tui.drawing.tree_view import TreeView
@@ -72,10 +74,15 @@ class Workbench(Screen[None]):
     def on_mount(self) -> None:
         # Before the first layout: a second one would be painted part by part.
         self.set_class(self.app.size.width < WIDE, "-narrow")
-        self.tree_.columns = self.config.columns
+        self.tree_.columns = self.config.columns or self._last_columns()
         self.tree_.focus()
         layers = self.session.model.layers
         self.show_rows((layer_key(layers[0].index),) if layers else ())
+
+    def _last_columns(self) -> tuple[str, ...]:
+        """Those chosen the last time, without any that are not known here."""
+        chosen = remembered(self.session.model.file.path, "columns", ("shown",)).get("shown", "").split()
+        return tuple(key for key in dict.fromkeys(chosen) if key in COLUMNS) or DEFAULT_COLUMNS
 
     @property
     def tree_(self) -> TreeView:

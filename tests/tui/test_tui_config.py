@@ -11,7 +11,9 @@ from tui_helpers import opened, session_of
 from surgeon.commands import open as open_command
 from surgeon.engine.protocol import Engine
 from surgeon.session.session import Session
+from surgeon.tui.answers import remember
 from surgeon.tui.config import Config, config_path, load_config
+from surgeon.tui.drawing.cells import DEFAULT_COLUMNS
 
 _WHOLE = """
 theme = "light"
@@ -96,3 +98,24 @@ async def test_llama_cpp_is_run_as_it_is_set(demo_model: Path) -> None:
             await pilot.press(key)
             assert app.screen is app.main
             assert "/no/such/build: no such directory" in app.main.message
+
+
+async def test_chosen_columns_come_back(model_copy: Path, demo_model: Path) -> None:
+    async with opened(session_of(model_copy)) as (app, pilot):
+        assert app.main.tree_.columns == DEFAULT_COLUMNS
+        await pilot.press("c", *"before", "space", "enter")
+        chosen = app.main.tree_.columns
+        assert chosen == (*DEFAULT_COLUMNS, "before")
+        await pilot.press("c", *"shape", "space", "escape")
+    for model in (model_copy, demo_model):
+        async with opened(session_of(model)) as (app, _):
+            assert app.main.tree_.columns == chosen
+    async with opened(session_of(model_copy), config=Config(columns=("type", "h"))) as (app, _):
+        assert app.main.tree_.columns == ("type", "h")
+
+
+async def test_kept_columns_that_are_not_known_are_left_out(demo_model: Path) -> None:
+    for kept, shown in (("size gone type size", ("size", "type")), ("gone", DEFAULT_COLUMNS)):
+        remember(demo_model, "columns", {"shown": kept})
+        async with opened(session_of(demo_model)) as (app, _):
+            assert app.main.tree_.columns == shown

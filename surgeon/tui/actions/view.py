@@ -10,6 +10,7 @@ from surgeon.session.filters import parse_filter
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import SORTS, LayerRow, TensorRow, View, unfold_matches, visible_rows
 from surgeon.session.session import layer_key
+from surgeon.tui.answers import remember
 from surgeon.tui.dialogs.columns import ColumnChooser
 from surgeon.tui.dialogs.help import Help
 from surgeon.tui.dialogs.map import MapDialog
@@ -173,6 +174,7 @@ class ViewActions(Workbench):
     def apply_columns(self, columns: tuple[str, ...] | None) -> None:
         if columns is not None:
             self.tree_.set_columns(columns)
+            remember(self.session.model.file.path, "columns", {"shown": " ".join(columns)})
             self.show_rest()
 
     async def action_metric(self) -> None:
