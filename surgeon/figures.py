@@ -8,11 +8,19 @@ LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def size(nbytes: float) -> str:
-    """Decimal units, three figures: `23.2 MB`, `826 MB`, `1.02 kB`."""
-    text = naturalsize(nbytes, format="%.2f")
+    """Of files, models and disks, in decimal units and three figures: `23.2 MB`, `826 MB`, `1.02 kB`."""
+    return _three_figures(naturalsize(nbytes, format="%.2f"))
+
+
+def memory(nbytes: float) -> str:
+    """Of cards and of the computer's memory, in binary units and three figures: `24.0 GiB`, `512 MiB`."""
+    return _three_figures(naturalsize(nbytes, binary=True, format="%.2f"))
+
+
+def _three_figures(text: str) -> str:
     number, _, unit = text.partition(" ")
     if "." in number:
-        digits = max(0, 3 - len(number.partition(".")[0]))
+        digits = max(0, 3 - len(number.lstrip("-").partition(".")[0]))
         number = f"{float(number):.{digits}f}"
     return f"{number} {unit.replace('Bytes', 'B').replace('Byte', 'B')}"
 

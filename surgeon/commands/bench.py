@@ -18,6 +18,7 @@ from surgeon.commands.parser import Parser
 from surgeon.commands.progress_line import ProgressLine
 from surgeon.commands.text_table import table
 from surgeon.errors import UsageError
+from surgeon.figures import size
 from surgeon.json_text import json_text
 
 DESCRIPTION = """Tokens per second as llama-bench measures them: pp N processes a prompt of N tokens, tg N generates N
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
         [test["test"], f"{test['mean']:.2f} ± {test['deviation']:.2f}", f"{test['best']:.2f}"]
         for test in values["tests"]
     ]
-    print(f"{values['description']}, {values['nbytes'] / 2**20:.2f} MiB, {values['n_params'] / 1e9:.2f} B parameters")
+    print(f"{values['description']}, {size(values['nbytes'])}, {values['n_params'] / 1e9:.2f} B parameters")
     print(f"{values['engine']}, {values['threads']} threads, load {_load()}")
     print(table(["test", "t/s", "best"], rows))
     return 0

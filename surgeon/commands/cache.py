@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgeon.commands.parser import Parser
+from surgeon.figures import size
 
 
 def main(arguments: list[str]) -> int:
@@ -14,8 +15,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--clear", action="store_true", help="remove them")
     options = parser.parse_args(arguments)
 
-    from humanize import naturalsize
-
     import surgeon_kernels
     from surgeon_kernels.cache_folders import refusals
 
@@ -26,8 +25,8 @@ def main(arguments: list[str]) -> int:
         return 0
     everything = folder.parent  # kernels of other versions and processors lie beside this version's
     if options.clear:
-        print(f"{everything}: removed {naturalsize(surgeon_kernels.clear_cache())}")
+        print(f"{everything}: removed {size(surgeon_kernels.clear_cache())}")
         return 0
     sizes = [path.stat().st_size for path in everything.rglob("*") if path.is_file()] if everything.exists() else []
-    print(f"{everything}: {len(sizes)} files, {naturalsize(sum(sizes))}; this version's are in {folder.name}")
+    print(f"{everything}: {len(sizes)} files, {size(sum(sizes))}; this version's are in {folder.name}")
     return 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.commands.engine_options import add_scheduler_option
 from surgeon.commands.parser import Parser
+from surgeon.figures import memory, size
 from surgeon.json_text import json_text
 from surgeon.terminal import tell
 
@@ -79,12 +80,13 @@ def _lines(section: Section) -> Iterator[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """One line per entry of a list; bytes in GiB."""
+    """One line per entry of a list; what is free on the disk of a folder, and of the memory of a device."""
     if isinstance(value, list):
         return [text for entry in value for text in _texts(entry)]
     if isinstance(value, dict):
         free, total = value.get("free"), value.get("total")
         name = ": ".join(str(value[key]) for key in ("folder", "name", "description") if key in value)
-        size = f"{free / 2**30:.1f} GiB free" if free else ""
-        return [", ".join(filter(None, (name, size + (f" of {total / 2**30:.1f} GiB" if size and total else ""))))]
+        written = size if "folder" in value else memory
+        room = f"{written(free)} free" if free else ""
+        return [", ".join(filter(None, (name, room + (f" of {written(total)}" if room and total else ""))))]
     return [{True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)]

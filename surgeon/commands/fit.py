@@ -269,7 +269,7 @@ def _demand(options: argparse.Namespace, model: Model) -> Demand:
 
 def _on_card(options: argparse.Namespace, allocator: Allocator, demand: Demand) -> tuple[int, str]:
     """Bytes of the weights on the card. Raises UsageError where even the smallest do not fit."""
-    from surgeon.figures import size
+    from surgeon.figures import memory
     from surgeon.fit.target import read_size
 
     room = read_size(options.vram, "--vram") - demand.total
@@ -277,9 +277,10 @@ def _on_card(options: argparse.Namespace, allocator: Allocator, demand: Demand) 
         layers = len(allocator.model.layers)
         fitting = max(0, min(layers, layers * room // max(1, allocator.least)))
         raise UsageError(
-            f"--vram {options.vram}: cache {size(demand.cache)}, compute {size(demand.compute)} and reserve "
-            f"{size(demand.reserve)} leave {size(max(0, room))}, the smallest weights take {size(allocator.least)}: "
-            f"about {fitting} of {layers} layers would fit; lower --ctx, or take a smaller --cache-type"
+            f"--vram {options.vram}: cache {memory(demand.cache)}, compute {memory(demand.compute)} and reserve "
+            f"{memory(demand.reserve)} leave {memory(max(0, room))}, the smallest weights take "
+            f"{memory(allocator.least)}: about {fitting} of {layers} layers would fit; lower --ctx, or take a smaller "
+            "--cache-type"
         )
     return min(room, allocator.most), "--vram"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from surgeon.commands.text_table import table
-from surgeon.figures import divergence, size
+from surgeon.figures import divergence, memory, size
 from surgeon.fit.allocation import Fit, Mixed, shares
 from surgeon.fit.fragility import Part, by_kind, parts_of, types_of
 from surgeon.plan.recipe import Recipe, file_sha256
@@ -89,13 +89,9 @@ def _kinds(fit: Fit) -> str:
 def card_line(fit: Fit, demand: Demand, card: int, host: frozenset[str]) -> str:
     """`card 24.0 GiB: weights …`: what lies on it with every layer offloaded."""
     weights = sum(op.nbytes for op in fit.resolution.kept if op.source not in host)
-    parts = f"weights {gib(weights)}, cache {gib(demand.cache)}, compute {gib(demand.compute)}"
+    parts = f"weights {memory(weights)}, cache {memory(demand.cache)}, compute {memory(demand.compute)}"
     left = card - weights - demand.total
-    return f"card {gib(card)}: {parts}, reserve {gib(demand.reserve)}, free {gib(left)}"
-
-
-def gib(nbytes: int) -> str:
-    return f"{nbytes / (1 << 30):.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / (1 << 20):.1f} MiB"
+    return f"card {memory(card)}: {parts}, reserve {memory(demand.reserve)}, free {memory(left)}"
 
 
 def as_json(fit: Fit, mix: Mixed | None, held_out: Figures, used: float, costs: CostModel) -> dict[str, Any]:

@@ -93,10 +93,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _told(cost: HealCost) -> str:
-    from surgeon.figures import duration, size
+    from surgeon.figures import duration, memory, size
 
     return (
-        f"healing takes about {duration(cost.seconds())} on one core, {size(cost.memory)} of memory and "
+        f"healing takes about {duration(cost.seconds())} on one core, {memory(cost.memory)} of memory and "
         f"{size(cost.disk)} of disk for up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"
     )
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon import streams
+from surgeon import figures, streams
 from surgeon.commands.engine_options import (
     add_engine_options,
     add_scheduler_option,
@@ -212,9 +212,10 @@ def _collect(run: ImatrixRun, options: argparse.Namespace) -> int:
 def account_line(run: MomentsRun) -> str:
     """What the second moments will take, printed before anything runs."""
     account = run.account
+    memory, disk, file = figures.memory(account.memory), figures.size(account.disk), figures.size(account.file)
     return (
-        f"second moments of {account.inputs} inputs: {_size(account.memory)} of memory while they are collected, "
-        f"{_size(account.disk)} on the disk until they are written, {_size(account.file)} in {run.wanted.out}"
+        f"second moments of {account.inputs} inputs: {memory} of memory while they are collected, {disk} on the disk "
+        f"until they are written, {file} in {run.wanted.out}"
     )
 
 
@@ -226,19 +227,13 @@ def _moments_line(path: Path) -> str:
     moments = load_moments(path)
     with moments.file:
         ratios = [float(moments.tokens_per_column(one).min()) for one in moments.inputs.values()]
-    text = f"{path}: {len(moments.inputs)} inputs of {len(moments.users)} weights, {_size(path.stat().st_size)}"
+    text = f"{path}: {len(moments.inputs)} inputs of {len(moments.users)} weights, {figures.size(path.stat().st_size)}"
     too_few, few = sum(ratio < FEWEST for ratio in ratios), sum(FEWEST <= ratio < ENOUGH for ratio in ratios)
     if too_few:
         text += f"; {too_few} saw fewer than {FEWEST} tokens a column and will not be used"
     if few:
         text += f"; {few} saw fewer than {ENOUGH} tokens a column: a longer text is better"
     return text
-
-
-def _size(nbytes: int) -> str:
-    from humanize import naturalsize
-
-    return naturalsize(nbytes)
 
 
 def _expert_lines(imatrix: Imatrix) -> list[str]:

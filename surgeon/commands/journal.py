@@ -10,6 +10,7 @@ from surgeon.commands.engine_options import require_file
 from surgeon.commands.parser import Parser
 from surgeon.commands.text_table import table
 from surgeon.errors import SurgeonError
+from surgeon.figures import size
 from surgeon.json_text import json_text
 from surgeon.terminal import escaped
 
@@ -83,7 +84,7 @@ def _listing(journal: Journal, options: argparse.Namespace) -> str:
         [
             ("* " if trial.best else "  ") + trial.id,
             trial.label,
-            f"{trial.size / 1e6:,.1f} MB",
+            size(trial.size),
             *(figure.with_error(trial) or "-" for figure in columns),
             "front" if trial.id in on_front else "",
         ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.parser import Parser
+from surgeon.figures import size
 from surgeon.terminal import tell
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _matrix(model: Model, path: Path) -> Matrix:
 
 def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
     """The lines of the tree: tensors outside layers first, then each layer with its tensors below it."""
-    from humanize import intword, naturalsize
+    from humanize import intword
 
     from surgeon.model.image_models import block_of
     from surgeon.model.kinds import NAMES, kind
@@ -180,7 +181,7 @@ def tree(model: Model, matrix: Matrix | None) -> Iterator[str]:
     architecture = model.architecture or "unknown architecture"
     yield (
         f"{model.name} · {architecture} · {len(model.layers)} layers · {intword(model.n_parameters, '%.2f')} parameters"
-        f" · {naturalsize(model.nbytes, format='%.2f')} · {model.bpw:.2f} bpw{_experts(model)}"
+        f" · {size(model.nbytes)} · {model.bpw:.2f} bpw{_experts(model)}"
     )
     other = kind(model.file)
     if other in NAMES:
@@ -218,7 +219,7 @@ def _experts(model: Model) -> str:
 
 def _tensor_line(tensor: Tensor, label: str, width: int, matrix: Matrix | None) -> str:
     shape = "×".join(map(str, tensor.ne))
-    line = f"{label:<{width}} {shape:<16} {tensor.type_name:<9} {_size(tensor.nbytes):>9}"
+    line = f"{label:<{width}} {shape:<16} {tensor.type_name:<9} {size(tensor.nbytes):>9}"
     if matrix is None:
         return line
     row = matrix.tensors.get(tensor.name)
@@ -241,7 +242,7 @@ def _mark(name: str, matrix: Matrix) -> str:
 
 def _layer_line(layer: Layer, width: int, matrix: Matrix | None) -> str:
     bpw = 8 * layer.nbytes / layer.n_elements
-    line = f"{f'blk.{layer.index}':<{width}} {'':<16} {f'{bpw:.2f} bpw':<9} {_size(layer.nbytes):>9}"
+    line = f"{f'blk.{layer.index}':<{width}} {'':<16} {f'{bpw:.2f} bpw':<9} {size(layer.nbytes):>9}"
     row = matrix.layers.get(layer.index) if matrix else None
     if matrix is None or row is None:
         return line
@@ -264,7 +265,7 @@ def _block_line(block: str, model: Model, width: int) -> str:
     tensors = [tensor for tensor in model.others if block_of(tensor.name) == block]
     nbytes = sum(tensor.nbytes for tensor in tensors)
     bpw = 8 * nbytes / max(1, sum(tensor.n_elements for tensor in tensors))
-    return f"{block:<{width}} {'':<16} {f'{bpw:.2f} bpw':<9} {_size(nbytes):>9}"
+    return f"{block:<{width}} {'':<16} {f'{bpw:.2f} bpw':<9} {size(nbytes):>9}"
 
 
 def _misfit_lines(coverage: Coverage) -> Iterator[str]:
@@ -274,12 +275,6 @@ def _misfit_lines(coverage: Coverage) -> Iterator[str]:
         yield f"imatrix entry {misfit.name} has {misfit.found} values, the tensor needs {misfit.expected}"
     for name in coverage.orphans:
         yield f"imatrix entry {name} is for no tensor of this model"
-
-
-def _size(nbytes: int) -> str:
-    from humanize import naturalsize
-
-    return naturalsize(nbytes, format="%.1f")
 
 
 def _cosine(value: float | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.parser import Parser
+from surgeon.figures import size
 from surgeon.json_text import json_text
 from surgeon.terminal import redraw, tell
 
@@ -154,11 +155,9 @@ def with_progress(steps: Iterator[Checked | Problem]) -> Iterator[Problem]:
 
 
 def report(model: Model, problems: list[Problem]) -> Iterator[str]:
-    from humanize import naturalsize
-
     file = model.file
     shards = f" in {len(file.paths)} shards" if len(file.paths) > 1 else ""
-    yield f"{file.path}: GGUF v{file.version}, {len(file.tensors)} tensors{shards}, {naturalsize(file.nbytes)}"
+    yield f"{file.path}: GGUF v{file.version}, {len(file.tensors)} tensors{shards}, {size(file.nbytes)}"
     yield from _lines(problems)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgeon import figures
 from surgeon.engine.raw_moments import panel_values
 from surgeon.errors import SurgeonError
 from surgeon.model.categories import kept_because
@@ -72,13 +73,13 @@ def refuse_too_large(account: Account, folder: Path, n_layers: int) -> None:
     )
     if account.memory > memory:
         raise SurgeonError(
-            f"second moments of {account.inputs} inputs take {account.memory / 1e9:.1f} GB of memory, and "
-            f"{memory / 1e9:.1f} GB are free: {remedy}"
+            f"second moments of {account.inputs} inputs take {figures.memory(account.memory)} of memory, and "
+            f"{figures.memory(memory)} are free: {remedy}"
         )
     if account.disk > room:
         raise SurgeonError(
-            f"{folder}: second moments of {account.inputs} inputs take {account.disk / 1e9:.1f} GB until they are "
-            f"written, and {room / 1e9:.1f} GB are free: name another folder, or {remedy}"
+            f"{folder}: second moments of {account.inputs} inputs take {figures.size(account.disk)} until they are "
+            f"written, and {figures.size(room)} are free: name another folder, or {remedy}"
         )
 
 

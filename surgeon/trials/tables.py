@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from surgeon.figures import size
 from surgeon.trials.figure_table import shown_in
 from surgeon.trials.journal import Trial
 
@@ -141,7 +142,7 @@ def _speeds(trials: Sequence[Trial]) -> str:
     rows = [
         [
             _name(trial),
-            f"{trial.size / 2**30:.2f} GiB",
+            size(trial.size),
             name,
             f"{speed.mean:.2f} ±{speed.deviation:.2f}",
             f"{speed.best:.2f}",

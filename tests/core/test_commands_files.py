@@ -82,8 +82,8 @@ def test_spans_of_layers() -> None:
 def test_show_without_a_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys, "show", toy_llama(tmp_path / "a.gguf")).splitlines()
     assert lines[0].startswith("toy · llama · 2 layers · 1.21 million parameters · 2.43 MB · 16.0")
-    assert [line.split() for line in lines if "blk.1" in line] == [["blk.1", "16.01", "bpw", "1.2", "MB"]]
-    assert lines.count("  ffn_down     512×256          F16        262.1 kB") == 2
+    assert [line.split() for line in lines if "blk.1" in line] == [["blk.1", "16.01", "bpw", "1.18", "MB"]]
+    assert lines.count("  ffn_down     512×256          F16          262 kB") == 2
     assert "CosSim" not in lines[2]
 
 
@@ -96,7 +96,7 @@ def test_show_marks_what_a_matrix_does_not_cover(golden_models: Path, capsys: py
     missing = [line.split()[0] for line in lines if line.endswith("no imatrix")]
     assert missing == ["attn_v", "ffn_gate"]
     (row,) = [line for line in lines[:14] if line.split()[:1] == ["attn_q"]]
-    assert row.split() == ["attn_q", "256×256", "F16", "131.1", "kB", "597.69", "3.8977", "=", "attn_k,", "attn_v"]
+    assert row.split() == ["attn_q", "256×256", "F16", "131", "kB", "597.69", "3.8977", "=", "attn_k,", "attn_v"]
 
 
 def test_show_blank_cossim_is_not_zero(
@@ -148,7 +148,7 @@ def test_show_tells_entries_that_do_not_fit(golden_models: Path, capsys: pytest.
 def test_verify_finds_nothing_in_good_files(golden_models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("small.gguf", "zoo.gguf", "align64.gguf", "shard-00003-of-00003.gguf", "tied-bf16.gguf"):
         assert output(capsys, "verify", golden_models / name).endswith("\nok\n")
-    assert output(capsys, "verify", golden_models / "dense.imatrix.gguf").endswith("168 tensors, 111.3 kB\nok\n")
+    assert output(capsys, "verify", golden_models / "dense.imatrix.gguf").endswith("168 tensors, 111 kB\nok\n")
 
 
 @pytest.mark.parametrize(("name", "type_"), [("bad-nan", "F32"), ("bad-inf", "F16")])
@@ -199,7 +199,7 @@ def test_verify_tells_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     path = build_gguf(tmp_path / "a.gguf", {"general.architecture": "x"}, {"t": np.zeros(32, np.float32)}, alignment=4)
     raw = path.read_bytes()
     path.write_bytes(raw.ljust(512, b"\0"))  # laid out without padding, read with 32
-    assert output(capsys, "verify", path) == f"{path}: GGUF v3, 1 tensors, 512 Bytes\nok\n"
+    assert output(capsys, "verify", path) == f"{path}: GGUF v3, 1 tensors, 512 B\nok\n"
     two = {"a": np.zeros(3, np.float32), "b": np.zeros(3, np.float32)}
     path = build_gguf(tmp_path / "b.gguf", {"general.architecture": "x"}, two, alignment=4)
     path.write_bytes(path.read_bytes().ljust(512, b"\0"))
@@ -250,12 +250,12 @@ def test_cache_tells_and_clears(tmp_path: Path) -> None:
 
     root = tmp_path / "kernels"
     first = cache()
-    assert first.startswith(f"{root}: 0 files, 0 Bytes; this version's are in ")
+    assert first.startswith(f"{root}: 0 files, 0 B; this version's are in ")
     for version in (root / first.split()[-1], root / "older"):
         version.mkdir(parents=True, exist_ok=True)
         (version / "a.nbi").write_bytes(bytes(2000))
-    assert cache().startswith(f"{root}: 2 files, 4.0 kB;")
-    assert cache("--clear") == f"{root}: removed 4.0 kB\n"
+    assert cache().startswith(f"{root}: 2 files, 4.00 kB;")
+    assert cache("--clear") == f"{root}: removed 4.00 kB\n"
     assert not list(root.rglob("*.nbi"))
     assert cache().startswith(f"{root}: 0 files")
 

@@ -244,5 +244,7 @@ def test_what_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = account.reckon(load_model(toy_llama(tmp_path / "toy.gguf")))
     account.refuse_too_large(found, tmp_path, 2)
     monkeypatch.setattr(account, "available_memory", lambda: found.memory - 1)
-    with pytest.raises(SurgeonError, match=r"GB are free: collect them in 2 passes .* --layers 0-0, .*--moments-block"):
+    with pytest.raises(
+        SurgeonError, match=r"[KM]iB are free: collect .* in 2 passes .*--layers 0-0, .*--moments-block"
+    ):
         account.refuse_too_large(found, tmp_path, 2)

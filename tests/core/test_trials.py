@@ -182,7 +182,7 @@ def test_tables_of_a_model_card() -> None:
     assert "| Q8 | 1.00 | 0.50 | 50.0% |  |" in tables
     assert r"| **model\|Q4** | 10.250000 ±0.500000 | 99.00% | 0.250000 ±0.025000 | 1.000% | 90.00% |" in tables
     assert "| Q8 | 30.0000 ±1.5000 | 40.00 | 35.00 |" in tables
-    assert "| Q8 | 0.47 GiB | pp512 | 500.00 ±3.00 | 505.00 |" in tables
+    assert "| Q8 | 500 MB | pp512 | 500.00 ±3.00 | 505.00 |" in tables
 
 
 def test_a_card_says_what_was_measured_on_what() -> None:

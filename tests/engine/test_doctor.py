@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def test_facts_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_same_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = report(capsys)
     assert code == 0
-    assert "GiB free" in text
+    assert re.search(r"CPU: .* GiB free of .* GiB", text), "memory is in binary units"
+    assert re.search(r"state .* [MGT]B free$", text, re.MULTILINE), "a disk is in decimal ones"
     assert max(map(len, text.splitlines())) < 160
 
 

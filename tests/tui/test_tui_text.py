@@ -73,6 +73,21 @@ def test_sizes_have_three_figures(nbytes: float, text: str) -> None:
     assert figures.size(nbytes) == text
 
 
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (1000, "1000 B"),
+        (512 << 20, "512 MiB"),
+        (24 << 30, "24.0 GiB"),
+        (24e9, "22.4 GiB"),
+        (-3e6, "-2.86 MiB"),
+    ],
+)
+def test_memory_is_written_in_binary_units(nbytes: float, text: str) -> None:
+    assert figures.memory(nbytes) == text
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-9, 0.00123, 0.5, 1.0, 9.99, 123.456, 44706.0, 1234567.0, 1e30, -0.25])
 def test_statistics_take_at_most_eight_cells(value: float) -> None:
     text = figures.figure(value)

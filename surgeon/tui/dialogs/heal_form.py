@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.figures import size
+from surgeon.figures import memory, size
 from surgeon.layer_lists import spans
 from surgeon.measure.healing import HealRequest, HealRun
 from surgeon.model.model import Model
@@ -75,5 +75,5 @@ def _check(session: Session, answers: Answers) -> tuple[bool, list[Line]]:
     tokens = f"up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"
     return True, [
         [("fits on ", "muted"), (tokens, "text")],
-        [(f"{size(cost.memory)} of memory, {size(cost.disk)} of disk in the cache folder", "muted")],
+        [(f"{memory(cost.memory)} of memory, {size(cost.disk)} of disk in the cache folder", "muted")],
     ]

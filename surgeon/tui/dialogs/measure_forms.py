@@ -165,7 +165,7 @@ def moments_line(model: Model, folder: Path) -> tuple[bool, Line]:
         refuse_too_large(account, folder, len(model.layers))
     except SurgeonError as error:
         return False, [(clean(str(error)), "warning")]
-    memory, file = figures.size(account.memory), figures.size(account.file)
+    memory, file = figures.memory(account.memory), figures.size(account.file)
     return True, [(f"second moments of {account.inputs} inputs: {memory} of memory, {file} on disk", "muted")]
 
 
