@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Choose a type for every tensor of MODEL so that the file has at most the given size and the KL
 divergence from MODEL is as small as can be. How much each kind of tensor matters is measured once on a few chunks of
 TEXT, and kept; then every size is a matter of a moment. The result is a recipe for `surgeon apply`; --write makes the
-file too. With --held-out the outcome is measured on another text, beside the TYPE of llama-quantize that fits."""
+file too. Where little is to be gained, llama-quantize's mix of the same bytes is measured as well, and its types are
+taken when they lose less. With --held-out the outcome is measured on another text, beside the mix that fits."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
+    from surgeon.commands.fit_check import checked_fit
     from surgeon.commands.fit_ladder import run_ladder
     from surgeon.commands.fit_report import card_line
     from surgeon.fit.allocation import Allocator
@@ -110,10 +112,10 @@ def main(arguments: list[str]) -> int:
         costs = _measured(sensitivities)
         allocator = Allocator(model, plan, imatrix, costs, limits, moments)
         if options.ladder is not None:
-            run_ladder(options, allocator, prober)
+            run_ladder(options, allocator, sensitivities)
             return 0
         nbytes, option = _target(options, allocator) if demand is None else _on_card(options, allocator, demand)
-        fit, mix = allocator.fit(nbytes, option), allocator.mix_within(nbytes)
+        fit, mix = checked_fit(sensitivities, allocator, nbytes, option)
         _save(fit, imatrix, options)
         if options.write is not None:
             _write(fit, imatrix, options)

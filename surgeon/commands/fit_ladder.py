@@ -13,6 +13,7 @@ from surgeon.json_text import json_text
 if TYPE_CHECKING:
     from surgeon.fit.allocation import Allocator, Fit
     from surgeon.measure.probing import Prober
+    from surgeon.measure.sensitivities import Sensitivities
 
 
 def read_ladder(text: str) -> list[float]:
@@ -26,15 +27,17 @@ def read_ladder(text: str) -> list[float]:
     return steps
 
 
-def run_ladder(options: argparse.Namespace, allocator: Allocator, prober: Prober) -> None:
+def run_ladder(options: argparse.Namespace, allocator: Allocator, sensitivities: Sensitivities) -> None:
     """Recipes, figures, files and the card; one line per step on stdout."""
+    from surgeon.commands.fit_check import checked_fit
     from surgeon.measure.ladder import Ladder, Rung
     from surgeon.measure.probing import Text
     from surgeon.trials.journal import Journal
     from surgeon.trials.tables import markdown
 
-    stem = Path(options.model).stem
-    fits = {step: allocator.fit(allocator.bytes_at(step), "--ladder") for step in read_ladder(options.ladder)}
+    prober, stem, steps = sensitivities.prober, Path(options.model).stem, read_ladder(options.ladder)
+    sizes = {step: allocator.bytes_at(step) for step in steps}
+    fits = {step: checked_fit(sensitivities, allocator, size, "--ladder")[0] for step, size in sizes.items()}
     rungs = {
         step: Rung(
             f"{stem} {step:g} bpw",

@@ -202,6 +202,18 @@ class Allocator:
             raise SurgeonError(f"{self.model.file.path}: the plan gives types whose cost is not known; fit it anew")
         return Fit(resolution, predicted, chosen)
 
+    def as_mix(self, mix: Mixed) -> Fit | None:
+        """A choice of the mix's types; None where the plan or the limits do not allow one of them."""
+        types = {op.source: op.to_type for op in mix.resolution.kept}
+        chosen = []
+        for unit in self.units:
+            kinds = {types[facts.name] for facts in unit.members}
+            if len(kinds) > 1 or not kinds <= unit.sizes.keys():
+                return None
+            chosen.append((unit, kinds.pop()))
+        same = self.assigned(tuple(chosen))
+        return same if self.counted(same.resolution) <= self.counted(mix.resolution) else None
+
     def _resolved(self, plan: Plan) -> Resolution:
         return resolve(self.model, plan, self.imatrix, self.moments)
 

@@ -29,6 +29,7 @@ from surgeon.imatrix.rank_correlation import spearman
 from surgeon.measure.probing import Place, Prober, Text
 from surgeon.measure.progress import Standing
 from surgeon.measure.sensitivities import Sensitivities
+from surgeon.measure.swap_check import checked
 from surgeon.model.model import load_model
 from surgeon.moments.files import load_moments
 from surgeon.plan.plan import Plan
@@ -72,8 +73,20 @@ def random_plan(allocator: Allocator, nbytes: int, seed: int) -> Fit:
     return allocator.assigned(tuple(chosen))
 
 
-def plans(allocator: Allocator, blind: Allocator, options: argparse.Namespace) -> dict[str, Resolution]:
+def plans(
+    allocator: Allocator, blind: Allocator, options: argparse.Namespace, sensitivities: Sensitivities
+) -> dict[str, Resolution]:
     """Label -> plan: of every mix itself, the fit, the error-only and a random one at its bytes."""
+
+    def fit(nbytes: int) -> Resolution:
+        made, mix = allocator.fit(nbytes), allocator.mix_within(nbytes)
+        steps = checked(sensitivities.prober, sensitivities.text, allocator, made, mix)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value.resolution
+
     found, known = {}, {mix.name: mix.resolution for mix in allocator.mixes}
     for seed, name in enumerate(options.mixes.split(",")):
         if name not in known:
@@ -83,7 +96,7 @@ def plans(allocator: Allocator, blind: Allocator, options: argparse.Namespace) -
         kinds = {
             "stock": lambda bare=bare: resolve(allocator.model, bare, allocator.imatrix),
             "mix": lambda name=name: known[name],
-            "fit": lambda nbytes=nbytes: allocator.fit(nbytes).resolution,
+            "fit": lambda nbytes=nbytes: fit(nbytes),
             "errors": lambda nbytes=nbytes: blind.fit(nbytes).resolution,
             "random": lambda nbytes=nbytes, seed=seed: random_plan(allocator, nbytes, seed).resolution,
         }
@@ -180,7 +193,7 @@ def main() -> None:
     allocator = Allocator(model, Plan(), imatrix, costs, limits, moments)
     errors = ErrorsAlone(costs.errors, *rest(costs), costs.encoder)
     start = time.monotonic()
-    wanted = plans(allocator, Allocator(model, Plan(), imatrix, errors, limits, moments), options)
+    wanted = plans(allocator, Allocator(model, Plan(), imatrix, errors, limits, moments), options, sensitivities)
     seconds["all plans"] = time.monotonic() - start
     print(f"\r\x1b[K{model.file.path.name}: noise {costs.noise:.2g}, {len(allocator.units)} units")
     results = Results(options.results)

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fit_helpers import allocator, types_of
 
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.fit.allocation import Allocator, Fit, Limits
 from surgeon.fit.candidates import TypeSet
-from surgeon.fit.cost_model import CostModel, GroupProbes, Probe
+from surgeon.fit.cost_model import CostModel
 from surgeon.fit.groups import band_count, groups_of
 from surgeon.fit.target import read_size
-from surgeon.model.model import Model, load_model
+from surgeon.model.model import Model
 from surgeon.plan.plan import Plan, TypeRule
 from surgeon.plan.recipe import Recipe, read_recipe, to_toml
 from surgeon_kernels.formats import FORMATS
-
-TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS")
-
-
-@pytest.fixture
-def model(demo_model: Path) -> Iterator[Model]:
-    opened = load_model(demo_model)
-    with opened.file:
-        yield opened
-
-
-@pytest.fixture
-def costs(model: Model) -> CostModel:
-    """Errors of 4^-bits, every group alike but the head, which matters a hundred times as much."""
-    groups = {group: tuple(facts.name for facts in members) for group, members in groups_of(model).items()}
-    errors = {name: {kind: 4.0 ** -FORMATS[kind].bpw for kind in TYPES} for names in groups.values() for name in names}
-
-    def probe(names: tuple[str, ...], kind: str, scale: float) -> Probe:
-        kld = scale * sum(errors[name][kind] for name in names)
-        return Probe(dict.fromkeys(names, kind), kld, 0.05 * kld)
-
-    probes = {}
-    for group, names in groups.items():
-        scale = 1.0 if group == "output" else 0.01
-        probes[group] = GroupProbes(probe(names, "Q2_K", scale), probe(names, "Q4_K", scale))
-    return CostModel(errors, groups, probes, None)
-
-
-def allocator(model: Model, costs: CostModel, plan: Plan | None = None, **limits: object) -> Allocator:
-    types = limits.pop("types", TypeSet(TYPES[:6]))
-    return Allocator(model, plan or Plan(), None, costs, Limits(types=types, **limits))  # type: ignore[arg-type]
-
-
-def types_of(fit: Fit) -> dict[str, str]:
-    return {op.source: op.to_type for op in fit.resolution.kept}
 
 
 def test_the_file_has_the_size_asked_for_and_loses_less_than_the_mix(model: Model, costs: CostModel) -> None:
