@@ -17,18 +17,20 @@ def weights_text(found: WeightFigures) -> list[str]:
     """At most 72 cells wide."""
     from surgeon.measure.weight_figures import OUTLIER
 
-    part = "all" if found.sampled == found.total else f"{found.sampled:,} of"
-    share = found.outliers / found.sampled
+    whole = found.sampled == found.total
+    part = "all" if whole else f"{found.sampled:,} of"
+    share = 100 * found.outliers / found.sampled
     return [
         f"{found.name}  {found.type_name}, {part} {found.total:,} weights",
         f"min {found.lowest:.4g}  max {found.highest:.4g}  mean {found.mean:.3g}  std {found.deviation:.4g}",
-        f"outliers |w| > {OUTLIER:g} std: {found.outliers:,} ({share:.2g} of them)",
+        f"outliers |w| > {OUTLIER:g} std: {found.outliers:,} ({share:.2g}% of them)",
         "largest |w| in rows     " + _places(found.rows),
         "largest |w| in columns  " + _places(found.columns),
         "",
         *_histogram(found.counts),
         f"{found.lowest:<{len(found.counts) // 2}.4g}{found.highest:>{len(found.counts) - len(found.counts) // 2}.4g}",
         f"heights are logarithms; the highest is {max(found.counts):,} weights",
+        *([] if whole else ["measured in whole rows, evenly spread over the tensor"]),
     ]
 
 

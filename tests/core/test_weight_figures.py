@@ -49,7 +49,9 @@ def test_more_than_the_limit_is_sampled_by_whole_rows(tmp_path: Path) -> None:
     found = _measured(tmp_path / "m.gguf", values, most=12 * 64)
     assert (found.sampled, found.total) == (12 * 64, 6400)
     assert found.rows == ((99, 99.0), (90, 90.0), (81, 81.0))
-    assert weights_text(found)[0] == f"{NAME}  F32, 768 of 6,400 weights"
+    lines = weights_text(found)
+    assert lines[0] == f"{NAME}  F32, 768 of 6,400 weights"
+    assert lines[-1] == "measured in whole rows, evenly spread over the tensor"
 
 
 def test_equal_weights_have_no_outliers(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_the_command_draws_single_weights_too(tmp_path: Path, capsys: pytest.Cap
     build_gguf(tmp_path / "m.gguf", llama_kv(layers=1), {NAME: _planted()})
     assert run(["show", str(tmp_path / "m.gguf"), "--tensor", NAME]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "outliers |w| > 6 std: 2 (0.00031 of them)" in lines
+    assert "outliers |w| > 6 std: 2 (0.031% of them)" in lines
     bars = lines[-3]
     assert (bars[0], bars[-1], len(bars)) == ("▃", "▃", 40)
     with pytest.raises(SurgeonError, match=f"did you mean {NAME}"):
