@@ -38,7 +38,7 @@ from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.drawing.ascii_filter import AsciiFilter
 from surgeon.tui.drawing.sixteen_colours import SixteenColours
-from surgeon.tui.drawing.theme import DARK, LIGHT, theme
+from surgeon.tui.drawing.theme import palette_of, theme_of
 from surgeon.tui.host import Host
 from surgeon.tui.jobs.measuring import MeasureJob
 from surgeon.tui.jobs.messages import NotKept, Reported, StatisticsReady, Warmed, WarmFailed, WriteFailed, Written
@@ -84,7 +84,8 @@ class SurgeonApp(Host):
         """plan_file: where the plan is kept between sessions; persistent: compile kernels ahead, keep the plan;
         others: more models, to which Ctrl+T switches."""
         self.ascii_filter: LineFilter | None = AsciiFilter() if config.ascii else None
-        self._sixteen = SixteenColours(LIGHT if config.theme == "light" else DARK)
+        palette = palette_of(config.theme, config.colours)
+        self._sixteen = SixteenColours(palette)
         super().__init__()
         # A traceback at the end passes the filter of hostile text, which would spell out the codes of colours.
         self.error_console = Console(markup=False, highlight=False, stderr=True, color_system=None)
@@ -105,9 +106,8 @@ class SurgeonApp(Host):
         self._autosave: Timer | None = None
         self._keeping = threading.Lock()
         self._warm: Timer | None = None
-        for palette in (DARK, LIGHT):
-            self.register_theme(theme(palette))
-        self.theme = (LIGHT if config.theme == "light" else DARK).name
+        self.register_theme(theme_of(palette))
+        self.theme = palette.name
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         own = [self.ascii_filter] if self.ascii_filter is not None else []

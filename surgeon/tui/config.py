@@ -13,6 +13,7 @@ from surgeon.machine import MOST_THREADS
 from surgeon.session.metrics import METRICS
 from surgeon.toml_text import read_toml
 from surgeon.tui.drawing.cells import COLUMNS
+from surgeon.tui.drawing.theme import ROLES
 from surgeon.tui.keys import BY_ID
 
 _MOST_BAD_LINES = 20
@@ -20,12 +21,13 @@ _MOST_BAD_LINES = 20
 
 @dataclass(frozen=True)
 class Config:
-    """keys: action id -> keys; columns: empty where those chosen last hold; threads, gpu_layers, llama_lib: how
-    llama.cpp is run (0: all processors, none);
+    """keys: action id -> keys; colours: role -> `#rrggbb`, over the theme's; columns: empty where those chosen last
+    hold; threads, gpu_layers, llama_lib: how llama.cpp is run (0: all processors, none);
     scheduler: of the fleet that commands and the screen use;
     problems: what in the file was not understood, a line each."""
 
     keys: dict[str, str] = field(default_factory=dict)
+    colours: dict[str, str] = field(default_factory=dict)
     theme: str = "dark"
     ascii: bool = False
     mouse: bool = True
@@ -78,22 +80,34 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100_000
 
 
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value) is not None
+
+
 def _checked(table: dict[str, Any], path: Path) -> Config:
     config, problems = Config(), []
-    for name, value in table.pop("keys", {}).items() if isinstance(table.get("keys", {}), dict) else ():
-        if name in BY_ID and isinstance(value, str):
-            config = replace(config, keys={**config.keys, name: value})
-        else:
-            problems.append(f"{path}: keys.{name:.40} = {value!r:.80}: unknown action; press ? for the list")
+    for title, (is_valid, mistake) in _TABLES.items():
+        if not isinstance(table.get(title, {}), dict):
+            continue
+        entries = table.pop(title, {})
+        good: dict[str, Any] = {name: value for name, value in entries.items() if is_valid(name, value)}
+        rest = [f"{title}.{name:.40} = {value!r:.80}" for name, value in entries.items() if name not in good]
+        problems += [f"{path}: {entry}: {mistake}; press ? for the list" for entry in rest]
+        setting: dict[str, Any] = {title: good}
+        config = replace(config, **setting)
     for name, value in table.items():
         if name in _CHECKS and _CHECKS[name](value):
-            setting: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value}
+            setting = {name: tuple(value) if isinstance(value, list) else value}
             config = replace(config, **setting)
         else:
             problems.append(f"{path}: {name:.40} = {value!r:.80} is not valid")
     return replace(config, problems=tuple(problems))
 
 
+_TABLES: dict[str, tuple[Callable[[str, Any], bool], str]] = {
+    "keys": (lambda name, value: name in BY_ID and isinstance(value, str), "unknown action"),
+    "colours": (lambda name, value: name in ROLES and _is_colour(value), 'no known role, or not "#rrggbb"'),
+}
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "theme": lambda value: isinstance(value, str) and value in ("dark", "light"),
     "ascii": lambda value: isinstance(value, bool),

@@ -12,8 +12,10 @@ from surgeon.commands import open as open_command
 from surgeon.engine.protocol import Engine
 from surgeon.session.session import Session
 from surgeon.tui.answers import remember
+from surgeon.tui.app import SurgeonApp
 from surgeon.tui.config import Config, config_path, load_config
 from surgeon.tui.drawing.cells import DEFAULT_COLUMNS
+from surgeon.tui.drawing.theme import DARK, LIGHT
 
 _WHOLE = """
 theme = "light"
@@ -27,6 +29,10 @@ llama_lib = "/opt/llama.cpp/build/bin"
 
 [keys]
 prune = "x,f5"
+
+[colours]
+accent = "#5FD7AF"
+ramp4 = "#ffffff"
 """
 
 
@@ -44,13 +50,16 @@ def test_everything_that_can_be_set() -> None:
     assert _written(_WHOLE) == Config(
         keys={"prune": "x,f5"}, theme="light", ascii=True, mouse=False, columns=("type", "size", "h"), metric="h",
         threads=6, gpu_layers=99, llama_lib="/opt/llama.cpp/build/bin",
+        colours={"accent": "#5FD7AF", "ramp4": "#ffffff"},
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "line",
     ['theme = "blue"', "ascii = 1", "columns = []", 'columns = ["none"]', 'metric = "x"', "threads = -1",
-     "threads = true", "gpu_layers = -2", 'gpu_layers = "all"', "llama_lib = 3", "colour = 3", "keys.prune = 3"],
+     "threads = true", "gpu_layers = -2", 'gpu_layers = "all"', "llama_lib = 3", "colour = 3", "keys.prune = 3",
+     "colours = 3", 'colours.name = "#000000"', 'colours.accent = "red"', 'colours.accent = "#12345"',
+     "colours.accent = 3"],
 )  # fmt: skip
 def test_a_mistake_is_named_and_the_rest_holds(line: str) -> None:
     config = _written(f'{line}\nkeys.write = "f2"\n')
@@ -98,6 +107,25 @@ async def test_llama_cpp_is_run_as_it_is_set(demo_model: Path) -> None:
             await pilot.press(key)
             assert app.screen is app.main
             assert "/no/such/build: no such directory" in app.main.message
+
+
+async def test_own_colours_are_painted_over_those_of_the_theme(demo_model: Path) -> None:
+    colours = {"background": "#010203", "muted": "#040506", "accent": "#0A0B0C"}
+    for theme, palette in (("dark", DARK), ("light", LIGHT)):
+        async with opened(session_of(demo_model), config=Config(theme=theme, colours=colours)) as (app, pilot):
+            assert {"#010203", "#040506", "#0a0b0c", palette.panel, palette.text} <= painted(app)
+            assert not {palette.background, palette.muted, palette.accent} & painted(app)
+            await pilot.press("c")
+            assert app.screen is not app.main
+            assert {"#040506", "#0a0b0c"} <= painted(app)
+            assert palette.muted not in painted(app)
+
+
+def painted(app: SurgeonApp) -> set[str]:
+    """The colours on the screen, `#rrggbb`."""
+    styles = [part.style for strip in app.screen._compositor.render_strips() for part in strip if part.style]
+    colours = [colour for style in styles for colour in (style.color, style.bgcolor)]
+    return {colour.triplet.hex for colour in colours if colour is not None and colour.triplet is not None}
 
 
 async def test_chosen_columns_come_back(model_copy: Path, demo_model: Path) -> None:

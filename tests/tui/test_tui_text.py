@@ -17,7 +17,7 @@ from surgeon.tui.drawing.ascii_filter import TABLE, AsciiFilter, to_ascii
 from surgeon.tui.drawing.canvas import changed_region, merged
 from surgeon.tui.drawing.sixteen_colours import SixteenColours, table
 from surgeon.tui.drawing.spans import clean, cut, elide_start, fit, plain, spread, width_of, wrap
-from surgeon.tui.drawing.theme import DARK, LIGHT, Palette, xterm
+from surgeon.tui.drawing.theme import DARK, LIGHT, ROLES, Palette, palette_of, xterm
 from surgeon.tui.terminal import BurstParser
 
 
@@ -109,19 +109,22 @@ def test_bars_never_vanish_and_never_overflow() -> None:
 
 @pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])
 def test_every_colour_survives_256_colours(palette: Palette) -> None:
-    for field in dataclasses.fields(palette):
-        value = getattr(palette, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        for number in numbers:
-            if isinstance(number, int) and not isinstance(number, bool):
-                assert Color.parse(xterm(number)).downgrade(ColorSystem.EIGHT_BIT).number == number, field.name
+    colours = [*(getattr(palette, role) for role in ROLES if not role.startswith("ramp")), *palette.ramp]
+    assert len(colours) == len(ROLES)
+    numbers = [Color.parse(colour).downgrade(ColorSystem.EIGHT_BIT).number for colour in colours]
+    assert numbers == [_number(colour) for colour in colours]
 
 
-def contrast(one: int, other: int) -> float:
-    """WCAG's ratio of two colours of the xterm table."""
+def _number(colour: str) -> int:
+    """The number of a colour of the xterm table."""
+    return next(number for number in range(16, 256) if xterm(number) == colour)
 
-    def luminance(number: int) -> float:
-        parts = [int(xterm(number)[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's ratio of two colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -140,14 +143,31 @@ def test_everything_can_be_read_on_every_ground(palette: Palette) -> None:
 @pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])
 def test_sixteen_colours_hide_nothing(palette: Palette) -> None:
     numbers = table(palette)
-    grounds = {numbers[xterm(getattr(palette, name))] for name in ("background", "panel", "raised")}
-    words = [xterm(getattr(palette, name)) for name in ("muted", "faint", "text", "strong", "accent", "pruned")]
+    grounds = {numbers[getattr(palette, name)] for name in ("background", "panel", "raised")}
+    words = [getattr(palette, name) for name in ("muted", "faint", "text", "strong", "accent", "pruned")]
     assert not grounds & {numbers[colour] for colour in words}
     assert 8 not in numbers.values(), "bright black is the background of some terminals"
-    style = Style(color=xterm(palette.faint), bgcolor=xterm(palette.background), bold=True)
+    style = Style(color=palette.faint, bgcolor=palette.background, bold=True)
     (segment,) = SixteenColours(palette).apply([Segment("a", style)], TextualColor.parse("black"))
     assert segment.style is not None
-    assert (segment.style.color, segment.style.bold) == (Color.from_ansi(numbers[xterm(palette.faint)]), True)
+    assert (segment.style.color, segment.style.bold) == (Color.from_ansi(numbers[palette.faint]), True)
+
+
+@pytest.mark.parametrize("name", ["dark", "light"])
+def test_sixteen_colours_hide_nothing_of_the_users_either(name: str) -> None:
+    """Not where all colours are new, nor where a text has the colour of a ground."""
+    palette = LIGHT if name == "light" else DARK
+    own = palette_of(name, {role: f"#0000{place:02x}" for place, role in enumerate(ROLES)})
+    for field in dataclasses.fields(palette):
+        if field.name in ROLES:
+            assert table(own)[getattr(own, field.name)] == table(palette)[getattr(palette, field.name)], field.name
+    same = palette_of(name, {"background": "#101010", "cursor_text": "#101010"})
+    style = Style(color=same.cursor_text, bgcolor=same.background)
+    (segment,) = SixteenColours(same).apply([Segment("a", style)], TextualColor.parse("black"))
+    assert segment.style is not None
+    numbers = table(palette)
+    assert segment.style.color == Color.from_ansi(numbers[palette.cursor_text])
+    assert segment.style.bgcolor == Color.from_ansi(numbers[palette.background])
 
 
 @pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])

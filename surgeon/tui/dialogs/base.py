@@ -12,12 +12,13 @@ from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
+from textual.theme import Theme
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from surgeon.tui.dialogs.type_ahead import TypeAhead
-from surgeon.tui.drawing.canvas import role_styles
 from surgeon.tui.drawing.spans import Line
+from surgeon.tui.drawing.theme import role_styles
 from surgeon.tui.host import Host
 
 Result = TypeVar("Result")
@@ -46,12 +47,12 @@ class Dialog(ModalScreen[Result | None]):
         getattr(self.query_one(Choices), f"action_{move}")()
 
     def text(self, lines: Iterable[Line]) -> Text:
-        return text_of(lines, self.app.current_theme.dark)
+        return text_of(lines, self.app.current_theme)
 
 
-def text_of(lines: Iterable[Line], dark: bool) -> Text:
+def text_of(lines: Iterable[Line], theme: Theme) -> Text:
     """Lines of spans as one rich text, for textual's own widgets."""
-    roles = role_styles(dark)
+    roles = role_styles(theme)
     text = Text("\n", no_wrap=True, end="").join(
         Text.assemble(*((part, roles.get(role, "")) for part, role in line), end="") for line in lines
     )

@@ -70,9 +70,9 @@ class CandidateDialog(ChoiceDialog):
         self._stop.set()
 
     def entries(self) -> list[tuple[str, Text]]:
-        dark = self.app.current_theme.dark
-        return [(name, text_of([self.line(name)], dark)) for name in self.names]
+        theme = self.app.current_theme
+        return [(name, text_of([self.line(name)], theme)) for name in self.names]
 
     def show_line(self, name: str) -> None:
         choices = self.query_one(Choices)
-        choices.replace_option_prompt(name, text_of([self.line(name)], self.app.current_theme.dark))
+        choices.replace_option_prompt(name, text_of([self.line(name)], self.app.current_theme))

@@ -38,9 +38,9 @@ class ColumnChooser(NamedList[tuple[str, ...]]):
         self.show_columns()
 
     def show_columns(self, at: str | None = None) -> None:
-        dark = self.app.current_theme.dark
+        theme = self.app.current_theme
         choices = self.query_one(Choices)
-        choices.fill([(key, text_of([self._line(key)], dark)) for key in self.order], at)
+        choices.fill([(key, text_of([self._line(key)], theme)) for key in self.order], at)
         if at is not None:
             choices.highlighted = self.order.index(at)
 

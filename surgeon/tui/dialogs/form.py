@@ -12,6 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
+from textual.theme import Theme
 from textual.widgets import Input, Static
 
 from surgeon.tui.answers import Answers
@@ -47,9 +48,9 @@ class Switches(Static, can_focus=True):
     class Switched(Message):
         """An option is on or off now."""
 
-    def __init__(self, field: Field, dark: bool) -> None:
+    def __init__(self, field: Field, theme: Theme) -> None:
         super().__init__(id=field.key, classes="answer-field")
-        self.options, self.dark = field.options, dark
+        self.options, self.theme = field.options, theme
         self.chosen = set(field.value.split())
         self.at = 0
 
@@ -64,7 +65,7 @@ class Switches(Static, can_focus=True):
             line.append(("● " if on_ else "○ ", "accent" if on_ else "faint"))
             line.append((words, "strip-scope" if here else "text" if on_ else "muted"))
             line.append(("   ", ""))
-        return text_of([line], self.dark)
+        return text_of([line], self.theme)
 
     def action_go(self, by: int) -> None:
         self.at = (self.at + by) % len(self.options)
@@ -97,14 +98,14 @@ class Form(Dialog[Answers]):
         self.answer = ""
 
     def compose(self) -> ComposeResult:
-        dark = self.app.current_theme.dark
+        theme = self.app.current_theme
         with Vertical(classes="dialog form") as frame:
             frame.border_title = self.title_
             frame.border_subtitle = self.keys
             for field in self.fields:
                 with Horizontal(classes="field"):
                     yield Static(self.text([[(field.label, "muted")]]), classes="label")
-                    yield self._input(field, dark)
+                    yield self._input(field, theme)
             yield Static(id="answer")
 
     @property
@@ -114,9 +115,9 @@ class Form(Dialog[Answers]):
         queue = " · ^L queue" if self.to_queue is not None and do != "queue" else ""
         return f"Enter {do}{queue} · Tab complete · ^P earlier · Esc cancel"
 
-    def _input(self, field: Field, dark: bool) -> Input | Switches:
+    def _input(self, field: Field, theme: Theme) -> Input | Switches:
         if field.options:
-            return Switches(field, dark)
+            return Switches(field, theme)
         kind = LastPathEntry if field.endings == () else Entry
         return kind(field.value, placeholder=field.help, endings=field.endings, id=field.key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from importlib import resources
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from surgeon.tui.config import config_path
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.cells import COLUMNS
 from surgeon.tui.drawing.spans import Line, fit, wrap
+from surgeon.tui.drawing.theme import ROLES
 from surgeon.tui.keys import BY_ID, GROUPS, keys_of
 
 PAGES = ("statistics", "map", "measure", "types", "experts", "filters", "terminal")
@@ -60,7 +62,8 @@ def metric_lines() -> str:
 def config_lines(width: int) -> list[Line]:
     """Where the config file is, and the words it may hold."""
     lines: list[Line] = [[("It is ", "muted"), (str(config_path()), "text")], []]
-    for title, known in (("keys", tuple(BY_ID)), ("columns", tuple(COLUMNS)), ("metric", tuple(METRICS))):
+    words: dict[str, Iterable[str]] = {"keys": BY_ID, "columns": COLUMNS, "metric": METRICS, "colours": ROLES}
+    for title, known in words.items():
         lines.append([(title, "text")])
         lines += [[("  ", ""), *line] for line in wrap(" ".join(known), width - 4, "muted")]
         lines.append([])

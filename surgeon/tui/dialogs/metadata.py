@@ -83,12 +83,12 @@ class Metadata(Dialog[None]):
 
     def show_keys(self, at: str | None = None) -> None:
         self.rows = key_rows(self.session, self.search)
-        dark, width = self.app.current_theme.dark, max(40, self.app.size.width - 8)
+        theme, width = self.app.current_theme, max(40, self.app.size.width - 8)
         wide = min(max((len(row.key) for row in self.rows), default=20), width * 2 // 5)
-        lines = [(row.key, text_of([key_line(row, wide, width)], dark)) for row in self.rows]
+        lines = [(row.key, text_of([key_line(row, wide, width)], theme)) for row in self.rows]
         none: Line = [("no key has that: / searches again", "muted")]
         choices = self.query_one(Choices)
-        choices.fill(lines or [("", text_of([none], dark))], at)
+        choices.fill(lines or [("", text_of([none], theme))], at)
         if at is not None:
             choices.highlighted = next((place for place, row in enumerate(self.rows) if row.key == at), 0)
         self.query_one("#about", Static).update(self.text([self._about()]))

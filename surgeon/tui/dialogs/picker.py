@@ -41,5 +41,5 @@ class Picker(ChoiceDialog):
 
     def on_mount(self) -> None:
         self.set_focus(self.query_one(Choices))
-        dark = self.app.current_theme.dark
-        self.query_one(Choices).fill([(entry.key, text_of([entry.line], dark)) for entry in self.entries], self.at)
+        theme = self.app.current_theme
+        self.query_one(Choices).fill([(entry.key, text_of([entry.line], theme)) for entry in self.entries], self.at)

@@ -56,12 +56,12 @@ class Rules(Dialog[None]):
         return keys + option_words(plan)
 
     def show_rules(self, at: str | None = None) -> None:
-        dark = self.app.current_theme.dark
+        theme = self.app.current_theme
         keys = self.keys()
         empty: Line = [("no rules yet: a adds one, for instance attn_v=q6_k", "muted")]
-        entries = [(key, text_of([self._line(key)], dark)) for key in keys]
+        entries = [(key, text_of([self._line(key)], theme)) for key in keys]
         choices = self.query_one(Choices)
-        choices.fill(entries or [("", text_of([empty], dark))], at)
+        choices.fill(entries or [("", text_of([empty], theme))], at)
         if at in keys:
             choices.highlighted = keys.index(at)
 

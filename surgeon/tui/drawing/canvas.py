@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
+from textual.theme import Theme
 from textual.widget import Widget
 
 from surgeon.tui.drawing.spans import Line, clean, width_of
-from surgeon.tui.drawing.theme import DARK, LIGHT, Palette, styles
+from surgeon.tui.drawing.theme import role_styles
 
 Draw = Callable[[int, int], list[Line]]
-
-
-@lru_cache(4)
-def _styles(palette: Palette) -> dict[str, Style]:
-    return styles(palette)
-
-
-def role_styles(dark: bool) -> dict[str, Style]:
-    return _styles(DARK if dark else LIGHT)
 
 
 class Painter:
     """Turns lines into what textual draws, on one background; looking styles up per line would cost more than that."""
 
-    def __init__(self, base: Style, dark: bool) -> None:
+    def __init__(self, base: Style, theme: Theme) -> None:
         self.base = base
-        self._styles = {role: base + style for role, style in role_styles(dark).items()}
+        self._styles = {role: base + style for role, style in role_styles(theme).items()}
 
     def paint(self, line: Line, width: int) -> Strip:
         """Exactly `width` cells."""
@@ -115,7 +106,7 @@ class Canvas(Widget):
         lines = self.lines
         line = lines[y] if y < len(lines) else []
         if self._painter is None:
-            self._painter = Painter(self.rich_style, self.app.current_theme.dark)
+            self._painter = Painter(self.rich_style, self.app.current_theme)
         return self._painter.paint(line, self.size.width)
 
     def notify_style_update(self) -> None:

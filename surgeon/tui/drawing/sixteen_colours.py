@@ -13,7 +13,7 @@ from rich.style import Style
 from textual.color import Color as TextualColor
 from textual.filter import LineFilter
 
-from surgeon.tui.drawing.theme import DARK, LIGHT, Palette, xterm
+from surgeon.tui.drawing.theme import DARK, LIGHT, Palette
 
 _DARK = {
     "background": 0, "panel": 0, "raised": 0, "muted": 7, "faint": 7, "text": 15, "strong": 15, "accent": 14,
@@ -26,10 +26,20 @@ _LIGHT = {
 _RAMPS = {DARK.name: (6, 6, 14, 10, 10), LIGHT.name: (6, 6, 4, 4, 0)}
 
 
-def table(palette: Palette) -> dict[str, int]:
-    """`#rrggbb` of the palette -> colour 0-15."""
-    found = {xterm(getattr(palette, name)): number for name, number in (_DARK if palette.dark else _LIGHT).items()}
-    return {xterm(colour): number for colour, number in zip(palette.ramp, _RAMPS[palette.name], strict=True)} | found
+_GROUNDS = ("background", "panel", "raised", "cursor")
+
+
+def table(palette: Palette, *, grounds: bool = False) -> dict[str, int]:
+    """`#rrggbb` of the palette -> colour 0-15.
+
+    grounds: what a colour is behind text, where the user gave a ground and a text the same.
+    """
+    numbers = _DARK if palette.dark else _LIGHT
+    found = dict(zip(palette.ramp, _RAMPS[palette.name], strict=True))
+    # The last of equal colours counts.
+    for name in sorted(numbers, key=lambda name: (name in _GROUNDS) == grounds):
+        found[getattr(palette, name)] = numbers[name]
+    return found
 
 
 class SixteenColours(LineFilter):
@@ -37,17 +47,19 @@ class SixteenColours(LineFilter):
 
     def __init__(self, palette: Palette) -> None:
         super().__init__()
-        self._table = table(palette)
+        self._words, self._grounds = table(palette), table(palette, grounds=True)
         self._exchanged = lru_cache(1024)(self._style)
 
     def apply(self, segments: list[Segment], background: TextualColor) -> list[Segment]:
         return [Segment(text, style and self._exchanged(style), control) for text, style, control in segments]
 
     def _style(self, style: Style) -> Style:
-        return style + Style(color=self._colour(style.color), bgcolor=self._colour(style.bgcolor))
+        word, ground = _exchanged(style.color, self._words), _exchanged(style.bgcolor, self._grounds)
+        return style + Style(color=word, bgcolor=ground)
 
-    def _colour(self, colour: Color | None) -> Color | None:
-        if colour is None or colour.triplet is None:
-            return colour
-        number = self._table.get(colour.triplet.hex)
-        return colour if number is None else Color.from_ansi(number)
+
+def _exchanged(colour: Color | None, numbers: dict[str, int]) -> Color | None:
+    if colour is None or colour.triplet is None:
+        return colour
+    number = numbers.get(colour.triplet.hex)
+    return colour if number is None else Color.from_ansi(number)

@@ -1,4 +1,4 @@
-"""Colours, all taken from the xterm-256 table, so that every terminal shows the same picture.
+"""Colours, ours all taken from the xterm-256 table, so that every terminal shows the same picture.
 
 Rich's own downgrade from true colour snaps to the 6x6x6 cube and collapses close dark shades; colours that lie in
 the table survive it. Red means pruned or failed and nothing else, and no meaning rests on colour alone.
@@ -6,7 +6,10 @@ the table survive it. Red means pruned or failed and nothing else, and no meanin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, cast
 
 from rich.style import Style
 from textual.theme import Theme
@@ -27,36 +30,57 @@ def xterm(number: int) -> str:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colour numbers of one theme; ramp: five steps for metrics, low to high."""
+    """Colours of one theme, `#rrggbb`; ramp: five steps for metrics, low to high."""
 
     name: str
     dark: bool
-    background: int
-    panel: int
-    raised: int
-    muted: int
-    faint: int
-    text: int
-    strong: int
-    accent: int
-    changed: int
-    pruned: int
-    warning: int
-    cursor: int
-    cursor_text: int
-    ramp: tuple[int, int, int, int, int]
+    background: str
+    panel: str
+    raised: str
+    muted: str
+    faint: str
+    text: str
+    strong: str
+    accent: str
+    changed: str
+    pruned: str
+    warning: str
+    cursor: str
+    cursor_text: str
+    ramp: tuple[str, ...]
+
+
+_PLAIN_ROLES = tuple(field.name for field in fields(Palette) if field.name not in ("name", "dark", "ramp"))
+_RAMP_ROLES = tuple(f"ramp{step}" for step in range(5))
+ROLES = (*_PLAIN_ROLES, *_RAMP_ROLES)
+"""What the user may give a colour."""
+
+
+def _palette(name: str, dark: bool, colours: tuple[int, ...], ramp: tuple[int, ...]) -> Palette:
+    """Of numbers of the xterm table, in the order of the roles."""
+    plain: dict[str, Any] = dict(zip(_PLAIN_ROLES, map(xterm, colours), strict=True))
+    return Palette(name, dark, **plain, ramp=tuple(map(xterm, ramp)))
 
 
 # Every foreground has a contrast of 3:1 or more on every background, the cursor's too (WCAG's for large text).
-DARK = Palette(
-    "surgeon-dark", True, 234, 235, 236, 248, 244, 253, 255, 79, 215, 203, 221, 18, 255, (67, 73, 79, 114, 150)
+DARK = _palette(
+    "surgeon-dark", True, (234, 235, 236, 248, 244, 253, 255, 79, 215, 203, 221, 18, 255), (67, 73, 79, 114, 150)
 )
-LIGHT = Palette(
-    "surgeon-light", False, 255, 254, 252, 239, 242, 236, 232, 28, 130, 160, 94, 189, 232, (67, 31, 30, 23, 22)
+LIGHT = _palette(
+    "surgeon-light", False, (255, 254, 252, 239, 242, 236, 232, 28, 130, 160, 94, 189, 232), (67, 31, 30, 23, 22)
 )
 
 
-def styles(palette: Palette) -> dict[str, Style]:
+def palette_of(name: str, colours: Mapping[str, str]) -> Palette:
+    """The palette of the theme `name`, dark or light, with the user's `colours`: role -> `#rrggbb`."""
+    base = LIGHT if name == "light" else DARK
+    own: dict[str, Any] = {role: colour.lower() for role, colour in colours.items()}  # as Rich writes them
+    ramp = tuple(own.pop(role, colour) for role, colour in zip(_RAMP_ROLES, base.ramp, strict=True))
+    return replace(base, ramp=ramp, **own)
+
+
+@lru_cache(4)
+def styles(palette: Palette) -> Mapping[str, Style]:
     """Role -> style, foreground only: the background is the widget's."""
     colours = {
         "": palette.text,
@@ -73,61 +97,73 @@ def styles(palette: Palette) -> dict[str, Style]:
         "good": palette.accent,
         "key": palette.accent,
         "title": palette.strong,
-        **{f"ramp{step}": colour for step, colour in enumerate(palette.ramp)},
+        **dict(zip(_RAMP_ROLES, palette.ramp, strict=True)),
     }
     bold = {"strong", "title", "key", "marked"}
-    found = {role: Style(color=xterm(colour), bold=role in bold or None) for role, colour in colours.items()}
-    found["strip-here"] = Style(color=xterm(palette.changed), bgcolor=xterm(palette.cursor), bold=True)
-    found["strip-pruned-here"] = Style(color=xterm(palette.pruned), bgcolor=xterm(palette.cursor), bold=True)
-    found["strip-scope"] = Style(color=xterm(palette.cursor_text), bgcolor=xterm(palette.cursor), bold=True)
+    found = {role: Style(color=colour, bold=role in bold or None) for role, colour in colours.items()}
+    found["strip-here"] = Style(color=palette.changed, bgcolor=palette.cursor, bold=True)
+    found["strip-pruned-here"] = Style(color=palette.pruned, bgcolor=palette.cursor, bold=True)
+    found["strip-scope"] = Style(color=palette.cursor_text, bgcolor=palette.cursor, bold=True)
     # Reversed and underlined, so that they are seen without colours too.
-    found["map-here"] = Style(color=xterm(palette.changed), bgcolor=xterm(palette.background), bold=True, reverse=True)
-    found["map-range"] = Style(color=xterm(palette.cursor_text), bgcolor=xterm(palette.cursor), underline=True)
+    found["map-here"] = Style(color=palette.changed, bgcolor=palette.background, bold=True, reverse=True)
+    found["map-range"] = Style(color=palette.cursor_text, bgcolor=palette.cursor, underline=True)
     return found
 
 
-def theme(palette: Palette) -> Theme:
+@dataclass
+class PaletteTheme(Theme):
     """The textual theme of a palette; the dialogs' widgets take their colours from it."""
-    return Theme(
+
+    palette: Palette = DARK
+
+
+def role_styles(theme: Theme) -> Mapping[str, Style]:
+    """Role -> style of the application's theme."""
+    return styles(cast("PaletteTheme", theme).palette)
+
+
+def theme_of(palette: Palette) -> PaletteTheme:
+    return PaletteTheme(
+        palette=palette,
         name=palette.name,
         dark=palette.dark,
-        primary=xterm(palette.accent),
-        secondary=xterm(palette.cursor),
-        accent=xterm(palette.accent),
-        warning=xterm(palette.warning),
-        error=xterm(palette.pruned),
-        success=xterm(palette.accent),
-        foreground=xterm(palette.text),
-        background=xterm(palette.background),
-        surface=xterm(palette.panel),
-        panel=xterm(palette.raised),
+        primary=palette.accent,
+        secondary=palette.cursor,
+        accent=palette.accent,
+        warning=palette.warning,
+        error=palette.pruned,
+        success=palette.accent,
+        foreground=palette.text,
+        background=palette.background,
+        surface=palette.panel,
+        panel=palette.raised,
         text_alpha=1.0,
         variables={
-            "muted": xterm(palette.muted),
-            "faint": xterm(palette.faint),
-            "strong": xterm(palette.strong),
-            "changed": xterm(palette.changed),
-            "pruned": xterm(palette.pruned),
-            "cursor": xterm(palette.cursor),
-            "cursor-text": xterm(palette.cursor_text),
-            "raised": xterm(palette.raised),
-            "border": xterm(palette.accent),
-            "border-blurred": xterm(palette.faint),
-            "block-cursor-background": xterm(palette.cursor),
-            "block-cursor-foreground": xterm(palette.cursor_text),
+            "muted": palette.muted,
+            "faint": palette.faint,
+            "strong": palette.strong,
+            "changed": palette.changed,
+            "pruned": palette.pruned,
+            "cursor": palette.cursor,
+            "cursor-text": palette.cursor_text,
+            "raised": palette.raised,
+            "border": palette.accent,
+            "border-blurred": palette.faint,
+            "block-cursor-background": palette.cursor,
+            "block-cursor-foreground": palette.cursor_text,
             "block-cursor-text-style": "bold",
-            "block-cursor-blurred-background": xterm(palette.cursor),
-            "block-cursor-blurred-foreground": xterm(palette.cursor_text),
-            "block-hover-background": xterm(palette.raised),
-            "scrollbar": xterm(palette.faint),
-            "scrollbar-hover": xterm(palette.muted),
-            "scrollbar-active": xterm(palette.accent),
-            "scrollbar-background": xterm(palette.background),
-            "scrollbar-background-hover": xterm(palette.background),
-            "scrollbar-background-active": xterm(palette.background),
-            "scrollbar-corner-color": xterm(palette.background),
-            "input-cursor-background": xterm(palette.text),
-            "input-cursor-foreground": xterm(palette.background),
-            "input-selection-background": xterm(palette.cursor),
+            "block-cursor-blurred-background": palette.cursor,
+            "block-cursor-blurred-foreground": palette.cursor_text,
+            "block-hover-background": palette.raised,
+            "scrollbar": palette.faint,
+            "scrollbar-hover": palette.muted,
+            "scrollbar-active": palette.accent,
+            "scrollbar-background": palette.background,
+            "scrollbar-background-hover": palette.background,
+            "scrollbar-background-active": palette.background,
+            "scrollbar-corner-color": palette.background,
+            "input-cursor-background": palette.text,
+            "input-cursor-foreground": palette.background,
+            "input-selection-background": palette.cursor,
         },
     )

@@ -187,9 +187,12 @@ class TreeView(ScrollView, can_focus=True):
 
     def _painters(self) -> tuple[Painter, Painter]:
         if self._cached_painters is None:
-            dark, base = self.app.current_theme.dark, self.rich_style
+            theme, base = self.app.current_theme, self.rich_style
             cursor = self.get_component_rich_style("tree--cursor")
-            self._cached_painters = Painter(base, dark), Painter(base + Style(bgcolor=cursor.bgcolor, bold=True), dark)
+            self._cached_painters = (
+                Painter(base, theme),
+                Painter(base + Style(bgcolor=cursor.bgcolor, bold=True), theme),
+            )
         return self._cached_painters
 
     def notify_style_update(self) -> None:

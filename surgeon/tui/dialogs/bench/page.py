@@ -167,15 +167,15 @@ class BenchPage(QueueKeys, Dialog[Wish]):
         return next((trial for trial in self.trials if trial.id == key), None)
 
     def show_trials(self, at: str | None = None) -> None:
-        dark, width = self.app.current_theme.dark, self.room - 2
+        theme, width = self.app.current_theme, self.room - 2
         sign, best = signs(self.trials), best_divergence(self.trials)
         rows = []
         for trial in ordered(self.trials, self.sort, self.descending):
             line = trial_line(trial, width, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""), best=best)
-            rows.append((trial.id, text_of([line], dark)))
+            rows.append((trial.id, text_of([line], theme)))
         empty: Line = [("no trials yet: w writes one, e measures the plan", "muted")]
         choices = self.trials_list
-        choices.fill(rows or [("", text_of([empty], dark))], at)
+        choices.fill(rows or [("", text_of([empty], theme))], at)
         if at is not None:
             choices.highlighted = next((index for index, row in enumerate(rows) if row[0] == at), choices.highlighted)
         self.query_one("#heads", Static).update(self.text([[(" ", ""), *head_line(width, self.sort, self.descending)]]))

@@ -51,9 +51,9 @@ class QueueKeys(Dialog[Any]):
     def show_queue(self, at: str | None = None) -> None:
         """After the queue, or how far it is, has changed."""
         choices = self.query_one("#queue", Choices)
-        queue, dark, width = self.bench.queue, self.app.current_theme.dark, self.room - 2
+        queue, theme, width = self.bench.queue, self.app.current_theme, self.room - 2
         rows = [
-            (entry.id, text_of([entry_line(entry, place, self.bench.queue_status, width)], dark))
+            (entry.id, text_of([entry_line(entry, place, self.bench.queue_status, width)], theme))
             for place, entry in enumerate(queue.entries, start=1)
         ]
         choices.fill(rows, at)
@@ -67,11 +67,11 @@ class QueueKeys(Dialog[Any]):
 
     def show_running(self) -> None:
         """How far the running entry is."""
-        choices, dark = self.query_one("#queue", Choices), self.app.current_theme.dark
+        choices, theme = self.query_one("#queue", Choices), self.app.current_theme
         for place, entry in enumerate(self.bench.queue.entries, start=1):
             if entry.state == RUNNING and any(option.id == entry.id for option in choices.options):
                 line = entry_line(entry, place, self.bench.queue_status, self.room - 2)
-                choices.replace_option_prompt(entry.id, text_of([line], dark))
+                choices.replace_option_prompt(entry.id, text_of([line], theme))
 
     def change_queue(self, change: Callable[[], object], at: str | None = None) -> None:
         """Change it and let it go on; what could not be kept is reported."""
