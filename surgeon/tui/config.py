@@ -13,6 +13,7 @@ from surgeon.machine import MOST_THREADS
 from surgeon.session.metrics import METRICS
 from surgeon.toml_text import read_toml
 from surgeon.tui.drawing.cells import COLUMNS
+from surgeon.tui.drawing.spans import clean
 from surgeon.tui.drawing.theme import ROLES
 from surgeon.tui.keys import BY_ID
 
@@ -91,7 +92,7 @@ def _checked(table: dict[str, Any], path: Path) -> Config:
             continue
         entries = table.pop(title, {})
         good: dict[str, Any] = {name: value for name, value in entries.items() if is_valid(name, value)}
-        rest = [f"{title}.{name:.40} = {value!r:.80}" for name, value in entries.items() if name not in good]
+        rest = [f"{title}.{clean(name):.40} = {value!r:.80}" for name, value in entries.items() if name not in good]
         problems += [f"{path}: {entry}: {mistake}; press ? for the list" for entry in rest]
         setting: dict[str, Any] = {title: good}
         config = replace(config, **setting)
@@ -100,7 +101,7 @@ def _checked(table: dict[str, Any], path: Path) -> Config:
             setting = {name: tuple(value) if isinstance(value, list) else value}
             config = replace(config, **setting)
         else:
-            problems.append(f"{path}: {name:.40} = {value!r:.80} is not valid")
+            problems.append(f"{path}: {clean(name):.40} = {value!r:.80} is not valid")
     return replace(config, problems=tuple(problems))
 
 

@@ -35,6 +35,8 @@ gpu_layers = -1
 llama_lib = "/x"
 [keys]
 prune = "p"
+[colours]
+accent = "#5fd7af"
 """
 _TRIAL = {
     "event": "trial", "id": "1-a", "when": "2026", "label": "a", "size": 5, "source_size": 9, "bpw": 4.5,

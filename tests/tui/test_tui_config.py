@@ -69,6 +69,12 @@ def test_a_mistake_is_named_and_the_rest_holds(line: str) -> None:
     assert config == Config(keys={"write": "f2"}, problems=config.problems)
 
 
+def test_each_mistake_is_one_line() -> None:
+    config = _written('"a\\nb" = 1\n[keys]\n"c\\nd" = "x"\n[colours]\n"e\\nf" = "#000000"\n')
+    assert len(config.problems) == 3
+    assert all("\n" not in problem for problem in config.problems)
+
+
 def test_what_is_no_toml_costs_one_line() -> None:
     (problem,) = _written("theme = \n").problems
     assert str(config_path()) in problem
