@@ -12,13 +12,15 @@ _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 def spans(layers: Iterable[int], limit: int = 0) -> str:
     """`[1, 2, 3, 7]` -> `1-3, 7`; more than `limit` parts are cut to `5, 11, …, 47 (8 layers)`."""
-    known = frozenset(layers)
-    layers = sorted(known)
-    firsts = [layer for layer in layers if layer - 1 not in known]
-    lasts = [layer for layer in layers if layer + 1 not in known]
-    words = [f"{a}-{b}" if b > a else str(a) for a, b in zip(firsts, lasts, strict=True)]
+    words = []
+    ordered = sorted(set(layers))
+    first = 0  # the place where the present run begins
+    for place, layer in enumerate(ordered, 1):
+        if place == len(ordered) or ordered[place] != layer + 1:
+            words.append(str(layer) if first == place - 1 else f"{ordered[first]}-{layer}")
+            first = place
     if 0 < limit < len(words):
-        return f"{', '.join(words[: limit - 2])}, …, {words[-1]} ({len(layers)} layers)"
+        return f"{', '.join(words[: limit - 2])}, …, {words[-1]} ({len(ordered)} layers)"
     return ", ".join(words)
 
 

@@ -210,8 +210,8 @@ def _wrong_numbers(experts: ExpertModel, chosen: Mapping[int, frozenset[int]]) -
         if layer not in experts.layers:
             text = f"layer {layer} has no experts; layers with experts: {spans(experts.layers)}"
             return [Problem("error", f"cannot prune experts: {text}")]
-        wrong = sorted(number for number in numbers if not 0 <= number < experts.count)
-        if wrong:
+        if min(numbers) < 0 or max(numbers) >= experts.count:
+            wrong = sorted(number for number in numbers if not 0 <= number < experts.count)
             text = f"layer {layer} has no expert {wrong[0]}; its experts are 0 to {experts.count - 1}"
             return [Problem("error", f"cannot prune experts: {text}")]
         if len(numbers) == experts.count:
@@ -269,7 +269,9 @@ def group_plan(experts: ExpertModel, gone: frozenset[int]) -> tuple[int, int] | 
     With no more groups than are used, all of them are: one group then says the same.
     """
     size = experts.count // experts.groups
-    lost = [len(gone.intersection(range(start, start + size))) for start in range(0, experts.count, size)]
+    lost = [0] * experts.groups
+    for number in gone:
+        lost[number // size] += 1
     if len(set(lost)) == 1:
         return experts.groups, size - lost[0]
     if set(lost) <= {0, size}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,18 @@ from surgeon.resolve.expert_choice import choose_experts
 from surgeon.session.expert_table import MEASURES, ExpertTable, expert_sums, values_of
 from surgeon.session.session import Session
 
-__all__ = ["MEASURES", "Cell", "Grid", "expert_sums", "grid", "number_pruned", "prune_least", "toggle", "values_of"]
+__all__ = [
+    "MEASURES",
+    "Cell",
+    "Grid",
+    "expert_sums",
+    "grid",
+    "number_pruned",
+    "prune_least",
+    "toggle",
+    "values_of",
+    "with_plan",
+]
 
 Float64 = NDArray[np.float64]
 Sets = dict[int, tuple[int, ...]]
@@ -82,7 +93,6 @@ def grid(found: ExpertTable, plan: Plan, columns: int, rows: int) -> Grid:
     shown = _binned(found.shown, tops, lefts)
     known = _binned(found.shown & ~np.isnan(found.levels), tops, lefts)
     levels = _binned(np.where(found.shown, np.nan_to_num(found.levels), 0), tops, lefts)
-    pruned = _binned(found.shown & found.pruned(plan), tops, lefts)
     return Grid(
         found,
         per_row,
@@ -90,8 +100,21 @@ def grid(found: ExpertTable, plan: Plan, columns: int, rows: int) -> Grid:
         np.divide(levels, known, out=np.full_like(levels, np.nan), where=known > 0),
         _binned(found.shown & found.idle, tops, lefts),
         shown,
-        np.divide(pruned, shown, out=np.zeros_like(pruned), where=shown > 0),
+        _pruned(found, plan, tops, lefts, shown),
     )
+
+
+def with_plan(cells: Grid, plan: Plan) -> Grid:
+    """The same cells under another plan."""
+    layers, count = cells.table.experts.shape
+    tops, lefts = range(0, layers, cells.layers_per_row), range(0, count, cells.experts_per_column)
+    return replace(cells, pruned=_pruned(cells.table, plan, tops, lefts, cells.shown))
+
+
+def _pruned(found: ExpertTable, plan: Plan, tops: range, lefts: range, shown: Float64) -> Float64:
+    """Share of the experts shown that `plan` prunes."""
+    pruned = _binned(found.shown & found.pruned(plan), tops, lefts)
+    return np.divide(pruned, shown, out=np.zeros_like(pruned), where=shown > 0)
 
 
 def _binned(values: NDArray[np.generic], tops: range, lefts: range) -> Float64:

@@ -34,6 +34,8 @@ from surgeon.session.fit_figures import Fragilities, PlanErrors, PlanShares
 from surgeon.session.layer_figures import influence_figures, influence_of
 from surgeon.session.metrics import Measurements
 
+_LATELY = 4  # resolutions at hand for undo and redo
+
 Scope = Literal["row", "marked", "shown", "layer", "kind", "all"]
 
 
@@ -327,11 +329,22 @@ class Session:
     # --- what the plan comes to
 
     def refresh(self) -> None:
-        self.resolution = self.preview(self.plan)
+        self.resolution = self._remembered() or self.preview(self.plan)
+        self._lately = ((self.resolution, self.imatrix), *self._lately)[:_LATELY]
         self.ops = {op.source: op for op in self.resolution.ops}
         self.layers = Summaries(self)
         if self.imatrix is not self._measured:
             self.measure()
+
+    def _remembered(self) -> Resolution | None:
+        """What the present plan came to a few steps ago, for undo and redo; a heal file may have changed since."""
+        if self.plan.healing is not None:
+            return None
+        now = self.plan, self.moments, self.imatrix
+        for resolution, imatrix in self._lately:
+            if all(a is b for a, b in zip(now, (resolution.plan, resolution.moments, imatrix), strict=True)):
+                return resolution
+        return None
 
     def preview(self, plan: Plan) -> Resolution:
         """What another plan would come to, nothing changed."""
@@ -367,6 +380,7 @@ class Session:
             "fragile": Fragilities(self.model, lambda: self.costs),
         }
 
+    _lately: tuple[tuple[Resolution, Imatrix | None], ...] = field(default=(), init=False)
     _costs: list[tuple[Imatrix | None, CostModel]] = field(default_factory=list, init=False)
     _predicted: tuple[Resolution, Predicted | None] | None = field(default=None, init=False)
     _shared: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)

@@ -15,12 +15,13 @@ from surgeon.errors import SurgeonError
 from surgeon.folders import state_folder
 from surgeon.gguf.identity import model_identity
 from surgeon.imatrix.experts import ExpertSums
+from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, save
 from surgeon.plan.plan import expert_sets_id
 from surgeon.session.expert_filters import parse_expert_filter
 from surgeon.session.expert_table import table
-from surgeon.session.experts import Grid, grid, number_pruned, prune_least, shown_sets, toggle
+from surgeon.session.experts import Grid, grid, number_pruned, prune_least, shown_sets, toggle, with_plan
 from surgeon.session.session import Session
 from surgeon.session.typed_edits import parse_command
 from surgeon.tui.dialogs.experts import Experts
@@ -74,6 +75,22 @@ def test_marks_and_the_least_salient(session: Session) -> None:
     assert parse_command("experts 2 calls", session).plan.pruned_experts == ((0, (14, 15)), (1, (5, 15)), (2, (14, 15)))
     with pytest.raises(SurgeonError, match="write experts 25%"):
         parse_command("--prune-experts 25%", session)
+
+
+def test_cells_follow_the_plan_and_undo_resolves_nothing_anew(session: Session) -> None:
+    before, unpruned = shown(session, 5, 2), session.resolution
+    prune_least(session, "25%")
+    followed, anew = with_plan(before, session.plan), shown(session, 5, 2)
+    assert followed.pruned.tolist() == anew.pruned.tolist() != before.pruned.tolist()
+    assert followed.shown.tolist() == anew.shown.tolist()
+    pruned = session.resolution
+    assert session.undo() is not None
+    assert session.resolution is unpruned
+    assert session.redo() is not None
+    assert session.resolution is pruned
+    session.imatrices[str(session.plan.imatrix_file)] = load_imatrix(Path(str(session.plan.imatrix_file)))
+    session.undo()
+    assert session.resolution is not unpruned, "another imatrix, collected anew under the same name"
 
 
 def test_sorted_by_the_figure(session: Session) -> None:

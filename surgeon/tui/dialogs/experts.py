@@ -19,7 +19,7 @@ from surgeon.resolve.tensor_op import TensorOp
 from surgeon.session.expert_curve import ExpertCurve, ScanPoint
 from surgeon.session.expert_filters import EXAMPLE, ExpertFilter, parse_expert_filter
 from surgeon.session.expert_table import MEASURES, ORDERS, ExpertTable, expert_sums, table, values_of
-from surgeon.session.experts import Cell, Grid, grid, number_pruned, prune_least, shown_sets, toggle
+from surgeon.session.experts import Cell, Grid, grid, number_pruned, prune_least, shown_sets, toggle, with_plan
 from surgeon.session.session import Session
 from surgeon.tui.dialogs.base import Dialog
 from surgeon.tui.dialogs.prompt import Prompt
@@ -71,6 +71,7 @@ class Experts(Dialog[None]):
         self.said = ""
         self._table: ExpertTable | None = None
         self._grid: Grid | None = None
+        self._grid_plan = session.plan
         self._codes: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
         self._rows: dict[int, Line] = {}
         self._drawn_for = (0, 0)
@@ -117,6 +118,12 @@ class Experts(Dialog[None]):
             self._drawn_for = columns, shown
             self._grid = grid(self._table, self.session.plan, columns, 1 << 16 if self.zoomed else shown)
             self._codes, self._rows = codes(self._grid), {}
+        elif self._grid_plan is not self.session.plan:
+            self._grid = with_plan(self._grid, self.session.plan)
+            before, self._codes = self._codes, codes(self._grid)
+            same = (before == self._codes).all(axis=1)
+            self._rows = {row: line for row, line in self._rows.items() if same[row]}
+        self._grid_plan = self.session.plan
         return self._grid
 
     def _row_line(self, row: int) -> Line:
@@ -192,10 +199,10 @@ class Experts(Dialog[None]):
         return lines + [[] for _ in range(height - len(lines))]
 
     def redraw(self, *, changed: str = "") -> None:
-        """changed: what must be worked out anew: "plan" or "table"."""
+        """changed: what must be worked out anew: "plan", "cells" or "table"."""
         if changed == "table" or (changed == "plan" and self.filter is not None):
             self._table = None
-        if changed:
+        if changed == "cells" or self._table is None:
             self._grid = None
         self.query_one("#experts", Canvas).redraw()
 
@@ -282,7 +289,7 @@ class Experts(Dialog[None]):
         """One layer in a row, or all layers on the screen."""
         self.zoomed = not self.zoomed
         self.row = self.top = 0
-        self.redraw(changed="plan")
+        self.redraw(changed="cells")
 
     def action_undo(self) -> None:
         self._edit(lambda: self.session.undo() or "nothing to undo")

@@ -58,15 +58,13 @@ def changed_region(old: Line, new: Line, y: int, width: int) -> Region | None:
     start = 0
     while start < min(len(old), len(new)) and old[start] == new[start]:
         start += 1
-    left = width_of(new[:start])
-    if width_of(old) != width_of(new):
-        return Region(left, y, width - left, 1)
     end = 0
     while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
         end += 1
-    right = width_of(new[len(new) - end :])
-    total = width_of(new)
-    return Region(left, y, max(1, min(width, total - right) - left), 1)
+    left, changed = width_of(new[:start]), width_of(new[start : len(new) - end])
+    if width_of(old[start : len(old) - end]) != changed:
+        return Region(left, y, width - left, 1)
+    return Region(left, y, max(1, min(width - left, changed)), 1)
 
 
 class Canvas(Widget):
