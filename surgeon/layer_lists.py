@@ -12,13 +12,17 @@ _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 def spans(layers: Iterable[int], limit: int = 0) -> str:
     """`[1, 2, 3, 7]` -> `1-3, 7`; more than `limit` parts are cut to `5, 11, …, 47 (8 layers)`."""
-    words = []
     ordered = sorted(set(layers))
-    first = 0  # the place where the present run begins
-    for place, layer in enumerate(ordered, 1):
-        if place == len(ordered) or ordered[place] != layer + 1:
-            words.append(str(layer) if first == place - 1 else f"{ordered[first]}-{layer}")
-            first = place
+    if not ordered:
+        return ""
+    words = []
+    first = last = ordered[0]
+    for layer in ordered[1:]:
+        if layer - last > 1:
+            words.append(f"{first}" if first == last else f"{first}-{last}")
+            first = layer
+        last = layer
+    words.append(f"{first}" if first == last else f"{first}-{last}")
     if 0 < limit < len(words):
         return f"{', '.join(words[: limit - 2])}, …, {words[-1]} ({len(ordered)} layers)"
     return ", ".join(words)
