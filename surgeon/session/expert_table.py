@@ -30,8 +30,8 @@ MEASURES = {
 # id -> what the title adds
 ORDERS = {
     "number": "",
-    "figure": "lowest first, shade: of the layer's highest",
-    "layers": "layers whose lowest quarter matters least first",
+    "figure": "lowest first, shade by value",
+    "layers": "layers by their lowest quarter",
 }
 
 

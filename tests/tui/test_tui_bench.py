@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.content import Content
 from textual.pilot import Pilot
 from tui_helpers import opened, session_of, typed
 
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, to_toml
+from surgeon.session.queue import Entry
 from surgeon.session.session import Session
 from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
 from surgeon.trials.tables import signs
 from surgeon.tui.app import SurgeonApp
+from surgeon.tui.dialogs.base import Frame
 from surgeon.tui.dialogs.bench.page import BenchPage, Comparison, key_lines
 from surgeon.tui.dialogs.bench.plot import TrialPlot, plot_lines
+from surgeon.tui.dialogs.bench.queue_lines import entry_line
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.form import Form
 from surgeon.tui.dialogs.prompt import Prompt
@@ -132,11 +137,24 @@ async def test_comparing_two(session: Session, journal: Journal) -> None:
         await go(pilot, dialog, "pruned")
         await pilot.press("space", "c")
         assert isinstance(app.screen, Comparison)
-        assert "mean_kld" in app.screen.shown
+        assert "median KLD" not in app.screen.shown, "not measured"
+        assert "99% KLD" in app.screen.shown
         assert "+0.025" in app.screen.shown
         assert "+ prune = [9]" in app.screen.shown
         await pilot.press("escape")
         assert app.screen is dialog
+
+
+async def test_brackets_in_a_frame_are_text(demo_model: Path, tmp_path: Path) -> None:
+    """Textual takes them for markup: a name, or the hint of the plot, would lose them."""
+    path = tmp_path / "a[red]b.gguf"
+    path.write_bytes(demo_model.read_bytes())
+    async with opened(session_of(path)) as (app, pilot):
+        dialog = await open_bench(app, pilot)
+        assert Content.from_markup(str(dialog.query_one(Frame).border_title)).plain == "bench of a[red]b.gguf"
+        await pilot.press("p")
+        await pilot.pause()
+        assert "[a] selected" in Content.from_markup(str(app.screen.query_one(Frame).border_subtitle)).plain
 
 
 async def test_best_rename_and_delete(session: Session, journal: Journal) -> None:
@@ -277,6 +295,20 @@ def test_speeds_are_compared_too() -> None:
     lines = "\n".join(plain(line) for line in compare_lines(TRIALS[0], fast, 90))
     assert "tg128" in lines
     assert "size" in lines
+
+
+def test_a_comparison_names_figures_as_the_table_does() -> None:
+    lines = "\n".join(plain(line) for line in compare_lines(TRIALS[0], TRIALS[1], 74))
+    assert "mean_kld" not in lines
+    assert re.search(r"^KLD +0\.005000 +0\.000100 +−0\.004900", lines, re.MULTILINE), lines
+    assert all(len(line) <= 74 for line in lines.splitlines())
+
+
+def test_of_a_long_name_the_end_is_seen() -> None:
+    named = trial("gemma-3-12b-it-pruned-Q4_K_M", 1)
+    assert "…" in (line := plain(trial_line(named, 80, chosen=False)))
+    assert "pruned-Q4_K_M " in line
+    assert "pruned-Q4_K_M" in plain(entry_line(Entry("write", named.label), 1, "", 72))
 
 
 def test_labels_cannot_write_on_the_terminal() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_experts as toys
+from textual.containers import Vertical
 from tui_helpers import opened, session_of, typed
 
 from surgeon.errors import SurgeonError
@@ -153,7 +154,9 @@ async def test_the_view(session: Session) -> None:
 
         before = session.resolution.total_bytes
         assert lines()[0].startswith("saliency")
-        assert lines()[1][6:].startswith("_")  # the cursor is on the least salient of layer 0
+        assert (" ", "map-here") in dialog.query_one(Canvas).lines[1]  # the cursor is on the least salient of layer 0
+        assert "× pruned" in lines()[-3]  # what the signs mean, where rows are free
+        assert "Esc" in dialog.query_one(Vertical).border_subtitle
         assert lines()[2].count("0") == 1  # never called
         await pilot.press("plus", "plus")
         assert number_pruned(session) == {2}

@@ -175,9 +175,9 @@ async def test_enter_goes_to_the_tensor_in_the_tree(session: Session) -> None:
         assert app.main.row.key == "blk.2.ffn_up.weight"
 
 
-def test_eighty_columns_name_the_way_into_the_tree(session: Session) -> None:
+def test_eighty_columns_name_the_way_into_the_tree_and_out(session: Session) -> None:
     line = key_line(state_of(session), 80)
-    assert plain(line).rstrip().endswith("Enter in tree")
+    assert plain(line).rstrip().endswith("Enter tree  Esc close")
     assert len(plain(line).rstrip()) <= 80
 
 

@@ -15,6 +15,7 @@ from tui_helpers import opened, session_of
 from surgeon.session.queue import DONE, FAILED, WAITING, Entry, Queue
 from surgeon.session.session import Session
 from surgeon.trials.journal import Journal
+from surgeon.tui.answers import remember
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.autosave import plan_path
 from surgeon.tui.dialogs.bench.page import BenchPage
@@ -94,6 +95,19 @@ async def test_a_matrix_is_written_measured_and_put_on_a_card(session: Session, 
         assert [state for _, state in states(app)] == [FAILED, DONE, FAILED, DONE, DONE]
         assert "already exists" in app.main.queue.entries[0].note
         assert model_copy.with_name("novels-12M-F16.card-2.md").read_text() == card
+
+
+async def test_a_matrix_begins_with_the_text_that_a_plan_was_measured_on(session: Session, model_copy: Path) -> None:
+    remember(model_copy, "evaluate", {**SMALL, "what": "ppl speed", "tasks": "a.bin", "n_tasks": "7"})
+    async with opened(session) as (app, pilot):
+        await bench(app, pilot)
+        await pilot.press("a")
+        form = app.screen
+        assert isinstance(form, Form)
+        assert [form.answers[key] for key in ("text", "chunks", "context", "tasks", "n_tasks")] == [
+            SMALL["text"], SMALL["chunks"], SMALL["context"], "a.bin", "7",
+        ]  # fmt: skip
+        assert form.answers["what"] == "write kld", "what is measured is the card's own"
 
 
 async def test_a_file_of_somebody_else_is_a_row(session: Session, model_copy: Path) -> None:

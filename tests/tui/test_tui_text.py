@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import unicodedata
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -12,6 +15,7 @@ from rich.style import Style
 from textual import events
 from textual.color import Color as TextualColor
 
+import surgeon
 from surgeon import figures
 from surgeon.tui.drawing.ascii_filter import TABLE, AsciiFilter, to_ascii
 from surgeon.tui.drawing.canvas import changed_region, merged
@@ -181,6 +185,31 @@ def test_ascii_signs_are_ascii_and_of_the_same_width() -> None:
         assert len(chr(other) if isinstance(other, int) else other) == 1
         assert cell_len(chr(sign)) == 1
     assert to_ascii("▸ blk.7 → 6  ✗ Σ(Bias) ▁▅█ ━━╸ × – …").isascii()
+
+
+def test_every_sign_in_the_source_of_the_screen_has_an_ascii_one() -> None:
+    """Literals of all modules that the screen may show; what only a terminal would obey is never shown."""
+    package = Path(surgeon.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        if path.is_relative_to(package / "commands") or path.name == "ascii_filter.py":
+            continue  # print without the screen; has the signs themselves
+        for text in literals(path):
+            left = {sign for sign in to_ascii(text) if not sign.isascii() and unicodedata.category(sign)[0] != "C"}
+            assert not left - UNSEEN, f"{path}: {text!r}"
+
+
+UNSEEN = {
+    "𝜌",  # a heading of the card
+    "\N{LINE SEPARATOR}",  # what terminals break lines at, in the filter of hostile text
+}
+
+
+def literals(path: Path) -> list[str]:
+    """Every string of a module but its docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [str(node.value) for node in texts if id(node) not in alone]
 
 
 @pytest.mark.parametrize(

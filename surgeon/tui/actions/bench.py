@@ -82,10 +82,11 @@ class BenchActions(FileActions, FitActions, HealActions):
     # --- what the bench asks for
 
     def matrix_form(self) -> Form:
-        known = remembered(
-            self.session.model.file.path, "matrix", ("types", "what", "text", "chunks", "context", "tasks", "n_tasks")
-        )
-        return matrix_form(self.session, known)
+        """As answered the last time; before the first, on what a single plan was measured."""
+        source, measured = self.session.model.file.path, ("text", "chunks", "context", "tasks", "n_tasks")
+        alone = remembered(source, "evaluate", measured)
+        known = remembered(source, "matrix", ("types", "what", *measured))
+        return matrix_form(self.session, {name: alone[name] for name in measured if name in alone} | known)
 
     def add_matrix(self, answers: Answers) -> None:
         remember(self.session.model.file.path, "matrix", answers)

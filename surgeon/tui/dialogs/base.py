@@ -11,6 +11,7 @@ from textual import events, on
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.theme import Theme
 from textual.widgets import OptionList
@@ -22,6 +23,13 @@ from surgeon.tui.drawing.theme import role_styles
 from surgeon.tui.host import Host
 
 Result = TypeVar("Result")
+
+
+class Frame(Vertical):
+    """Around a dialog. Its titles are text, not markup: a model's name, or a hint, may hold brackets."""
+
+    def render_str(self, text_content: str | Content) -> Content:
+        return text_content if isinstance(text_content, Content) else Content(text_content)
 
 
 class Dialog(ModalScreen[Result | None]):

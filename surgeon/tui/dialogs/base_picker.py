@@ -7,14 +7,13 @@ from threading import Event
 
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Vertical
 from textual.widgets import Static
 
 from surgeon import figures
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.session.candidates import Candidate, base_candidates
 from surgeon.session.session import Session
-from surgeon.tui.dialogs.base import Choices
+from surgeon.tui.dialogs.base import Choices, Frame
 from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
 from surgeon.tui.drawing.spans import Line, fit
 from surgeon_kernels.formats import FORMATS
@@ -38,7 +37,7 @@ class BasePicker(CandidateDialog):
         self.session = session
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog medium list") as frame:
+        with Frame(classes="dialog medium list") as frame:
             frame.border_title, frame.border_subtitle = self.title_, self.hint
             pkld: Line = [("   pKLD", "head")] if self.session.costs is not None else []
             yield Static(self.text([[*_HEAD, *pkld]]), id="heads")

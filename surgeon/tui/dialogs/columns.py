@@ -6,9 +6,8 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 
-from surgeon.tui.dialogs.base import Choices, NamedList, text_of
+from surgeon.tui.dialogs.base import Choices, Frame, NamedList, text_of
 from surgeon.tui.dialogs.type_ahead import TypeAhead
 from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
 from surgeon.tui.drawing.spans import Line, fit
@@ -29,7 +28,7 @@ class ColumnChooser(NamedList[tuple[str, ...]]):
         self.type_ahead = TypeAhead([(key, (column.title, key)) for key, column in COLUMNS.items()], within=True)
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog") as frame:
+        with Frame(classes="dialog") as frame:
             frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Choices()
 

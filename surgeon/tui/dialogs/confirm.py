@@ -6,10 +6,9 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.widgets import Static
 
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, Frame
 from surgeon.tui.drawing.spans import clean, wrap
 
 
@@ -25,7 +24,7 @@ class Confirm(Dialog[bool]):
         self.title_, self.question, self.yes = title, question, yes
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog narrow") as frame:
+        with Frame(classes="dialog narrow") as frame:
             frame.border_title = self.title_
             frame.border_subtitle = "n or Esc cancel"
             lines = wrap(clean(self.question), 60, "text")

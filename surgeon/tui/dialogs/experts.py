@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 
 from surgeon import figures
 from surgeon.anatomy import expert_model
@@ -21,15 +20,19 @@ from surgeon.session.expert_filters import EXAMPLE, ExpertFilter, parse_expert_f
 from surgeon.session.expert_table import MEASURES, ORDERS, ExpertTable, expert_sums, table, values_of
 from surgeon.session.experts import Cell, Grid, grid, number_pruned, prune_least, shown_sets, toggle, with_plan
 from surgeon.session.session import Session
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, Frame
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.drawing.canvas import Canvas
-from surgeon.tui.drawing.expert_lines import LABEL, codes, curve_lines, row_line
+from surgeon.tui.drawing.expert_lines import LABEL, LEGEND, codes, curve_lines, row_line
 from surgeon.tui.drawing.spans import Line, fit
 
 _STEPS = 32  # `+` prunes about this part of the experts
-_NARROW = 100  # cells from which all keys fit below
-NO_CURVE = "no curve of this model yet: surgeon expert-scan -m MODEL --imatrix F -f TEXT measures it"
+_KEYS = "Space + - prune · / filter · s sort · v figure · c curve · z zoom · u · Esc"
+_ALL_KEYS = (
+    "Space prune · + - the least · / filter · a all shown · s sort · v figure · c curve · z zoom · u undo · Esc close"
+)
+_NARROW = 116  # cells from which all keys fit below
+NO_CURVE = "no curve yet: surgeon expert-scan -m MODEL --imatrix F -f TEXT makes it"
 
 
 class Experts(Dialog[None]):
@@ -78,13 +81,9 @@ class Experts(Dialog[None]):
 
     def compose(self) -> ComposeResult:
         wide = self.app.size.width >= _NARROW
-        with Vertical(classes="dialog experts") as frame:
+        with Frame(classes="dialog experts") as frame:
             frame.border_title = "experts of every layer"
-            frame.border_subtitle = (
-                "Space prune · + - the least · / filter · a all shown · s sort · v figure · c curve · z zoom · u undo"
-                if wide
-                else "Space · + - prune · / filter · s sort · v figure · c curve · z · u"
-            )
+            frame.border_subtitle = _ALL_KEYS if wide else _KEYS
             yield Canvas(self._lines, name="experts")
 
     # --- what is drawn
@@ -105,7 +104,7 @@ class Experts(Dialog[None]):
         return [
             title,
             *(self._row_line(row) for row in range(self.top, last)),
-            *[[] for _ in range(shown - (last - self.top))],
+            *_below(shown - (last - self.top), width),
             self._cell_line(found.cell(self.row, self.column), width),
             self._plan_line(width),
         ]
@@ -184,7 +183,8 @@ class Experts(Dialog[None]):
         sizes = f"{figures.size(resolution.total_bytes)}, {resolution.bpw:.2f} bpw"
         measured = self._measured()
         kld = f" · KLD {figures.divergence(measured.kld)} ±{figures.divergence(measured.error)}" if measured else ""
-        errors = f" · {len(resolution.errors)} errors, ! lists them" if resolution.errors else ""
+        number = len(resolution.errors)
+        errors = f" · {number} error{'s' if number > 1 else ''}: ! after Esc" if number else ""
         return [(fit(f" {text} · {sizes}{kld}{errors}", width), "pruned" if len(numbers) > 1 else "accent")]
 
     def _measured(self) -> ScanPoint | None:
@@ -302,3 +302,9 @@ class Experts(Dialog[None]):
             self.said = str(error)
         self.redraw(changed="plan")
         self.app.plan_changed()
+
+
+def _below(rows: int, width: int) -> list[Line]:
+    """What is left of the rows: what the signs mean, at their end."""
+    legend: Line = [(fit(LEGEND, width), "faint")]
+    return [*[[] for _ in range(rows - 1)], legend] if rows else []

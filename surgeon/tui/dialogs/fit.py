@@ -8,7 +8,6 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.widgets import Input, Static
 
 from surgeon.errors import SurgeonError
@@ -16,7 +15,7 @@ from surgeon.fit.allocation import Allocator, Fit
 from surgeon.fit.fragility import parts_of
 from surgeon.fit.target import read_size
 from surgeon.trials.journal import Trial
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, Frame
 from surgeon.tui.drawing.fit_lines import (
     bytes_lines,
     curve_lines,
@@ -50,7 +49,7 @@ class FitDialog(Dialog[Fit]):
         self.shows_parts = False
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog tall") as frame:
+        with Frame(classes="dialog tall") as frame:
             frame.border_title = "fit"
             frame.border_subtitle = "type 6.0MB or 4.25 (bpw) · + − · Tab fragile parts · Enter apply · Esc"
             yield Input(self._text())  # selected, so that typing replaces it

@@ -10,13 +10,13 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal
 from textual.message import Message
 from textual.theme import Theme
 from textual.widgets import Input, Static
 
 from surgeon.tui.answers import Answers
-from surgeon.tui.dialogs.base import Dialog, text_of
+from surgeon.tui.dialogs.base import Dialog, Frame, text_of
 from surgeon.tui.dialogs.entry import Entry, LastPathEntry
 from surgeon.tui.drawing.spans import Line, cut, plain
 
@@ -99,7 +99,7 @@ class Form(Dialog[Answers]):
 
     def compose(self) -> ComposeResult:
         theme = self.app.current_theme
-        with Vertical(classes="dialog form") as frame:
+        with Frame(classes="dialog form") as frame:
             frame.border_title = self.title_
             frame.border_subtitle = self.keys
             for field in self.fields:

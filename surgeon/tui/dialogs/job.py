@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, Frame
 from surgeon.tui.drawing.canvas import Canvas
 from surgeon.tui.drawing.spans import Line, plain
 
@@ -43,7 +43,7 @@ class JobDialog(Dialog[None]):
         """What is shown of the job now."""
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes=f"dialog {self.place}") as frame:
+        with Frame(classes=f"dialog {self.place}") as frame:
             frame.border_title = self._title
             frame.border_subtitle = self._keys()
             yield Canvas(self._lines, name="job")

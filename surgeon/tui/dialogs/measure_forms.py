@@ -28,6 +28,9 @@ def path_of(text: str) -> Path:
     return Path(text).expanduser()
 
 
+_LABELS = {"n_tasks": "of each", "count": "choose"}  # of fields that are not called as their answers are
+
+
 def number_of(answers: Answers, key: str, default: int, least: int) -> int:
     """A whole number; empty for the default. Raises UsageError."""
     text = answers.get(key, "")
@@ -35,7 +38,7 @@ def number_of(answers: Answers, key: str, default: int, least: int) -> int:
         return default
     number = figures.typed_number(text)
     if number is None or (number < least and number != default):
-        raise UsageError(f"{key}: {text!r:.60} must be a whole number ≥ {least}")
+        raise UsageError(f"{_LABELS.get(key, key)}: {text!r:.60} must be a whole number ≥ {least}")
     return number
 
 

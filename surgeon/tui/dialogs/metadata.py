@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.widgets import Static
 
 from surgeon import figures
@@ -18,7 +17,7 @@ from surgeon.plan import plan as plans
 from surgeon.plan.plan import Plan
 from surgeon.session.metadata import KeyRow, folded, key_rows, text_of_file, whole_lines, with_text
 from surgeon.session.session import Session
-from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, Frame, text_of
 from surgeon.tui.dialogs.prompt import Check, Prompt
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.spans import Line, clean, fit, wrap
@@ -62,7 +61,7 @@ class Metadata(Dialog[None]):
         self.rows: list[KeyRow] = []
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog tall wide metadata") as frame:
+        with Frame(classes="dialog tall wide metadata") as frame:
             frame.border_title = "metadata of the output"
             frame.border_subtitle = _HINT
             yield Choices()

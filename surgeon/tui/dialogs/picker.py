@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textual.app import ComposeResult
-from textual.containers import Vertical
 
-from surgeon.tui.dialogs.base import ChoiceDialog, Choices, text_of
+from surgeon.tui.dialogs.base import ChoiceDialog, Choices, Frame, text_of
 from surgeon.tui.dialogs.type_ahead import TypeAhead
 from surgeon.tui.drawing.spans import Line
 
@@ -35,7 +34,7 @@ class Picker(ChoiceDialog):
         self.type_ahead = TypeAhead([(entry.key, (*entry.called, entry.key)) for entry in entries], within=True)
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog") as frame:
+        with Frame(classes="dialog") as frame:
             frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Choices()
 

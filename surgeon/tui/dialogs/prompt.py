@@ -8,10 +8,9 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.widgets import Input, Static
 
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, Frame
 from surgeon.tui.dialogs.entry import Entry
 from surgeon.tui.drawing.spans import Line, cut
 
@@ -44,7 +43,7 @@ class Prompt(Dialog[str]):
         self.entry = Entry(value, endings=endings, history=history)
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog prompt") as frame:
+        with Frame(classes="dialog prompt") as frame:
             frame.border_title = self.title_
             frame.border_subtitle = self.hint
             yield self.entry

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, Frame
 from surgeon.tui.drawing.spans import Line, plain
 
 
@@ -34,7 +34,7 @@ class Reader(Dialog[None]):
     def compose(self) -> ComposeResult:
         lines = self.lines(min(92, self.app.size.width - 8))
         self.shown = "\n".join(map(plain, lines))
-        with Vertical(classes="dialog tall" if self.tall else "dialog") as frame:
+        with Frame(classes="dialog tall" if self.tall else "dialog") as frame:
             frame.border_title = self.title_
             frame.border_subtitle = self.hint
             with VerticalScroll():

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 
 from surgeon.errors import SurgeonError
 from surgeon.layer_lists import spans
@@ -15,7 +14,7 @@ from surgeon.plan import plan as plans
 from surgeon.plan.plan import Plan
 from surgeon.session.session import Session
 from surgeon.session.typed_edits import option_words, without_option
-from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, Frame, text_of
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.drawing.spans import Line, clean, fit
 
@@ -39,7 +38,7 @@ class Rules(Dialog[None]):
         self.session = session
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog") as frame:
+        with Frame(classes="dialog") as frame:
             frame.border_title = "rules: the first that matches wins"
             frame.border_subtitle = "a add · Enter change · x delete · J K move · u undo · Esc close"
             yield Choices()

@@ -10,7 +10,6 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.widgets import Static
 
 from surgeon import figures
@@ -26,7 +25,7 @@ from surgeon.session.candidates import (
 )
 from surgeon.session.rows import Row, TensorRow
 from surgeon.session.session import Scope, Session
-from surgeon.tui.dialogs.base import Choices
+from surgeon.tui.dialogs.base import Choices, Frame
 from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
 from surgeon.tui.drawing.spans import Line, clean, fit
 from surgeon_kernels.formats import FORMATS
@@ -60,7 +59,7 @@ class TypePicker(CandidateDialog):
         return self.session.moments is not None
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog medium list") as frame:
+        with Frame(classes="dialog medium list") as frame:
             frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Static(id="scope")
             more = ["feedback"] if self._both else []

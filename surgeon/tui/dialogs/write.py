@@ -10,14 +10,14 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.widgets import Input, Static
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.machine import available_cores
 from surgeon.resolve.resolve import Resolution
-from surgeon.tui.dialogs.base import Dialog
+from surgeon.tui.dialogs.base import Dialog, Frame
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.entry import Entry
 from surgeon.tui.dialogs.preflight import problem_lines
@@ -51,7 +51,7 @@ class WriteDialog(Dialog[Destination]):
 
     def compose(self) -> ComposeResult:
         width = min(92, self.app.size.width - 10)
-        with Vertical(classes="dialog") as frame:
+        with Frame(classes="dialog") as frame:
             frame.border_title = "write"
             keys = "Enter queue" if self.busy else "Enter write · ^L queue"
             frame.border_subtitle = f"{keys} · Tab complete · Esc cancel"

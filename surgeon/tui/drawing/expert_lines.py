@@ -15,6 +15,7 @@ LABEL = 6  # cells of the layer numbers
 # Signs of cells by code: five shades, pruned, half of them or more, never called, not measured, left out by the filter.
 _PRUNED, _PARTLY, _IDLE, _UNKNOWN, _HIDDEN = 5, 6, 7, 8, 9
 SIGNS = np.array(list(" ░▒▓█×/0?·"))
+LEGEND = " ░▒▓█ low to high   × pruned   / partly   0 never called   ? not measured   · filtered"
 # One colour for all shades: each change of colour costs the terminal more than the cell itself.
 _ROLES = ("ramp3", "pruned", "warning", "faint")
 _ROLE_OF = np.array([0, 0, 0, 0, 0, 1, 1, 2, 3, 3], np.uint8)
@@ -40,8 +41,7 @@ def row_line(grid: Grid, found: NDArray[np.uint8], row: int, cursor: int | None)
     if cursor is None:
         return line + _cells(found[row])
     sign = str(SIGNS[found[row, cursor]])
-    at: Line = [("_" if sign == " " else sign, "marked")]
-    return line + _cells(found[row, :cursor]) + at + _cells(found[row, cursor + 1 :])
+    return line + _cells(found[row, :cursor]) + [(sign, "map-here")] + _cells(found[row, cursor + 1 :])
 
 
 def _cells(found: NDArray[np.uint8]) -> Line:
@@ -67,7 +67,7 @@ def curve_lines(
     alone = _alone_lines(curve, width)
     rows = max(6, min(20, height - len(table) - len(alone) - 3))
     marks = [Point(0, 0, "·", True)] + [Point(point.share, point.kld, "●", True) for point in points]
-    title = f"mean KLD over the share of every layer's experts silenced, the least {_WORDS[by]} first"
+    title = f"mean KLD over the share of each layer's experts silenced, least {_WORDS[by]} first"
     lines = scatter(marks, width, rows, title, lambda share: f"{share:.3g}%")
     lines += [*table, _now_line(now, points), *alone]
     return lines[:height]

@@ -15,7 +15,7 @@ from surgeon.tui.drawing.spans import Line, clean, cut
 from surgeon.tui.drawing.spans import fit as fitted
 
 _KIND = 16  # cells of a kind's name
-_COLOURS = ("ramp4", "ramp3", "ramp2", "ramp1", "ramp0")
+_FILLS = tuple(zip("█▒▓░", ("ramp4", "ramp2", "ramp3", "ramp1"), strict=True))  # neighbours differ without colours, too
 
 
 def outcome_lines(fit: Fit, mix: Mixed | None) -> list[Line]:
@@ -47,9 +47,9 @@ def bytes_lines(fit: Fit, width: int) -> list[Line]:
     used = 0
     for number, (nbytes, kind, weights) in enumerate(parts):
         end = round(width * (sum(part[0] for part in parts[: number + 1])) / total)
-        colour = _COLOURS[number % len(_COLOURS)]
-        bar.append(("█" * (end - used), colour))
-        legend += [("■ ", colour), (f"{clean(kind)} {8 * nbytes / weights:.1f}  ", "muted")]
+        sign, colour = _FILLS[number % len(_FILLS)]
+        bar.append((sign * (end - used), colour))
+        legend += [(f"{sign} ", colour), (f"{clean(kind)} {8 * nbytes / weights:.1f}  ", "muted")]
         used = end
     return [bar, cut(legend, width)]
 

@@ -201,7 +201,7 @@ def _cell(state: MapState, errors: _ErrorScale, row: int, column: int) -> Span:
     key = state.view.key
     if key == "type":
         by_hand = op.reason.startswith(("set by hand", "rule "))
-        return (bits_sign(op.to_type), "changed" if by_hand else _bits_role(op.to_type))
+        return (bits_sign(op.to_type), "marked" if by_hand else _bits_role(op.to_type))  # bold: seen without colours
     if key == "size":
         part = op.nbytes / (2 * state.grid.largest)
         return (figures.level(part), figures.ramp(part))
@@ -274,7 +274,7 @@ def head_line(state: MapState, width: int) -> Line:
     left: Line = [(" MAP ", "accent")]
     for view in known[max(0, at - 2) :]:
         item: Line = [(f" {view.title} ", "strip-scope" if view.key == state.view.key else "muted")]
-        if width_of(left) + width_of(item) + width_of(right) > width:
+        if width_of(left) + width_of(item) + width_of(right) >= width:  # a blank before the right end
             break
         left += item
     return spread(left, right, width)
@@ -299,15 +299,15 @@ def about_lines(state: MapState, width: int) -> list[Line]:
         found = step(state.session, tensor, by)
         if found is not None:
             more = f"{'+' if found.more >= 0 else '−'}{figures.size(abs(found.more))}"
-            steps += [("   ", ""), (sign, "key"), (f" {found.type}", "text"), *_error(state, tensor, found.type)]
+            steps += [("   ", ""), (sign, "key"), (f" {found.type}", "text"), *_error(state, tensor, found.type, "")]
             steps += [(f" {more}", "muted")]
     lines = [[*line, *steps], [(" " + _value(state, tensor, op), "muted")]]
     return [cut(entry, width) for entry in lines]
 
 
-def _error(state: MapState, tensor: Tensor, type_name: str) -> Line:
+def _error(state: MapState, tensor: Tensor, type_name: str, word: str = " err") -> Line:
     error = error_of(state, tensor, type_name)
-    return [] if error is None else [(f" err {error:.4f}", "text")]
+    return [] if error is None else [(f"{word} {f'{error:.4f}'.removeprefix('0')}", "text")]
 
 
 def _value(state: MapState, tensor: Tensor, op: TensorOp) -> str:
@@ -336,8 +336,9 @@ def _about_range(state: MapState, width: int) -> list[Line]:
     return [cut([*line, (f"  {words}", "muted")], width), cut([(f" {where}", "muted")], width)]
 
 
-_KEYS = [("Tab", "view"), ("v", "range"), ("t", "type"), ("+ -", "step"), ("p", "prune"), ("u", "undo"),
-         ("b", "compare"), ("Enter", "in tree"), ("Esc", "close")]  # fmt: skip
+# What must be seen at 80 columns comes first.
+_KEYS = [("Tab", "view"), ("v", "range"), ("t", "type"), ("+ -", "step"), ("p", "prune"), ("b", "compare"),
+         ("Enter", "tree"), ("Esc", "close"), ("u", "undo"), ("T", "auto type"), ("V", "views")]  # fmt: skip
 _RANGE_KEYS = [("↑↓←→", "extend"), ("t", "type"), ("+ -", "step"), ("p", "prune layers"), ("Esc", "drop")]
 
 

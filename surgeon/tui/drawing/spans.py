@@ -44,6 +44,11 @@ def elide_start(text: str, width: int) -> str:
     return "…" + text[-(width - 1) :] if width > 1 else text[:width]
 
 
+def fit_end(text: str, width: int, align: str = "left") -> str:
+    """As `fit`, but cut at the start: for names of files and models that only their ends tell apart."""
+    return fit(elide_start(text, width), width, align)
+
+
 def spread(left: Line, right: Line, width: int) -> Line:
     """`left` and `right` at the two ends of a line of `width` cells; the left end is cut when both do not fit."""
     room = width - width_of(right)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from surgeon import figures
 from surgeon.trials.figure_table import FIGURES, TABLE, Figure, shown_in
 from surgeon.trials.journal import Trial
 from surgeon.trials.tables import compare, measured_alike, measured_on, unlike_conditions
-from surgeon.tui.drawing.spans import Line, clean, fit, wrap
+from surgeon.tui.drawing.spans import Line, clean, fit, fit_end, wrap
 
 NAME_LEAST = 18
+_FIGURE = 22  # cells of a figure's name
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def trial_line(trial: Trial, width: int, *, chosen: bool, sign: str = "", best: 
         ("● " if chosen else "  ", "marked"),
         ("*" if trial.best else " ", "changed"),
         (sign or " ", "warning" if sign == "≠" else "accent"),
-        (fit(clean(trial.label), name), "strong" if trial.best else "text"),
+        (fit_end(clean(trial.label), name), "strong" if trial.best else "text"),
     ]
     for column in columns:
         unlike = sign == "≠" and (column is _FACTOR or _is_of_text(column.key))
@@ -168,18 +168,19 @@ def _flow(pairs: Sequence[tuple[str, str]], width: int) -> list[Line]:
 
 def compare_lines(first: Trial, second: Trial, width: int) -> list[Line]:
     """Every figure of the two side by side with the change, what was measured differently, and the recipes' lines."""
-    cell = max(12, min(22, (width - 18) // 3))
+    cell = max(12, min(22, (width - _FIGURE - 2) // 3))
     lines: list[Line] = [
-        [(" " * 16, ""), *((fit(clean(t.label), cell - 1, "right") + " ", "strong") for t in (first, second))]
+        [(" " * _FIGURE, ""), *((fit_end(clean(t.label), cell - 1, "right") + " ", "strong") for t in (first, second))]
     ]
     for row in compare(first, second):
         change = row.change
         texts = (row.first, row.second, change)
         cells = ["–" if value is None else _compared(row.name, value, place == 2) for place, value in enumerate(texts)]
+        name = FIGURES[row.name].name if row.name in FIGURES else row.name
         role = "muted" if not change else "changed"
         lines.append(
             [
-                (fit(row.name, 16), "muted"),
+                (fit(clean(name), _FIGURE), "muted"),
                 *((fit(text, cell - 1, "right") + " ", "text") for text in cells[:2]),
                 (fit(cells[2], min(cell, 14), "right"), role),
             ]
@@ -191,10 +192,8 @@ def compare_lines(first: Trial, second: Trial, width: int) -> list[Line]:
 
 
 def _compared(name: str, value: float, signed: bool) -> str:
-    sign = "+" if signed and value > 0 else ""
-    if name == "size":
-        return sign + figures.size(value) if value >= 0 else f"−{figures.size(-value)}"
-    return f"{sign}{value:.6g}"
+    text = FIGURES[name].text(abs(value)) if name in FIGURES else f"{abs(value):.6g}"
+    return f"{'−' if value < 0 else '+' if signed and value > 0 else ''}{text}"
 
 
 def recipe_difference(first: Trial, second: Trial, width: int) -> list[Line]:

@@ -10,7 +10,6 @@ from typing import ClassVar, Protocol, TypeVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.widgets import OptionList, Static
 
 from surgeon.errors import SurgeonError
@@ -21,7 +20,7 @@ from surgeon.trials.journal import Journal, Trial
 from surgeon.trials.records import free_label
 from surgeon.trials.tables import markdown, signs
 from surgeon.tui.answers import Answers
-from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, text_of
+from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, Frame, text_of
 from surgeon.tui.dialogs.bench.plot import TrialPlot, planned_point
 from surgeon.tui.dialogs.bench.queue_keys import QUEUE_KEYS, QueueKeys, Wish
 from surgeon.tui.dialogs.bench.queue_lines import entry_lines
@@ -113,7 +112,7 @@ class BenchPage(QueueKeys, Dialog[Wish]):
         self.chosen: list[str] = []
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog tall wide bench") as frame:
+        with Frame(classes="dialog tall wide bench") as frame:
             frame.border_title = f"bench of {clean(self.model.name)}"
             yield Static(id="queue-head")
             yield Choices(id="queue")

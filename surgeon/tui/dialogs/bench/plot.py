@@ -10,7 +10,7 @@ from surgeon.trials.journal import Trial
 from surgeon.trials.tables import measured_alike, measured_front, measured_on
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.scatter import LETTERS, Point, scatter
-from surgeon.tui.drawing.spans import Line, clean, fit
+from surgeon.tui.drawing.spans import Line, clean, fit_end
 
 MOST_ROWS = 30  # of the plot; a higher one is not easier to read
 
@@ -62,13 +62,13 @@ def plot_lines(
                 ("▸" if point.here else " ", "changed"),
                 (f"{point.letter} ", "changed" if point.best else "accent" if point.front else "text"),
                 ("◆ " if point.front else "  ", "accent"),
-                (fit(clean(trial.label), max(12, width - 33)), "strong" if trial.best else "text"),
+                (fit_end(clean(trial.label), max(12, width - 33)), "strong" if trial.best else "text"),
                 (figures.size(trial.size).rjust(10), "muted"),
                 (f"{kld:.6f}".rjust(12), "text"),
             ]
         )
     if now is not None:
-        words = f"KLD {now[1]:.6f} predicted" if now[1] else "its KLD is not known: F measures what predicts it, e it"
+        words = f"KLD {now[1]:.6f} predicted" if now[1] else "KLD not known (F predicts it, e measures it)"
         lines.append([(f"{'+' if now[1] else '▲'} the plan now: {figures.size(now[0])}, {words}", "changed")])
     left = len(trials) - len(points)
     return lines if not left else [*lines, [(f"{left} more: not measured, or not on the same text", "faint")]]

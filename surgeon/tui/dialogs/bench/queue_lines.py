@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from surgeon.session.queue import DONE, FAILED, KINDS, RUNNING, WAITING, Entry, Queue
-from surgeon.tui.drawing.spans import Line, clean, fit, wrap
+from surgeon.tui.drawing.spans import Line, clean, fit, fit_end, wrap
 
 _SIGNS = {WAITING: ("·", "muted"), RUNNING: ("▸", "accent"), DONE: ("✓", "good"), FAILED: ("!", "warning")}
 _KIND = 22  # cells of what it is called
@@ -13,7 +13,7 @@ def queue_head(queue: Queue) -> Line:
     """`queue  3 waiting, paused`."""
     line: Line = [("queue  ", "title")]
     if not queue.entries and not queue.paused:
-        return [*line, ("empty; a: base types to write and measure, r: a file to measure, ^L in any form", "muted")]
+        return [*line, ("empty: a base types to write and measure, r a file, ^L in any form", "muted")]
     counts = [(state, sum(entry.state == state for entry in queue.entries)) for state in _SIGNS]
     line.append((", ".join(f"{count} {state}" for state, count in counts if count), "text"))
     if queue.paused:
@@ -30,7 +30,7 @@ def entry_line(entry: Entry, place: int, status: str, width: int) -> Line:
         (f"{place:>3} ", "faint"),
         (f"{sign} ", role),
         (fit(KINDS[entry.kind], _KIND), "text" if entry.state in (WAITING, RUNNING) else "muted"),
-        (fit(clean(entry.title), room) + "  ", "strong" if entry.state == RUNNING else "text"),
+        (fit_end(clean(entry.title), room) + "  ", "strong" if entry.state == RUNNING else "text"),
         (fit(clean(note), max(0, width - _KIND - 8 - room)).rstrip(), "warning" if entry.state == FAILED else "muted"),
     ]
 
