@@ -12,7 +12,7 @@ from surgeon.figures import duration
 from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
-    from surgeon.engine.protocol import Message, Step
+    from surgeon.engine.protocol import Message
     from surgeon.measure.progress import Standing
 
 _SECONDS_BETWEEN = 0.1  # progress lines on a terminal
@@ -63,10 +63,11 @@ class ProgressLine:
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._start = self._last = time.monotonic()
+        self._values: dict[str, float] = {}
 
     def watch(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Pass all messages on, showing Loaded, Started and Step."""
-        from surgeon.engine.protocol import Loaded, Started, Step
+        """Pass all messages on, showing Loaded, Started, Step and Within."""
+        from surgeon.engine.protocol import Loaded, Started, Step, Within
 
         try:
             for message in messages:
@@ -75,25 +76,28 @@ class ProgressLine:
                 elif isinstance(message, Started):
                     self._start = time.monotonic()
                 elif isinstance(message, Step):
-                    self._step(message)
+                    self._values = message.values
+                    self._step(f"{message.done}", message.done, message.total)
+                elif isinstance(message, Within):
+                    self._step(f"{message.done:.1f}", message.done, message.total)
                 yield message
         finally:
             if self._terminal:
                 redraw(self._stream, "")
 
-    def _step(self, step: Step) -> None:
+    def _step(self, said: str, done: float, total: int) -> None:
         now = time.monotonic()
         wait = _SECONDS_BETWEEN if self._terminal else _SECONDS_BETWEEN_LINES
-        if now - self._last < wait and step.done < step.total:
+        if now - self._last < wait and done < total:
             return
         self._last = now
-        left = (now - self._start) / max(1, step.done) * (step.total - step.done)
+        left = (now - self._start) / (done or 1) * (total - done)
         figures = "".join(
             f"  {name} {value:.4f}" if isinstance(value, float) else f"  {value} {name}"
-            for name, value in step.values.items()
+            for name, value in self._values.items()
             if not name.endswith("error")
         )
-        text = f"{self._what}: {step.done}/{step.total} {self._unit}{figures}  {duration(left)} left"
+        text = f"{self._what}: {said}/{total} {self._unit}{figures}  {duration(left)} left"
         if self._terminal:
             redraw(self._stream, text[:110])
         else:

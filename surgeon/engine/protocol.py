@@ -350,6 +350,14 @@ class Step(Message):
 
 
 @dataclass(frozen=True)
+class Within(Message):
+    """Between two Steps of a decode that takes long: `done` counts its finished layers as parts of a unit."""
+
+    done: float
+    total: int
+
+
+@dataclass(frozen=True)
 class Snapshot(Message):
     """The sums so far, as they are: `squares:W` float32[n_mat, cols], `sum:W` float64[n_mat, cols], `count:W` int64,
     `layers` float64[n_layer, 5], `ppl` float64[3] (scored tokens, Σ −log p, Σ of squares) and, where there are any,
@@ -453,7 +461,7 @@ _KINDS: dict[str, type[Message]] = {
     for kind in (
         Engine, DevicesJob, CountJob, ImatrixJob, PerplexityJob, DivergenceJob, TaskJob, BenchJob, PruneScanJob,
         ExpertScanJob, ProbeJob, MemoryJob, HealJob, ChunkSums, EmbeddingJob, Embedded,
-        Swap, Evaluate, LeaveOut, Silence,
+        Swap, Evaluate, LeaveOut, Silence, Within,
         Loaded, Started, Step, Snapshot, LayerDamage, ExpertDamage, Probed, HealedMatrix, Finished, Failed, Beat,
     )
 }  # fmt: skip

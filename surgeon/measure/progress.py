@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from surgeon.engine.protocol import Loaded, Message, Started, Step
+from surgeon.engine.protocol import Loaded, Message, Started, Step, Within
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,17 @@ def followed(
     """All messages of the engine, with a Standing before each that says where the run is. unit: `chunks`, `tasks`."""
     yield Standing(stage, index, count, note="loading the model")
     start = time.monotonic()
+    figures: dict[str, float] = {}
     for message in messages:
         if isinstance(message, Loaded):
             yield Standing(stage, index, count, note=message.description)
         elif isinstance(message, Started):
             start = time.monotonic()
             yield Standing(stage, index, count, note=f"0 of {message.total} {unit}")
-        elif isinstance(message, Step):
+        elif isinstance(message, Step | Within):
             part = message.done / message.total if message.total else 1.0
             left = (time.monotonic() - start) * (1 - part) / part if part else None
-            note = f"{message.done} of {message.total} {unit}"
-            yield Standing(stage, index, count, part, note, message.values, left)
+            note = f"{int(message.done)} of {message.total} {unit}"
+            figures = message.values if isinstance(message, Step) else figures
+            yield Standing(stage, index, count, part, note, figures, left)
         yield message

@@ -231,15 +231,16 @@ def test_neither_file_nor_plan(journal: Journal, demo_model: Path, tmp_path: Pat
 
 
 def test_standings_tell_the_time_left() -> None:
-    from surgeon.engine.protocol import Started, Step
+    from surgeon.engine.protocol import Started, Step, Within
     from surgeon.measure.progress import followed
 
-    items = list(followed([Started(100, 4, 64), Step(1, 4, {"ppl": 3.0}), Step(4, 4)], "stage", "chunks", 1, 2))
+    messages = [Started(100, 4, 64), Step(1, 4, {"ppl": 3.0}), Within(1.5, 4), Step(4, 4)]
+    items = list(followed(messages, "stage", "chunks", 1, 2))
     standings = [item for item in items if isinstance(item, Standing)]
     assert [standing.note for standing in standings] == [
-        "loading the model", "0 of 4 chunks", "1 of 4 chunks", "4 of 4 chunks",
+        "loading the model", "0 of 4 chunks", "1 of 4 chunks", "1 of 4 chunks", "4 of 4 chunks",
     ]  # fmt: skip
-    assert [standing.part for standing in standings] == [0, 0, 0.25, 1]
-    assert standings[2].figures == {"ppl": 3.0}
+    assert [standing.part for standing in standings] == [0, 0, 0.25, 0.375, 1]
+    assert standings[2].figures == standings[3].figures == {"ppl": 3.0}
     assert standings[2].seconds_left is not None
-    assert standings[3].seconds_left == 0
+    assert standings[4].seconds_left == 0

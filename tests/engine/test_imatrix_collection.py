@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from engine_helpers import ONE_THREAD, TEXT, Base, at_each
 
+from surgeon.engine.child.collection import imatrix_collection
 from surgeon.engine.child.evaluation.base_file import BaseFile
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Step
+from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Step, Within
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.file import open_gguf
 from surgeon.imatrix.files import load_imatrix
@@ -41,6 +42,25 @@ def collected(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     assert isinstance(messages[-1], Finished)
     assert sum(isinstance(message, Snapshot) for message in messages) == CHUNKS
     return out
+
+
+def test_the_first_layer_is_told_before_the_decode_ends(demo_model: Path, tmp_path: Path) -> None:
+    messages = collect(wanted(demo_model, tmp_path / "imatrix.gguf"))
+    told = next(place for place, message in enumerate(messages) if isinstance(message, Within))
+    assert messages[told] == Within(1 / 12, CHUNKS)
+    assert told < next(place for place, message in enumerate(messages) if isinstance(message, Step))
+
+
+def test_layers_of_a_decode_are_parts_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imatrix_collection, "_TELL_SECONDS", 0.0)
+    told: list[Message] = []
+    within = imatrix_collection._Within(told.append, 10, 2)
+    within.begin(4, 4, graphs=2)
+    for _ in range(5):  # one more than there should be
+        within.layer_done()
+    within.begin(8, 2, graphs=1)
+    within.layer_done()
+    assert told == [Within(done, 10) for done in (5, 6, 7, 8, 8, 9)]
 
 
 def test_entries_and_counts_are_those_of_the_bundled_matrix(collected: Path, demo_imatrix: Path) -> None:

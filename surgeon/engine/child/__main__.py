@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, cast
 
@@ -58,16 +58,18 @@ def main() -> int:
     later: SimpleQueue[Message] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests, later), daemon=True).start()
     turn = threading.Lock()
+
+    def tell(message: Message) -> None:
+        with turn:
+            write_message(answers, message)
+
     threading.Thread(target=_beat, args=(answers, turn), daemon=True).start()
     try:
-        for message in _run(engine, cast(Request, job), iter(later.get, None)):
-            with turn:
-                write_message(answers, message)
+        for message in _run(engine, cast(Request, job), iter(later.get, None), tell):
+            tell(message)
     except Exception as error:  # whatever it is, the parent gets it as a line; the rest is in the log
         traceback.print_exc()
-        failed = Failed(_one_line(error), isinstance(error, EngineMissing), _is_full(error))
-        with turn:
-            write_message(answers, failed)
+        tell(Failed(_one_line(error), isinstance(error, EngineMissing), _is_full(error)))
     turn.acquire()  # no beat may be half written when this process ends
     # llama.cpp's own clean-up has crashed on exit in the past; nothing is left to save.
     os._exit(0)
@@ -114,7 +116,10 @@ def _one_line(error: BaseException) -> str:
     return f"the engine's process failed: {type(error).__name__}: {text[:200]}"
 
 
-def _run(engine: Engine, job: Request, requests: Iterator[Message]) -> Iterator[Message]:
+def _run(
+    engine: Engine, job: Request, requests: Iterator[Message], tell: Callable[[Message], None]
+) -> Iterator[Message]:
+    """tell: sends at once what cannot wait for the end of a decode."""
     from surgeon.engine.child.llama import toy
     from surgeon.engine.child.llama.binding import Binding
     from surgeon.engine.child.llama.model import LlamaModel
@@ -131,11 +136,13 @@ def _run(engine: Engine, job: Request, requests: Iterator[Message]) -> Iterator[
         binding.label, binding.devices(), model.description, model.n_params, model.nbytes, model.n_vocab,
         model.n_layer, model.n_ctx_train, threads,
     )  # fmt: skip
-    yield from _answers(model, job, threads, requests)
+    yield from _answers(model, job, threads, requests, tell)
     model.close()
 
 
-def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Message]) -> Iterator[Message]:
+def _answers(
+    model: LlamaModel, job: Job, threads: int, requests: Iterator[Message], tell: Callable[[Message], None]
+) -> Iterator[Message]:
     """Each job's module is imported only when it is asked for."""
     match job:
         case CountJob():
@@ -145,7 +152,7 @@ def _answers(model: LlamaModel, job: Job, threads: int, requests: Iterator[Messa
         case ImatrixJob():
             from surgeon.engine.child.collection import imatrix_collection
 
-            return imatrix_collection.collect(model, job, threads)
+            return imatrix_collection.collect(model, job, threads, tell)
         case PerplexityJob():
             from surgeon.engine.child.evaluation import perplexity
 

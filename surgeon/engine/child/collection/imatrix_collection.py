@@ -8,9 +8,10 @@ For each expert: calls, Σ of the router's weights, Σ weight × |output|.
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -25,12 +26,13 @@ from surgeon.engine.child.evaluation.windows import Rows, chunk_count, evaluate,
 from surgeon.engine.child.llama.graph import GGML_TYPE_F32, Node, rows
 from surgeon.engine.child.llama.model import LlamaModel, opened
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Started, Step
+from surgeon.engine.protocol import Finished, ImatrixJob, Message, Snapshot, Started, Step, Within
 
 _NO_STATE: Mapping[str, NDArray[np.generic]] = MappingProxyType({})
 _FEWEST_ROWS = 16  # smaller batches are left out, as llama-imatrix does
 LAYER_OUTPUT = re.compile(r"l_out-(\d+)")
 Parts = list[tuple[int, NDArray[np.float32]]]  # (matrix, rows of its input)
+_TELL_SECONDS = 0.25  # between two words on how far a decode is
 _MOST_SAVING = 0.05  # share of the time that may go into keeping second moments on the way
 FIRST_NORM = "norm-0"  # the first node of that name has the input of layer 0 as its operand
 
@@ -73,9 +75,12 @@ class Collector:
         process_output: bool,
         moments: MomentSums | None = None,
         state: Mapping[str, NDArray[np.generic]] = _NO_STATE,
+        after_layer: Callable[[], None] = lambda: None,
     ) -> None:
-        """state: the arrays of a snapshot to go on from, as if there had been no interruption."""
+        """state: the arrays of a snapshot to go on from, as if there had been no interruption; after_layer: called
+        when a layer's output is there."""
         self._binding, self._process_output, self._moments = model.binding, process_output, moments
+        self._after_layer = after_layer
         self.matrices: dict[str, ActivationSum] = {}
         self.layers = np.zeros((model.n_layer, 5))
         self.experts = ExpertAdder(model.n_layer)
@@ -189,6 +194,7 @@ class Collector:
         return True
 
     def _add_layer(self, layer: int, node: Node) -> bool:
+        self._after_layer()
         after = rows(node.array()).copy()
         before, self._stream = self._stream, after
         if before is None or before.shape != after.shape or layer >= len(self.layers):
@@ -248,8 +254,30 @@ def _by_expert(x: NDArray[np.float32], chosen: NDArray[np.generic]) -> Parts:
     return parts
 
 
-def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Message]:
+class _Within:
+    """Tells how far a decode is, of which the first may take minutes, layer by layer."""
+
+    def __init__(self, tell: Callable[[Message], None], n_chunks: int, n_layer: int) -> None:
+        self._tell, self._n_chunks, self._n_layer = tell, n_chunks, n_layer
+        self._told = -math.inf  # the first layer is told: it moves
+
+    def begin(self, start: int, chunks: int, graphs: int) -> None:
+        """A decode of so many chunks, in as many graphs, each of all layers."""
+        self._start, self._chunks, self._layers, self._seen = start, chunks, graphs * self._n_layer, 0
+
+    def layer_done(self) -> None:
+        self._seen += 1
+        now = time.monotonic()
+        if now - self._told >= _TELL_SECONDS:
+            self._told = now
+            part = min(1.0, self._seen / self._layers)
+            self._tell(Within(self._start + part * self._chunks, self._n_chunks))
+
+
+def collect(model: LlamaModel, job: ImatrixJob, threads: int, tell: Callable[[Message], None]) -> Iterator[Message]:
     """Started, a Step per chunk (`ppl` unless turned off), a Snapshot every `save_every` chunks and last, Finished.
+
+    Within is told at once, now and then.
 
     Second moments are in their file (`raw_moments`) before the Snapshot of the same chunk is sent.
     """
@@ -262,7 +290,10 @@ def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Messag
     begin = job.first_chunk * job.n_ctx
     chunks = tokens[begin : begin + n_chunks * job.n_ctx].reshape(n_chunks, job.n_ctx)
     moments = MomentSums(job, threads) if job.moments else None
-    collector = Collector(model, process_output=job.process_output, moments=moments, state=job.arrays)
+    within = _Within(tell, n_chunks, model.n_layer)
+    collector = Collector(
+        model, process_output=job.process_output, moments=moments, state=job.arrays, after_layer=within.layer_done
+    )
     size = window_size(model, job.n_ctx, job.n_batch, job.n_ubatch, n_chunks)
     sums, saving = _scored_before(job), _Saving(job, moments)
     stop = n_chunks if job.until < 0 else min(job.until, n_chunks)
@@ -271,10 +302,11 @@ def collect(model: LlamaModel, job: ImatrixJob, threads: int) -> Iterator[Messag
             collector.start_batch()
             if moments is not None:
                 moments.start_at(job.first_chunk + start)
-            for rows_ in evaluate(context, chunks[start : min(start + size.n_seq, stop)], 0):
+            done = min(start + size.n_seq, stop)
+            within.begin(start, done - start, -(-(done - start) * job.n_ctx // size.n_ubatch))
+            for rows_ in evaluate(context, chunks[start:done], 0):
                 if job.perplexity:
                     _score(rows_, job.n_ctx // 2, sums)
-            done = min(start + size.n_seq, stop)
             yield Step(done, n_chunks, sums.figures)
             if saving.is_due(done) and done < stop:
                 saving.save(done)
