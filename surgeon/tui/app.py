@@ -37,6 +37,7 @@ from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.dialogs.progress import ProgressDialog
 from surgeon.tui.drawing.ascii_filter import AsciiFilter
+from surgeon.tui.drawing.no_colours import NoColours
 from surgeon.tui.drawing.sixteen_colours import SixteenColours
 from surgeon.tui.drawing.theme import palette_of, theme_of
 from surgeon.tui.host import Host
@@ -85,7 +86,7 @@ class SurgeonApp(Host):
         others: more models, to which Ctrl+T switches."""
         self.ascii_filter: LineFilter | None = AsciiFilter() if config.ascii else None
         palette = palette_of(config.theme, config.colours)
-        self._sixteen = SixteenColours(palette)
+        self._sixteen, self._no_colours = SixteenColours(palette), NoColours(palette)
         super().__init__()
         # A traceback at the end passes the filter of hostile text, which would spell out the codes of colours.
         self.error_console = Console(markup=False, highlight=False, stderr=True, color_system=None)
@@ -111,7 +112,9 @@ class SurgeonApp(Host):
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         own = [self.ascii_filter] if self.ascii_filter is not None else []
-        if self.console.color_system == "standard" and not (self.no_color or self.is_headless):
+        if self.no_color:
+            return [*own, self._no_colours]
+        if self.console.color_system == "standard" and not self.is_headless:
             own.append(self._sixteen)
         return [*super().get_line_filters(), *own]
 

@@ -150,6 +150,21 @@ def test_resizing_and_no_colour(terminal: Terminal) -> None:
 
 
 @needs_tmux
+def test_without_colours_the_cursor_is_reversed(model_copy: Path, tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, (80, 24), f"NO_COLOR=1 {sys.executable} -m surgeon {model_copy}; sleep 60")
+    try:
+        terminal.wait(r"▸ blk\.11")
+        terminal.keys("m")
+        terminal.wait("IQ4_XS")
+        drawn = terminal.tmux("capture-pane", "-pe")
+        assert not re.search(r"\x1b\[[0-9;]*[34]8[;:]", drawn), "a colour"
+        (line,) = (line for line in drawn.splitlines() if "COPY " in line and "bpw" not in line)
+        assert "\x1b[7m" in line
+    finally:
+        terminal.close()
+
+
+@needs_tmux
 def test_ascii_signs_only(model_copy: Path, demo_imatrix: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} -m surgeon {model_copy} --imatrix {demo_imatrix} --ascii --no-mouse; sleep 60"
     terminal = Terminal(tmp_path, (100, 30), command)

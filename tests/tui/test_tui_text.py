@@ -19,9 +19,10 @@ import surgeon
 from surgeon import figures
 from surgeon.tui.drawing.ascii_filter import TABLE, AsciiFilter, to_ascii
 from surgeon.tui.drawing.canvas import changed_region, merged
+from surgeon.tui.drawing.no_colours import NoColours
 from surgeon.tui.drawing.sixteen_colours import SixteenColours, table
 from surgeon.tui.drawing.spans import clean, cut, elide_start, fit, plain, spread, width_of, wrap
-from surgeon.tui.drawing.theme import DARK, LIGHT, ROLES, Palette, palette_of, xterm
+from surgeon.tui.drawing.theme import DARK, LIGHT, ROLES, Palette, palette_of, styles, xterm
 from surgeon.tui.terminal import BurstParser
 
 
@@ -172,6 +173,17 @@ def test_sixteen_colours_hide_nothing_of_the_users_either(name: str) -> None:
     numbers = table(palette)
     assert segment.style.color == Color.from_ansi(numbers[palette.cursor_text])
     assert segment.style.bgcolor == Color.from_ansi(numbers[palette.background])
+
+
+@pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])
+def test_without_colours_grounds_are_reversed_and_faint_text_is_dim(palette: Palette) -> None:
+    known = styles(palette)
+    names = ("text", "faint", "strong", "strip-scope", "map-here", "map-range")
+    segments = NoColours(palette).apply([Segment("a", known[name]) for name in names], TextualColor.parse("black"))
+    found = [segment.style for segment in segments]
+    assert all(style is not None and style.color is None and style.bgcolor is None for style in found)
+    wanted = ["none", "dim", "bold", "bold reverse", "bold reverse", "underline"]
+    assert [" ".join(sorted(str(style).split())) for style in found] == wanted
 
 
 @pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])

@@ -187,13 +187,14 @@ class BenchPage(QueueKeys, Dialog[Wish]):
     @on(OptionList.OptionHighlighted)
     def about(self) -> None:
         """All figures and the recipe of the trial under the cursor, or what an entry of the queue asks for."""
-        trial, height = self.trial, max(3, self.app.size.height // 3 - 1)
+        trial, height = self.trial, max(3, self.app.size.height // 4)
         lines: list[Line] = [[("─" * self.room, "faint")]]
         entry = self.entry if self.in_queue else None
         if entry is not None:
             lines += entry_lines(entry, self.room)[:height]
         elif trial is not None:
             lines += about_lines(trial, self.room, height)
+        lines += [[]] * (1 + height - len(lines))  # the lists above keep their place
         self.query_one("#about", Static).update(self.text(lines))
 
     def reload(self, at: str | None = None) -> None:
