@@ -70,8 +70,9 @@ class FleetProber(Prober):
         return Base(source, text.path, text.n_ctx, text.n_chunks, self.engine_label, cache_folder())
 
     def probe(
-        self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, exact: bool = False
-    ) -> Iterator[Item]:
+        self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, kind: str = "",
+        exact: bool = False,
+    ) -> Iterator[Item]:  # fmt: skip
         """As `Prober.probe`; the figures come in any order."""
         text = Text(Path(os.path.abspath(base.text)), base.n_ctx, base.n_chunks)
         calls = {label: (self._subject, plan.plan, text, exact) for label, plan in wanted.items()}

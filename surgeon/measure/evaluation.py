@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.probing import Place, Prober
 from surgeon.measure.progress import Standing, followed
 from surgeon.measure.scratch import scratch_folder, sweep
+from surgeon.measure.speeds import BASE, BENCH, DIVERGENCE, PERPLEXITY, TASK, Speeds, encoding, timed
 from surgeon.model.kinds import refuse_without_text
 from surgeon.plan.plan import Plan, changes_types_only
 from surgeon.resolve.resolution import Resolution
@@ -46,7 +48,7 @@ from surgeon.trials.records import is_unchanged, measured, recipe_text, record, 
 from surgeon.write.operation import Progress, WriteOptions, write
 
 SPEED_TESTS = [[512, 0], [0, 128]]  # llama-bench's own: pp512 and tg128
-_REPETITIONS = 3
+SPEED_REPETITIONS = 3
 Argument = TypeVar("Argument")
 Stage = Callable[[ExitStack], Iterator[Standing]]
 TextJob = PerplexityJob | DivergenceJob
@@ -127,6 +129,7 @@ class Evaluation:
         self.trial: Trial | None = None
         self._model = subject.output
         self._index = self._count = 0
+        self._speeds = Speeds.of(subject.source, engine)
 
     def steps(self) -> Iterator[Standing]:
         """Do it all. Raises SurgeonError, EngineError, EngineMissing or Cancelled; no temporary file is left."""
@@ -184,11 +187,15 @@ class Evaluation:
         resolution = self.subject.resolution
         assert resolution is not None  # steps() has refused otherwise
         out = stack.enter_context(scratch_folder(self.cache)) / "plan.gguf"
+        begun = time.monotonic()
         for item in write(resolution, self.subject.imatrix, out, WriteOptions(), self.cancelled):
             if isinstance(item, Progress):
+                if item.stage == "compiling":
+                    begun = time.monotonic()
                 yield self._written(item)
             else:
                 self._model = item.paths[0]
+        self._speeds.keep(encoding(resolution), time.monotonic() - begun)
 
     def _written(self, progress: Progress) -> Standing:
         part = progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
@@ -214,7 +221,7 @@ class Evaluation:
         if self.elsewhere is not None:
             prober = self.elsewhere.prober(prober)
         wanted, place = {"the plan": resolution}, Place(self._index, self._count)
-        for item in prober.probe(base, wanted, "KL divergence", place, exact=True):
+        for item in prober.probe(base, wanted, "KL divergence", place, kind=DIVERGENCE, exact=True):
             self.run = prober.run
             if isinstance(item, Standing):
                 yield item
@@ -242,7 +249,7 @@ class Evaluation:
         yield from self._engine(file.name, "tasks", job, file)
 
     def _speed(self, _: ExitStack) -> Iterator[Standing]:
-        yield from self._engine("speed", "runs", BenchJob(str(self._model), SPEED_TESTS, _REPETITIONS), None)
+        yield from self._engine("speed", "runs", BenchJob(str(self._model), SPEED_TESTS, SPEED_REPETITIONS), None)
 
     # --- what they share
 
@@ -262,7 +269,7 @@ class Evaluation:
         if away is not None and isinstance(job, PerplexityJob | DivergenceJob) and away.takes(job, self.cache):
             return away.messages(job)
         self.run = EngineRun(self.engine, job, self.cancelled)
-        return perplexity(self.run, overwrite=True)
+        return timed(perplexity(self.run, overwrite=True), self._speeds, *_measure_of(job, self.wanted.n_ctx))
 
     def _record(self, model: Path, found: Measured) -> None:
         """The figures go to the row of the file they were measured on, which may be the unchanged model's."""
@@ -290,6 +297,18 @@ def is_probed(subject: Subject, wanted: Wanted) -> bool:
     if made is None or subject.output is not None or wanted.tasks or wanted.speed or not wanted.divergence:
         return False
     return changes_types_only(made.plan) and not is_unchanged(made.plan)
+
+
+def _measure_of(job: Job, n_ctx: int) -> tuple[str, int]:
+    """The kind of work, and the tokens of a step."""
+    if isinstance(job, TaskJob):
+        return f"{TASK} {job.task}", 0
+    if isinstance(job, BenchJob):
+        return BENCH, 0
+    if isinstance(job, DivergenceJob):
+        return DIVERGENCE, n_ctx
+    saves = isinstance(job, PerplexityJob) and job.save_base is not None
+    return BASE if saves else PERPLEXITY, n_ctx
 
 
 def _full(cache: Path) -> SurgeonError:

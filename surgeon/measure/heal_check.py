@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from surgeon.engine.client import EngineRun, perplexity
@@ -14,6 +15,7 @@ from surgeon.errors import SurgeonError
 from surgeon.healing.heal_file import HeldOut
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.progress import Standing, followed
+from surgeon.measure.speeds import BASE, DIVERGENCE, Speeds, timed
 from surgeon.model.model import Model
 from surgeon.plan.plan import Healing, Plan
 from surgeon.resolve.resolve import resolve
@@ -37,6 +39,10 @@ class HeldOutCheck:
     stages: int
     _plain: list[tuple[float, float]] = field(default_factory=list)
 
+    @cached_property
+    def _speeds(self) -> Speeds:
+        return Speeds.of(self.model.file.paths[0], self.engine)
+
     def compared(self, healing: Healing) -> Generator[Standing, None, tuple[HeldOut, ...]]:
         """Measure the healed model, and once the plain one. Raises SurgeonError, EngineError or Cancelled."""
         if not self._plain:
@@ -57,7 +63,8 @@ class HeldOutCheck:
             used(base.path)
             stage = f"{what}, {text.name}"
             run = EngineRun(self.engine, DivergenceJob(str(path), str(base.path)), self.cancelled)
-            for item in followed(run.messages(), stage, "chunks", self.stages - 1, self.stages):
+            messages = timed(run.messages(), self._speeds, DIVERGENCE, self.n_ctx)
+            for item in followed(messages, stage, "chunks", self.stages - 1, self.stages):
                 if isinstance(item, Finished):
                     found.append((float(item.values["mean_kld"]), float(item.values["mean_kld_error"])))
                 elif isinstance(item, Standing):
@@ -84,7 +91,8 @@ class HeldOutCheck:
         )
         run = EngineRun(self.engine, job, self.cancelled)
         stage = f"unchanged, {base.text.name}"
-        for item in followed(perplexity(run), stage, "chunks", self.stages - 1, self.stages):
+        messages = timed(perplexity(run), self._speeds, BASE, self.n_ctx)
+        for item in followed(messages, stage, "chunks", self.stages - 1, self.stages):
             if isinstance(item, Standing):
                 yield item
         trim(self.cache)

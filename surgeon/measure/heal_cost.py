@@ -17,7 +17,7 @@ import numpy as np
 
 from surgeon.model.model import Model
 
-_BYTES_PER_TOKEN = 3.5  # of English prose; code has fewer
+BYTES_PER_TOKEN = 3.5  # of English prose; code has fewer
 _STREAMS = 6
 _EXACT_COLUMNS = 6144
 
@@ -48,7 +48,7 @@ def cost(
     per_column: float, n_ctx: int,
 ) -> HealCost:  # fmt: skip
     """For healing everything from layer `first` on."""
-    there = sum(text.stat().st_size for text in texts) / _BYTES_PER_TOKEN
+    there = sum(text.stat().st_size for text in texts) / BYTES_PER_TOKEN
     tokens = int(min(per_column * columns + n_ctx, there))
     layers = [layer for layer in model.layers if layer.index >= first]
     before = [layer for layer in model.layers if layer.index < first]

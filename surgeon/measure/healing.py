@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 import surgeon_kernels
 from surgeon.engine.client import EngineRun
-from surgeon.engine.protocol import Engine, Finished, HealedMatrix, HealJob, HealLayer
+from surgeon.engine.protocol import Engine, Finished, HealedMatrix, HealJob, HealLayer, Started
 from surgeon.errors import SurgeonError
 from surgeon.gguf.identity import model_identity
 from surgeon.gguf.layout import Entry
@@ -24,6 +25,7 @@ from surgeon.measure.heal_cost import HealCost, cost
 from surgeon.measure.layer_files import GAINS, as_dicts, write_layer
 from surgeon.measure.progress import Standing, followed
 from surgeon.measure.scratch import scratch_folder, sweep
+from surgeon.measure.speeds import HEAL, Speeds, Stage
 from surgeon.model.model import Model
 from surgeon.plan.plan import Healing
 from surgeon.write_guard import REPLACE, Kind, Permit, may_write
@@ -140,11 +142,18 @@ class HealRun:
             _width(request.model), widest(request.model), request.per_column, request.n_ctx, request.before_only,
         )  # fmt: skip
         self.run = EngineRun(self.engine, job, self.cancelled)
+        begun, tokens = time.monotonic(), 0
         for item in followed(self.run.messages(), "healing", "runs", 1, stages):
             if isinstance(item, (Standing, HealedMatrix)):
                 yield item
+            elif isinstance(item, Started):
+                begun, tokens = time.monotonic(), item.n_tokens
             elif isinstance(item, Finished):
                 self.before_only = bool(item.values["before_only"])
+                if not self.before_only:
+                    expected = self.cost()
+                    work = Stage(HEAL, expected.flop * tokens / max(1, expected.tokens))
+                    Speeds.of(request.model.file.paths[0], self.engine).keep(work, time.monotonic() - begun)
                 self.origin = self._origin(item.values["tokens"], tuple(item.values["chunks"]))
 
     def _origin(self, tokens: int, chunks: tuple[int, ...]) -> Origin:

@@ -26,6 +26,7 @@ from surgeon.imatrix.weight_scores import weight_zd
 from surgeon.measure.blocks import BlockJob, Blocks, collect_block, count_job, counted_by
 from surgeon.measure.collection_state import State, belongs_to, is_partial, read_state
 from surgeon.measure.moments_run import MomentsCollection, MomentsRun
+from surgeon.measure.speeds import IMATRIX, MOMENTS, Speeds, timed
 from surgeon.model.kinds import refuse_without_text
 from surgeon.model.model import load_model
 from surgeon.write_guard import Kind, Permit, WriteRefused, may_write
@@ -144,7 +145,8 @@ class ImatrixRun:
         wanted = self.collection
         if not wanted.block_chunks:
             self.run = EngineRun(self._engine, job, self._cancelled)
-            yield from self.run.messages()
+            speeds, kind = Speeds.of(Path(job.model), self._engine), MOMENTS if job.moments else IMATRIX
+            yield from timed(self.run.messages(), speeds, kind, job.n_ctx, done=job.done)
             return
         folder = block_folder(wanted.folder, self._digest)
         blocks = Blocks(job, self._elsewhere.count(count_job(job)), wanted.block_chunks, folder)

@@ -22,6 +22,7 @@ from surgeon.folders import cache_folder
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.measure.base_cache import Base, trim, used
 from surgeon.measure.progress import Standing, followed
+from surgeon.measure.speeds import BASE, Speeds, Stage, encoding, timed
 from surgeon.model.model import Model
 from surgeon.moments.moments import Moments
 from surgeon.resolve.resolution import Resolution
@@ -30,6 +31,7 @@ from surgeon.write.in_memory import converted_tensors
 from surgeon_kernels.formats import FORMATS
 
 Item = Standing | tuple[str, dict[str, Any]]
+_PROBES_TIMED = 8
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Prober:
         """Which llama.cpp it is. Raises EngineMissing where there is none."""
         return find_libraries(self.engine.library).label
 
+    @cached_property
+    def speeds(self) -> Speeds:
+        """Of the model, on this machine."""
+        return Speeds.of(self.model.file.paths[0], self.engine)
+
     def base(self, text: Text, place: Place) -> Generator[Standing, None, Base]:
         """The unchanged model's log-probabilities over a text, made where they are not in the cache."""
         source = self.model.file.paths[0]
@@ -91,22 +98,25 @@ class Prober:
             raise SurgeonError(f"{base.path.parent}: cannot be made: {error.strerror}") from error
         job = PerplexityJob(str(source), str(text.path), text.n_ctx, n_chunks=text.n_chunks, save_base=str(base.path))
         self.run = EngineRun(self.engine, job, self.cancelled)
-        for item in followed(perplexity(self.run), "the unchanged model", "chunks", place.index, place.count):
+        messages = timed(perplexity(self.run), self.speeds, BASE, text.n_ctx)
+        for item in followed(messages, "the unchanged model", "chunks", place.index, place.count):
             if isinstance(item, Standing):
                 yield item
         trim(cache_folder())
         return base
 
     def probe(
-        self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, exact: bool = False
-    ) -> Iterator[Item]:
+        self, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, kind: str = "",
+        exact: bool = False,
+    ) -> Iterator[Item]:  # fmt: skip
         """Standings, and (label, figures) after each of the probes `wanted`, label -> plan.
 
+        kind: of work, to keep its speed (`speeds`).
         exact: a plan whose figures would differ from its file's in the last digits gets none but `inexact`.
         A child that dies is started again and goes on with the probe it was at; one that dies at the same probe once
         more is an error. Raises SurgeonError, EngineError, EngineMissing, Cancelled.
         """
-        probes = _Probes(self, base, wanted, stage, place, exact=exact)
+        probes = _Probes(self, base, wanted, stage, place, kind=kind, exact=exact)
         yield from probes.compiled()
         while probes.left:
             try:
@@ -140,13 +150,15 @@ class _Probes:
     """A sequence of probes, over as many children as it takes. left: the labels still to be measured."""
 
     def __init__(
-        self, prober: Prober, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, exact: bool
-    ) -> None:
-        self.exact = exact
+        self, prober: Prober, base: Base, wanted: Mapping[str, Resolution], stage: str, place: Place, *, kind: str,
+        exact: bool,
+    ) -> None:  # fmt: skip
+        self.kind, self.exact = kind, exact
         self.prober, self.base, self.wanted, self.stage, self.place = prober, base, wanted, stage, place
         self.left = list(wanted)
         self.died_at = ""
-        self.start = time.monotonic()
+        self.start = self.begun = time.monotonic()
+        self.tokens = self.done = 0  # of a probe; probes of the child in hand
 
     def standing(self, note: str, part: float = 0.0, figures: dict[str, float] | None = None) -> Standing:
         """part: of the probe in hand."""
@@ -172,7 +184,13 @@ class _Probes:
             for message in run.until(Started):
                 if isinstance(message, Loaded):
                     prober.engine_version = message.engine
+                elif isinstance(message, Started):
+                    self.tokens = message.total * message.n_ctx
+            begun = time.monotonic()
             swaps = prober.swaps(self.wanted[self.left[0]])
+            if self.exact:
+                prober.speeds.keep(encoding(self.wanted[self.left[0]]), time.monotonic() - begun)
+            self.begun, self.done = time.monotonic(), 0
             while self.left:
                 label = self.left[0]
                 run.send(*swaps, Evaluate(label, exact=self.exact))
@@ -186,7 +204,15 @@ class _Probes:
                 yield self.standing(label, message.done / message.total, message.values)
             elif isinstance(message, Probed):
                 self.left.pop(0)
+                self._keep_speed()
                 yield label, message.values
+
+    def _keep_speed(self) -> None:
+        """After a probe; with many, now and then."""
+        self.done += 1
+        if self.kind and (self.done % _PROBES_TIMED == 0 or not self.left):
+            work = Stage(self.kind, self.done * self.tokens, self.base.n_ctx)
+            self.prober.speeds.keep(work, time.monotonic() - self.begun)
 
 
 def measured_plans(

@@ -19,6 +19,7 @@ from surgeon.gguf.identity import model_identity
 from surgeon.json_text import json_text, read_json
 from surgeon.measure.layer_files import repair_layers
 from surgeon.measure.scratch import scan_folder
+from surgeon.measure.speeds import HEALED_SCAN, SCAN, Speeds, timed
 from surgeon.model.kinds import refuse_without_text
 from surgeon.model.model import Model
 from surgeon.whole_files import write_whole
@@ -93,7 +94,8 @@ class PruneScan:
             if self.repairs_of is not None:
                 job = replace(job, repairs=self.repairs_of(folder))
             self.run = EngineRun(self.engine, job, self.cancelled)
-            yield from self.run.messages()
+            speeds, kind = Speeds.of(Path(job.model), self.engine), HEALED_SCAN if job.n_fit else SCAN
+            yield from timed(self.run.messages(), speeds, kind, job.n_ctx)
 
     def _save(self) -> None:
         kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}

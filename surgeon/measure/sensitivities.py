@@ -26,6 +26,7 @@ from surgeon.imatrix.imatrix import Imatrix
 from surgeon.json_text import json_text, read_json
 from surgeon.measure.probing import Place, Prober, Text
 from surgeon.measure.progress import Standing
+from surgeon.measure.speeds import ERRORS, PROBE, Stage
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import file_sha256
 from surgeon.resolve.resolution import Resolution
@@ -82,7 +83,7 @@ class Sensitivities:
             return
         base = yield from self.prober.base(self.text, Place(1, _STAGES))
         plans = {label: self._resolved(types) for label, types in missing.items()}
-        for item in self.prober.probe(base, plans, "sensitivities", Place(2, _STAGES)):
+        for item in self.prober.probe(base, plans, "sensitivities", Place(2, _STAGES), kind=self.probe_kind):
             if isinstance(item, Standing):
                 yield item
             else:
@@ -140,6 +141,22 @@ class Sensitivities:
 
     # --- what is missing
 
+    def left(self) -> tuple[int, int]:
+        """Weights × types whose errors are missing, and probes that are. Raises SurgeonError."""
+        self.load()
+        weights = sum(facts.tensor.n_elements * len(types) for facts, types in self._missing_errors())
+        return weights, len(self._missing_probes())
+
+    @property
+    def errors_kind(self) -> str:
+        """The kind of work that errors are, for `speeds`: the feedback encoder is slower."""
+        return f"{ERRORS} feedback" if self.prober.moments is not None else ERRORS
+
+    @property
+    def probe_kind(self) -> str:
+        """The same of probes."""
+        return f"{PROBE} feedback" if self.prober.moments is not None else PROBE
+
     def _missing_errors(self) -> list[tuple[TensorFacts, tuple[str, ...]]]:
         missing = []
         for facts in (facts for members in self.groups.values() for facts in members if facts.from_type in FORMATS):
@@ -194,6 +211,8 @@ class Sensitivities:
                 self._write(self._errors_file, self.errors)
             part = done / total
             yield Standing("errors of the types", 0, _STAGES, part, name, {}, (now - start) * (1 - part) / part)
+        if here:
+            self.prober.speeds.keep(Stage(self.errors_kind, total), time.monotonic() - start)
 
 
 def newest_costs(prober: Prober) -> CostModel | None:

@@ -13,8 +13,10 @@ from moments_toy import HEAD, Toy, toy_moments
 from test_tui_measure import TEXT, answer, ran, until
 from tui_helpers import opened, session_of, text_of
 
+from surgeon.engine.protocol import Engine
 from surgeon.errors import SurgeonError
 from surgeon.gguf.identity import model_identity
+from surgeon.measure.speeds import Speeds
 from surgeon.moments import account
 from surgeon.moments.files import beside, load_moments
 from surgeon.plan.plan import Plan, with_file_type
@@ -23,7 +25,7 @@ from surgeon.session.error_child import sample_rows
 from surgeon.session.typed_edits import parse_command
 from surgeon.trials.records import is_unchanged, recipe_text
 from surgeon.tui.dialogs.form import Form
-from surgeon.tui.dialogs.measure_forms import check_collection
+from surgeon.tui.dialogs.measure_forms import Ground, check_collection
 from surgeon.tui.dialogs.type_picker import TypePicker
 from surgeon.tui.dialogs.write import WriteDialog, encoder_lines
 from surgeon.tui.drawing.spans import plain
@@ -169,10 +171,11 @@ async def test_collecting_moments_uses_them(model: Path, monkeypatch: pytest.Mon
         assert len(load_moments(model.with_name("mine.moments.gguf")).inputs) == 49
         assert session.moments is not None
     answers = {"text": str(TEXT), "out": str(out), "chunks": "4", "context": "64", "how": "moments"}
-    good, lines = check_collection(answers, session.model)
+    ground = Ground(Engine(), model.parent, Speeds())
+    good, lines = check_collection(answers, session.model, ground)
     assert good
     assert any("second moments of 49 inputs: " in plain(line) for line in lines)
     monkeypatch.setattr(account, "available_memory", lambda: 1 << 20)
-    good, lines = check_collection(answers, session.model)
+    good, lines = check_collection(answers, session.model, ground)
     assert not good
     assert any("are free" in plain(line) for line in lines)

@@ -99,7 +99,7 @@ class BenchActions(FileActions, FitActions, HealActions):
         source = self.session.model.file.path
         known = remembered(source, "evaluate", ("what", "text", "chunks", "context", "tasks", "n_tasks"))
         entry = Entry("evaluate", path.stem, {"file": str(path)})
-        form = evaluate_form(self.subject_of(entry), self.session.model, known)
+        form = evaluate_form(self.subject_of(entry), self.session.model, known, self.ground)
         form.do = "queue"
         return form
 

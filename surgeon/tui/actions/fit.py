@@ -17,6 +17,8 @@ from surgeon.tui.jobs.fitting import Learned, SensitivityJob
 if TYPE_CHECKING:
     from surgeon.fit.allocation import Fit
     from surgeon.measure.probing import Prober
+    from surgeon.measure.sensitivities import Sensitivities
+    from surgeon.tui.answers import Answers
 
 
 class FitActions(MeasureActions):
@@ -39,18 +41,20 @@ class FitActions(MeasureActions):
             return
         model = self.session.model
         answers = remembered(model.file.path, "sensitivities", ("text", "chunks", "context"))
-        form = fit_form(model, answers, feedback=self.session.moments is not None)
+        form = fit_form(model, answers, self.ground, self._sensitivities)
         await self.offer(form, Queued("sensitivities", model.file.path.name))
 
     def sensitivity_job(self, entry: Queued) -> SensitivityJob:
+        return SensitivityJob(self._sensitivities(dict(entry.answers)), self.fleet_workers)
+
+    def _sensitivities(self, answers: Answers) -> Sensitivities:
         from surgeon.measure.probing import Text
         from surgeon.measure.sensitivities import Sensitivities
         from surgeon.tui.dialogs.measure_forms import number_of, path_of
 
-        answers = dict(entry.answers)
         n_ctx, n_chunks = number_of(answers, "context", 512, 8), number_of(answers, "chunks", 4, 1)
         text = Text(path_of(answers["text"]), n_ctx, n_chunks)
-        return SensitivityJob(Sensitivities(self._prober(), text), self.fleet_workers)
+        return Sensitivities(self._prober(), text)
 
     def _prober(self) -> Prober:
         from surgeon.measure.probing import Prober

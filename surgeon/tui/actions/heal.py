@@ -26,7 +26,7 @@ class HealActions(MeasureActions):
             return
         if not self._ready():
             return
-        form = heal_form(session, remembered(session.model.file.path, "heal", ASKED))
+        form = heal_form(session, remembered(session.model.file.path, "heal", ASKED), self.ground)
         entry = Queued("heal", f"without {spans(session.plan.pruned, 4)}", recipe=recipe_text(session.plan, None))
         await self.offer(form, entry, keep=ASKED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.measure.evaluation import Subject
     from surgeon.resolve.resolution import Resolution
+    from surgeon.tui.dialogs.measure_forms import Ground
 
 END_SECONDS = 3.0  # to wait at the end of the program for a child's end and its temporary files
 
@@ -82,6 +84,20 @@ class MeasureActions(QueueingActions):
         from surgeon.fleet.settings import NONE, scheduler_address
 
         return Workers(scheduler_address(self.app.config.scheduler or NONE), self.engine)
+
+    @property
+    def ground(self) -> Ground:
+        """What forms reckon with; of workers no speed is known."""
+        from surgeon.folders import cache_folder
+        from surgeon.measure.speeds import Speeds
+        from surgeon.tui.dialogs.measure_forms import Ground
+
+        engine, here = self.engine, self.fleet_workers.address is None
+        try:
+            cache = cache_folder()
+        except SurgeonError:  # the run itself says so
+            cache = Path(tempfile.gettempdir())
+        return Ground(engine, cache, Speeds.of(self.session.model.file.path, engine) if here else Speeds())
 
     # --- one run at a time
 
@@ -176,7 +192,7 @@ class MeasureActions(QueueingActions):
             self.fail(error)
             return
         known = remembered(model.file.path, "evaluate", ("what", "text", "chunks", "context", "tasks", "n_tasks"))
-        await self.offer(evaluate_form(subject, model, known), entry)
+        await self.offer(evaluate_form(subject, model, known, self.ground), entry)
 
     def evaluate_job(self, entry: Queued) -> EvaluateJob:
         from surgeon.folders import cache_folder
@@ -251,7 +267,7 @@ class MeasureActions(QueueingActions):
         if not self._ready():
             return
         model = self.session.model
-        form = collect_form(model, remembered(model.file.path, "collect", ("text", "chunks", "context")))
+        form = collect_form(model, remembered(model.file.path, "collect", ("text", "chunks", "context")), self.ground)
         await self.offer(form, Queued("collect", model.file.path.name), before=self._before_collecting)
 
     def _before_collecting(self, answers: Answers, go_on: Callable[[Answers], None]) -> None:
@@ -308,7 +324,9 @@ class MeasureActions(QueueingActions):
         if not self._ready():
             return
         model = self.session.model
-        form = scan_form(model, remembered(model.file.path, "scan", ("text", "chunks", "context", "count", "how")))
+        form = scan_form(
+            model, remembered(model.file.path, "scan", ("text", "chunks", "context", "count", "how")), self.ground
+        )
         await self.offer(form, Queued("scan", model.file.path.name))
 
     def scan_job(self, entry: Queued) -> ScanJob:

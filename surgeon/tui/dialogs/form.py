@@ -91,9 +91,10 @@ class Form(Dialog[Answers]):
     busy = False
     """Something runs: Enter queues, too."""
 
-    def __init__(self, title: str, fields: Sequence[Field], check: FormCheck, *, do: str) -> None:
-        """do: what Enter does, in a word."""
+    def __init__(self, title: str, fields: Sequence[Field], check: FormCheck, *, do: str, rows: int = 0) -> None:
+        """do: what Enter does, in a word; rows: for what the check says, at least."""
         super().__init__()
+        self._rows = rows
         self.title_, self.fields, self.check, self.do = title, fields, check, do
         self.answer = ""
 
@@ -141,7 +142,8 @@ class Form(Dialog[Answers]):
     def say(self) -> bool:
         good, lines = self.check(self.answers)
         self.answer = "\n".join(map(plain, lines))
-        lines = [*lines, *self._help()]
+        self._rows = max(self._rows, len(lines))  # it grows, but does not shrink and grow with every key
+        lines = [*lines, *[[]] * (self._rows - len(lines)), *self._help()]
         room = max(20, min(self.app.size.width, 100) - 6)
         self.query_one("#answer", Static).update(self.text([[], *(cut(line, room) for line in lines)]))
         return good

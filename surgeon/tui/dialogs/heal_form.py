@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.figures import memory, size
 from surgeon.layer_lists import spans
+from surgeon.measure.estimate import of_heal
 from surgeon.measure.healing import HealRequest, HealRun
 from surgeon.model.model import Model
 from surgeon.plan.plan import Plan
 from surgeon.session.session import Session
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.form import Field, Form
-from surgeon.tui.dialogs.measure_forms import TEXTS, number_of, path_of
+from surgeon.tui.dialogs.measure_forms import TEXTS, Ground, number_of, path_of
+from surgeon.tui.drawing.estimate_lines import estimate_lines
 from surgeon.tui.drawing.spans import Line, clean
 
 ASKED = ("text", "held_out", "tokens", "context")
 
 
-def heal_form(session: Session, answers: Answers) -> Form:
+def heal_form(session: Session, answers: Answers, ground: Ground) -> Form:
     """Answered by what `request_of` reads."""
     folder = f"{session.model.file.path.absolute().parent}/"
     fields = [
@@ -29,9 +30,8 @@ def heal_form(session: Session, answers: Answers) -> Form:
         Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
         Field("out", "file", str(default_file(session)), "the heal file", (".gguf",)),
     ]
-    return Form(
-        f"heal the prune of {spans(session.plan.pruned, 4)}", fields, lambda found: _check(session, found), do="heal"
-    )
+    title = f"heal the prune of {spans(session.plan.pruned, 4)}"
+    return Form(title, fields, lambda found: _check(session, found, ground), do="heal", rows=2)
 
 
 def default_file(session: Session) -> Path:
@@ -65,15 +65,9 @@ def request_of(model: Model, plan: Plan, answers: Answers) -> HealRequest:
     return request
 
 
-def _check(session: Session, answers: Answers) -> tuple[bool, list[Line]]:
-    from surgeon.engine.protocol import Engine
-
+def _check(session: Session, answers: Answers, ground: Ground) -> tuple[bool, list[Line]]:
     try:
-        cost = HealRun(request_of(session.model, session.plan, answers), Engine(), Path()).cost()
+        estimate = of_heal(HealRun(request_of(session.model, session.plan, answers), ground.engine, ground.cache))
     except SurgeonError as error:
         return False, [[(clean(str(error)), "warning")]]
-    tokens = f"up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"
-    return True, [
-        [("fits on ", "muted"), (tokens, "text")],
-        [(f"{memory(cost.memory)} of memory, {size(cost.disk)} of disk in the cache folder", "muted")],
-    ]
+    return True, estimate_lines(estimate, ground.speeds)

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from surgeon import figures
-from surgeon.engine.protocol import ImatrixJob, PruneScanJob
+from surgeon.engine.protocol import Engine, ImatrixJob, PruneScanJob
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.fit.groups import groups_of
-from surgeon.measure.base_cache import estimated_bytes
+from surgeon.measure.estimate import Estimate, of_collection, of_evaluation, of_fit, of_scan, scan_sets
 from surgeon.measure.evaluation import Subject, Wanted, is_probed, task_kind
+from surgeon.measure.speeds import Speeds
 from surgeon.model.model import Model
 from surgeon.moments.account import reckon, refuse_too_large
 from surgeon.trials.records import is_unchanged
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.form import Field, Form
+from surgeon.tui.drawing.estimate_lines import estimate_lines
 from surgeon.tui.drawing.spans import Line, clean, elide_start
 from surgeon.tui.jobs.measuring import partial_of
+
+if TYPE_CHECKING:
+    from surgeon.measure.sensitivities import Sensitivities
 
 TEXTS = (".txt", ".md", ".raw", ".text")
 SAVE_EVERY = 5  # chunks between two states of the sums that are kept and shown
 BATCH = 2048  # tokens at once
+_ROWS = 4  # of lines that a form has at least, so that it does not jump as the first answers come
 EVALUATE = (("ppl", "PPL"), ("kld", "KL divergence"), ("tasks", "tasks"), ("speed", "speed"))
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What estimates go by. cache: where bases and streams go; speeds: of earlier runs."""
+
+    engine: Engine
+    cache: Path
+    speeds: Speeds
 
 
 def path_of(text: str) -> Path:
@@ -42,6 +60,14 @@ def number_of(answers: Answers, key: str, default: int, least: int) -> int:
     return number
 
 
+def told(reckoned: Callable[[], Estimate], speeds: Speeds) -> list[Line]:
+    """What a run will take, or why that cannot be said."""
+    try:
+        return estimate_lines(reckoned(), speeds)
+    except SurgeonError as error:
+        return [[(clean(str(error)), "warning")]]
+
+
 def file_line(label: str, text: str) -> Line:
     """`text  306 kB`, or what is wrong with the path."""
     path = path_of(text)
@@ -55,7 +81,7 @@ def file_line(label: str, text: str) -> Line:
 # --- measuring
 
 
-def evaluate_form(subject: Subject, model: Model, answers: Answers) -> Form:
+def evaluate_form(subject: Subject, model: Model, answers: Answers, ground: Ground) -> Form:
     """What to measure on `subject`; answered by what `wanted_of` reads."""
     folder = f"{model.file.path.absolute().parent}/"
     fields = [
@@ -66,7 +92,9 @@ def evaluate_form(subject: Subject, model: Model, answers: Answers) -> Form:
         Field("tasks", "tasks", answers.get("tasks", ""), "task files of llama-perplexity, with commas between", ()),
         Field("n_tasks", "of each", answers.get("n_tasks", "100"), "how many tasks; 0 for all"),
     ]
-    return Form("measure", fields, lambda found: check_evaluation(found, subject, model), do="measure")
+    return Form(
+        "measure", fields, lambda found: check_evaluation(found, subject, model, ground), do="measure", rows=_ROWS
+    )
 
 
 def wanted_of(answers: Answers) -> Wanted:
@@ -95,12 +123,13 @@ def task_files(text: str) -> tuple[Path, ...]:
     return tuple(path_of(part.strip()) for part in text.split(",") if part.strip())
 
 
-def check_evaluation(answers: Answers, subject: Subject, model: Model) -> tuple[bool, list[Line]]:
+def check_evaluation(answers: Answers, subject: Subject, model: Model, ground: Ground) -> tuple[bool, list[Line]]:
     """Whether it can begin, and what it will do."""
     lines = [subject_line(subject)]
     try:
         wanted = wanted_of(answers)
         kinds = [f"{clean(path.name)}: {task_kind(path)}" for path in wanted.tasks]
+        estimate = of_evaluation(subject, wanted, model, ground.engine, ground.cache)
     except (SurgeonError, ValueError) as error:
         return False, [*lines, [(clean(str(error)), "warning")]]
     if is_probed(subject, wanted) and subject.resolution is not None:
@@ -108,13 +137,11 @@ def check_evaluation(answers: Answers, subject: Subject, model: Model) -> tuple[
         lines = [[("the plan, ", "strong"), (f"{size}, measured without writing it", "muted")]]
     if wanted.text is not None:
         lines.append(file_line("text", answers["text"]))
-    if wanted.divergence:
-        lines.append(base_line(model, wanted))
     if kinds:
         lines.append([(" · ".join(kinds), "muted")])
     if wanted.speed:
         lines.append([("speed: pp512 and tg128, three times each", "muted")])
-    return True, lines
+    return True, [*lines, *estimate_lines(estimate, ground.speeds)]
 
 
 def subject_line(subject: Subject) -> Line:
@@ -127,19 +154,10 @@ def subject_line(subject: Subject) -> Line:
     return [("the plan, ", "strong"), (f"{size} in a temporary file that is removed afterwards", "muted")]
 
 
-def base_line(model: Model, wanted: Wanted) -> Line:
-    """What keeping the unchanged model's log-probabilities costs."""
-    tokens = model.file.kv.get("tokenizer.ggml.tokens")
-    if tokens is None or wanted.n_chunks < 0:
-        return [("log-probabilities of the unchanged model are kept in the cache", "muted")]
-    size = figures.size(estimated_bytes(tokens.count, wanted.n_ctx, wanted.n_chunks))
-    return [(f"log-probabilities of the unchanged model: {size} in the cache, made once", "muted")]
-
-
 # --- collecting
 
 
-def collect_form(model: Model, answers: Answers) -> Form:
+def collect_form(model: Model, answers: Answers, ground: Ground) -> Form:
     source = model.file.path.absolute()
     out = answers.get("out", str(source.with_name(f"{source.stem}.imatrix.gguf")))
     resume = "resume" if partial_of(Path(out)).exists() else ""
@@ -158,7 +176,9 @@ def collect_form(model: Model, answers: Answers) -> Form:
             ),
         ),
     ]  # fmt: skip
-    return Form("collect an imatrix", fields, lambda found: check_collection(found, model), do="collect")
+    return Form(
+        "collect an imatrix", fields, lambda found: check_collection(found, model, ground), do="collect", rows=_ROWS
+    )
 
 
 def moments_line(model: Model, folder: Path) -> tuple[bool, Line]:
@@ -172,12 +192,12 @@ def moments_line(model: Model, folder: Path) -> tuple[bool, Line]:
     return True, [(f"second moments of {account.inputs} inputs: {memory} of memory, {file} on disk", "muted")]
 
 
-def check_collection(answers: Answers, model: Model) -> tuple[bool, list[Line]]:
+def check_collection(answers: Answers, model: Model, ground: Ground) -> tuple[bool, list[Line]]:
     lines = [file_line("text", answers["text"])]
     out = path_of(answers["out"])
     good = path_of(answers["text"]).is_file()
     try:
-        collect_job(answers, Path())
+        job = collect_job(answers, Path())
     except UsageError as error:
         return False, [*lines, [(str(error), "warning")]]
     if not answers["out"] or out.is_dir() or not out.parent.is_dir():
@@ -190,12 +210,15 @@ def check_collection(answers: Answers, model: Model) -> tuple[bool, list[Line]]:
             else "what was collected before is discarded"
         )
         lines.append([(said, "accent" if goes_on else "warning")])
-    if "moments" in answers["how"].split():
+    moments = "moments" in answers["how"].split()
+    if moments:
         fits, line = moments_line(model, out.parent)
         good = good and fits
         lines.append(line)
     if out.exists():
         lines.append([("save as: already exists; you will be asked", "warning")])
+    if good:
+        lines += told(lambda: of_collection(model, job, out.parent, moments=moments), ground.speeds)
     return good, lines
 
 
@@ -221,7 +244,7 @@ ORDER = (("pairs", "two neighbours at a time"), ("healed", "measured after heali
 HEAL_CHUNKS = 24  # that a healed scan fits on, as `surgeon prune-scan` does
 
 
-def scan_form(model: Model, answers: Answers) -> Form:
+def scan_form(model: Model, answers: Answers, ground: Ground) -> Form:
     folder = f"{model.file.path.absolute().parent}/"
     fields = [
         Field("text", "text", answers.get("text", folder), "a text file", TEXTS),
@@ -236,18 +259,22 @@ def scan_form(model: Model, answers: Answers) -> Form:
             job, (count, order) = scan_job(model, found), count_of(model, found)
         except UsageError as error:
             return False, [[(str(error), "warning")]]
-        lines: list[Line] = [file_line("text", found["text"])]
-        layers, chunks = len(job.layer_sets), job.n_chunks
-        if not count:
-            lines.append([(f"{layers} layers, one left out at a time: {(layers + 1) * chunks} chunks in all", "muted")])
-        else:
-            sets = sum(layers - gone for gone in range(count)) if order == "greedy" else -(-count // 2) * (layers - 1)
-            what = f"about {sets} sets of layers, {chunks} chunk{'s' if chunks > 1 else ''} each"
-            lines.append([(what + (", each healed first" if job.n_fit else ""), "muted")])
-        lines.append([("results are kept; an interrupted scan resumes", "muted")])
-        return path_of(found["text"]).is_file(), lines
+        lines: list[Line] = [file_line("text", found["text"]), [(scan_words(job, count, order), "muted")]]
+        there = path_of(found["text"]).is_file()
+        if there:
+            lines += told(lambda: of_scan(model, job, count, order), ground.speeds)
+        return there, lines
 
-    return Form("prune-scan: what removing a layer costs", fields, check, do="scan")
+    return Form("prune-scan: what removing a layer costs", fields, check, do="scan", rows=_ROWS)
+
+
+def scan_words(job: PruneScanJob, count: int, order: str) -> str:
+    """What is measured; that it can be stopped."""
+    sets, rounds = scan_sets(len(job.layer_sets), count, order)
+    chunks = "1 chunk" if job.n_chunks == 1 else f"{job.n_chunks} chunks"
+    if count:
+        return f"about {sets} sets of layers, {chunks} each{', healed first' if job.n_fit else ''}; it can be resumed"
+    return f"{sets} layers, one left out at a time: {(sets + rounds) * job.n_chunks} chunks; it can be resumed"
 
 
 def count_of(model: Model, answers: Answers) -> tuple[int, str]:
@@ -274,14 +301,15 @@ def scan_job(model: Model, answers: Answers) -> PruneScanJob:
 # --- fitting
 
 
-def fit_form(model: Model, answers: Answers, *, feedback: bool = False) -> Form:
-    """On what the sensitivities are measured; feedback: with that encoder."""
+def fit_form(model: Model, answers: Answers, ground: Ground, work: Callable[[Answers], Sensitivities]) -> Form:
+    """On what the sensitivities are measured. work: what that measures."""
     folder = f"{model.file.path.absolute().parent}/"
     fields = [
         Field("text", "text", answers.get("text", folder), "calibration text", TEXTS),
         Field("chunks", "chunks", answers.get("chunks", "4"), "how many for each probe"),
         Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
     ]
+    estimates: dict[tuple[str, ...], Estimate] = {}  # what is known already is read from files
 
     def check(found: Answers) -> tuple[bool, list[Line]]:
         try:
@@ -290,11 +318,16 @@ def fit_form(model: Model, answers: Answers, *, feedback: bool = False) -> Form:
         except UsageError as error:
             return False, [[(str(error), "warning")]]
         probes = 2 * len(groups_of(model)) + 1
-        lines: list[Line] = [file_line("text", found["text"])]
         each = "1 chunk" if chunks == 1 else f"{chunks} chunks"
-        encoder = " and the feedback encoder" if feedback else ""
-        lines.append([(f"{probes} probes of {each} each, once for this model{encoder}; then", "muted")])
-        lines.append([("every size is quick", "muted")])
-        return path_of(found["text"]).is_file(), lines
+        said = f"{probes} probes of {each} each, once for this model; then every size is quick"
+        lines: list[Line] = [file_line("text", found["text"]), [(said, "muted")]]
+        if not path_of(found["text"]).is_file():
+            return False, lines
+        key = tuple(found.values())
+        try:
+            estimates[key] = estimates.get(key) or of_fit(work(found), ground.cache)
+        except SurgeonError as error:
+            return False, [*lines, [(clean(str(error)), "warning")]]
+        return True, [*lines, *estimate_lines(estimates[key], ground.speeds)]
 
-    return Form("fit: measure what matters", fields, check, do="measure")
+    return Form("fit: measure what matters", fields, check, do="measure", rows=_ROWS)

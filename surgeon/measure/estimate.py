@@ -1,0 +1,304 @@
+"""What a run will take, reckoned before it begins: time from the speed of earlier runs, disk and memory from its shape.
+
+Memory is the engine's process at its peak: the weights as they lie in the file, keys and values, the logits of one
+decode, the graph's buffer (as wide as the vocabulary or three feed-forward widths), and what compares logits. What the
+run exchanges or fits comes on top.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgeon import figures
+from surgeon.engine.libraries import find_libraries
+from surgeon.engine.protocol import Engine, ImatrixJob, PruneScanJob
+from surgeon.errors import SurgeonError
+from surgeon.fit.vram import Card, cache_bytes
+from surgeon.measure.base_cache import Base, estimated_bytes
+from surgeon.measure.evaluation import SPEED_REPETITIONS, SPEED_TESTS, Subject, Wanted, is_probed, task_kind
+from surgeon.measure.heal_cost import BYTES_PER_TOKEN
+from surgeon.measure.speeds import (
+    BASE,
+    BENCH,
+    DIVERGENCE,
+    HEAL,
+    HEALED_SCAN,
+    IMATRIX,
+    MOMENTS,
+    PERPLEXITY,
+    SCAN,
+    START,
+    TASK,
+    Speeds,
+    Stage,
+    encoding,
+)
+from surgeon.model.model import Model
+from surgeon.moments.account import available_memory, reckon
+from surgeon.plan.plan import Plan
+from surgeon.resolve.resolve import resolve
+from surgeon.trials.records import is_unchanged
+
+if TYPE_CHECKING:
+    from surgeon.measure.healing import HealRun
+    from surgeon.measure.sensitivities import Sensitivities
+
+_MOST_BYTES_PER_TOKEN = 8  # of any text: a text longer than that surely has the tokens asked for
+_BATCH, _UBATCH = 2048, 512
+_LOGITS = 512 << 20  # bytes of one decode at most, unless one chunk has more
+_PROCESS = 192 << 20  # Python, llama.cpp's code, slabs of logits being compared
+_HASHED = 64 << 20  # bytes of a text that is read at a key press to see whether its base is there
+_SUMS_PER_COLUMN = 24  # bytes of an importance matrix and of what is kept beside it to resume
+_TOKENS = {PERPLEXITY, BASE, DIVERGENCE, SCAN, HEALED_SCAN, IMATRIX, MOMENTS}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """work: how much it is, in words; disk: bytes in `folder`; memory: bytes."""
+
+    work: str
+    stages: tuple[Stage, ...]
+    disk: int
+    folder: Path
+    memory: int
+
+    def time(self, speeds: Speeds) -> str:
+        """`about 0:42 for 8,192 tokens`; without an earlier run only how much it is."""
+        seconds = speeds.seconds(self.stages)
+        if seconds is None:
+            return f"time unknown until the first chunk; {self.work}"
+        return f"about {figures.duration(max(1, seconds))} for {self.work}"
+
+    def on_disk(self) -> tuple[str, bool]:
+        """`disk 102 MB of 64.1 GB free`, and whether it fits."""
+        return _beside("disk", self.disk, free_bytes(self.folder), figures.size)
+
+    def in_memory(self) -> tuple[str, bool]:
+        """`memory 760 MiB of 20.1 GiB free`, and whether it fits."""
+        return _beside("memory", self.memory, available_memory(), figures.memory)
+
+    def line(self, speeds: Speeds) -> str:
+        """All of it, for a command line."""
+        return f"{self.time(speeds)}; {self.on_disk()[0]}, {self.in_memory()[0]}"
+
+
+def _beside(what: str, needed: int, free: int, shown: Callable[[float], str]) -> tuple[str, bool]:
+    fits = needed <= free
+    amount = shown(needed) if needed else "nothing"
+    return f"{what} {amount}{' of' if fits else ', only'} {shown(free)} free", fits
+
+
+def free_bytes(folder: Path) -> int:
+    """On the disk of a folder that may not be there yet."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Of a text: count of n_ctx tokens each; exact: the text surely has them."""
+
+    count: int
+    n_ctx: int
+    exact: bool
+
+    @classmethod
+    def of(cls, text: Path, n_ctx: int, wanted: int = -1) -> Chunks:
+        """The first `wanted` (-1: all). Raises SurgeonError."""
+        try:
+            nbytes = text.stat().st_size
+        except OSError as error:
+            raise SurgeonError(f"{text}: cannot be read: {error.strerror}") from error
+        there = int(nbytes / BYTES_PER_TOKEN / n_ctx)
+        if 0 <= wanted <= nbytes // (_MOST_BYTES_PER_TOKEN * n_ctx):
+            return cls(wanted, n_ctx, True)
+        return cls(there if wanted < 0 else min(there, wanted), n_ctx, False)
+
+    @property
+    def tokens(self) -> int:
+        return self.count * self.n_ctx
+
+    def words(self, runs: float = 1) -> str:
+        """`8,192 tokens`, `some 43,000 tokens` where that is read off the size of the text."""
+        tokens = self.tokens * runs
+        return f"{tokens:,.0f} tokens" if self.exact else f"some {float(f'{tokens:.2g}'):,.0f} tokens"
+
+
+# --- memory
+
+
+def engine_memory(model: Model, weights: int, chunks: Chunks, *, every_row: bool = False, alone: bool = False) -> int:
+    """Of the engine's process. weights: bytes it loads; every_row: all logits of a chunk, not those of its second half;
+    alone: one chunk at a time.
+    """
+    n_ctx, vocabulary = chunks.n_ctx, n_vocab(model)
+    by_memory = _LOGITS // (4 * max(1, vocabulary) * n_ctx)
+    n_seq = 1 if alone else max(1, min(_BATCH // n_ctx, by_memory, chunks.count))
+    rows = min(n_seq * n_ctx, max(_BATCH, n_ctx if alone else 0))
+    rows = rows if every_row or alone else rows - rows // 2
+    widest = max(vocabulary, 3 * _hparam(model, "feed_forward_length"))
+    graph = 4 * min(_UBATCH, n_seq * n_ctx) * (widest + 6 * _hparam(model, "embedding_length"))
+    keys = cache_bytes(model, Card(0, n_seq * n_ctx, n_seq))
+    return weights + keys + 4 * rows * vocabulary + graph + _PROCESS
+
+
+def n_vocab(model: Model) -> int:
+    """Tokens of the vocabulary, 0 where the file has none."""
+    tokens = model.file.kv.get("tokenizer.ggml.tokens")
+    return 0 if tokens is None else tokens.count
+
+
+def _hparam(model: Model, key: str) -> int:
+    value = model.hparam(key)
+    if isinstance(value, list):
+        value = max((one for one in value if isinstance(one, int)), default=0)
+    return value if isinstance(value, int) else 0
+
+
+# --- one function for each kind of run
+
+
+def of_evaluation(subject: Subject, wanted: Wanted, model: Model, engine: Engine, cache: Path) -> Estimate:
+    """Raises SurgeonError."""
+    made = subject.resolution
+    unchanged = subject.output is None and made is not None and is_unchanged(made.plan)
+    written = subject.output is None and made is not None and not unchanged
+    probed = is_probed(subject, wanted)
+    stages: list[Stage] = []
+    work, disk, memory = [], 0, 0
+    plan_bytes = made.total_bytes if written and made is not None else 0
+    loaded = model.file.nbytes
+    if subject.output is not None:
+        loaded = subject.output.stat().st_size if subject.output.is_file() else loaded
+    elif plan_bytes and not probed:
+        loaded = plan_bytes
+    if wanted.text is not None and (wanted.perplexity or wanted.divergence):
+        chunks = Chunks.of(wanted.text, wanted.n_ctx, wanted.n_chunks)
+        base = wanted.divergence and (unchanged or not _is_made(model, wanted, engine, cache))
+        if base:
+            stages += [Stage(START), Stage(BASE, chunks.tokens, chunks.n_ctx)]
+            disk += estimated_bytes(n_vocab(model), chunks.n_ctx, chunks.count)
+            memory = engine_memory(model, model.file.nbytes, chunks)
+        if not (wanted.divergence and unchanged):
+            stages += [
+                Stage(START),
+                Stage(DIVERGENCE if wanted.divergence else PERPLEXITY, chunks.tokens, chunks.n_ctx),
+            ]
+        work.append(chunks.words(sum(stage.kind in _TOKENS for stage in stages)))
+        memory = max(memory, engine_memory(model, loaded + (2 * plan_bytes if probed else 0), chunks))
+    if written and made is not None:
+        stages.append(encoding(made))
+        disk += 0 if probed else plan_bytes
+        work.append(f"{figures.count(stages[-1].amount)} weights to encode" if stages[-1].kind != "copy" else "a copy")
+    for file in wanted.tasks:
+        stages += [Stage(START), Stage(f"{TASK} {task_kind(file)}", wanted.n_tasks or math.nan)]
+        work.append(f"{wanted.n_tasks:,} tasks" if wanted.n_tasks else f"all tasks of {file.name}")
+    if wanted.speed:
+        stages += [Stage(START), Stage(BENCH, SPEED_REPETITIONS * len(SPEED_TESTS))]
+        work.append("tests of speed")
+    memory = memory or engine_memory(model, loaded, Chunks(1, _UBATCH, exact=True))
+    return Estimate(", ".join(work), tuple(stages), disk, cache, memory)
+
+
+def of_scan(model: Model, job: PruneScanJob, count: int, order: str) -> Estimate:
+    """count: of layers to choose, in this order; 0: the job's sets. Raises SurgeonError."""
+    chunks = Chunks.of(Path(job.text), job.n_ctx, job.n_chunks)
+    sets, rounds = scan_sets(len(job.layer_sets), count, order)
+    kind = HEALED_SCAN if job.n_fit else SCAN
+    stages = (Stage(START, rounds), Stage(kind, (sets + rounds) * chunks.tokens, job.n_ctx))
+    disk = estimated_bytes(n_vocab(model), job.n_ctx, chunks.count)
+    memory = engine_memory(model, model.file.nbytes, chunks, alone=True)
+    if job.n_fit:
+        there = Chunks.of(Path(job.text), job.n_ctx)
+        columns, width = _hparam(model, "feed_forward_length"), _hparam(model, "embedding_length")
+        kept = min(job.n_fit, max(0, there.count - chunks.count)) * job.n_ctx * (columns + 2 * width)
+        outputs = sum(one.n_elements for one in model.tensors if one.short in ("attn_output", "ffn_down"))
+        disk += 4 * (len(model.layers) * kept + outputs)
+        memory += 5 * columns * (columns + width) * 8
+    return Estimate(chunks.words(sets + rounds), stages, disk, Path(tempfile.gettempdir()), memory)
+
+
+def scan_sets(layers: int, count: int, order: str) -> tuple[int, int]:
+    """How many sets of layers are measured, and in how many rounds; of pairs about as many."""
+    if not count:
+        return layers, 1
+    if order == "greedy":
+        return sum(layers - gone for gone in range(count)), count
+    rounds = -(-count // 2)
+    return rounds * (layers - 1), rounds
+
+
+def of_fit(sensitivities: Sensitivities, cache: Path) -> Estimate:
+    """Of what is not measured yet. Raises SurgeonError."""
+    prober, text = sensitivities.prober, sensitivities.text
+    model = prober.model
+    chunks = Chunks.of(text.path, text.n_ctx, text.n_chunks)
+    weights, probes = sensitivities.left()
+    stages, disk = [Stage(sensitivities.errors_kind, weights)] if weights else [], 0
+    wanted = Wanted(divergence=True, text=text.path, n_ctx=text.n_ctx, n_chunks=text.n_chunks)
+    base = 0 if not probes or _is_made(model, wanted, prober.engine, cache) else 1
+    if base:
+        stages += [Stage(START), Stage(BASE, chunks.tokens, chunks.n_ctx)]
+        disk = estimated_bytes(n_vocab(model), chunks.n_ctx, chunks.count)
+    if probes:
+        stages += [Stage(START), Stage(sensitivities.probe_kind, probes * chunks.tokens, chunks.n_ctx)]
+    # The probe of everything exchanges all weights for about half their bytes, made here and held there.
+    memory = engine_memory(model, 2 * model.file.nbytes, chunks)
+    work = [chunks.words(probes + base)] if probes else []
+    work += [f"{figures.count(weights)} weights to encode"] if weights else []
+    return Estimate(", ".join(work) or "nothing: all is measured", tuple(stages), disk, cache, memory)
+
+
+def of_collection(model: Model, job: ImatrixJob, folder: Path, *, moments: bool) -> Estimate:
+    """folder: of the output. Raises SurgeonError."""
+    chunks = Chunks.of(Path(job.text), job.n_ctx, job.n_chunks)
+    stages = (Stage(START), Stage(MOMENTS if moments else IMATRIX, chunks.tokens, job.n_ctx))
+    inside = [one for one in model.tensors if one.layer is not None and len(one.ne) > 1]
+    columns = sum(one.ne[0] * math.prod(one.ne[2:]) for one in inside)
+    disk, memory = _SUMS_PER_COLUMN * columns, engine_memory(model, model.file.nbytes, chunks, every_row=True)
+    if moments:
+        account = reckon(model)
+        disk, memory = disk + account.disk, memory + account.memory
+    return Estimate(chunks.words(), stages, disk, folder, memory)
+
+
+def of_heal(run: HealRun) -> Estimate:
+    """Raises SurgeonError."""
+    request, cost = run.request, run.cost()
+    stages, disk = [Stage(START), Stage(HEAL, cost.flop)], cost.disk
+    for text in request.held_out:
+        chunks = Chunks.of(text, request.n_ctx, request.held_out_chunks)
+        wanted = Wanted(divergence=True, text=text, n_ctx=request.n_ctx, n_chunks=request.held_out_chunks)
+        if not _is_made(request.model, wanted, run.engine, run.cache):
+            stages += [Stage(START), Stage(BASE, chunks.tokens, chunks.n_ctx)]
+            disk += estimated_bytes(n_vocab(request.model), chunks.n_ctx, chunks.count)
+        stages += [Stage(START, 2), Stage(DIVERGENCE, 2 * chunks.tokens, chunks.n_ctx)]
+    if request.held_out:
+        plan = Plan(pruned=request.pruned, know_risks=request.know_risks)
+        disk += resolve(request.model, plan).total_bytes
+    work = f"up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"
+    return Estimate(work, tuple(stages), disk, run.cache, cost.memory)
+
+
+def _is_made(model: Model, wanted: Wanted, engine: Engine, cache: Path) -> bool:
+    """Whether the unchanged model's log-probabilities are in the cache. Of a text that is long to read: no."""
+    text = wanted.text
+    if text is None or not text.is_file() or text.stat().st_size > _HASHED:
+        return False
+    label = find_libraries(engine.library).label
+    return _base_path(
+        model.file.paths[0], text, text.stat().st_mtime_ns, wanted.n_ctx, wanted.n_chunks, label, cache
+    ).is_file()
+
+
+@lru_cache(64)
+def _base_path(source: Path, text: Path, _changed: int, n_ctx: int, n_chunks: int, label: str, cache: Path) -> Path:
+    return Base(source, text, n_ctx, n_chunks, label, cache).path
