@@ -84,7 +84,10 @@ async def test_plus_and_minus_step_the_size_and_escape_changes_nothing(session: 
 async def test_tab_shows_which_parts_are_fragile(session: Session) -> None:
     async with opened(session) as (app, pilot):
         await pilot.press("F")
-        assert "next best bytes" in str(app.screen.query_one("#answer").render())
+        shown = str(app.screen.query_one("#answer").render())
+        assert "next best bytes" in shown
+        assert "predicted KLD; × trials" in shown, "the curve has its place at 80×24, too"
+        assert len(shown.splitlines()) <= 18
         await pilot.press("tab")
         lines = str(app.screen.query_one("#answer").render()).splitlines()
         start = next(number for number, line in enumerate(lines) if line.startswith("fragile parts"))

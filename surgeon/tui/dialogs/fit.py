@@ -28,6 +28,7 @@ from surgeon.tui.drawing.spans import Line
 _POINTS = 14  # of the curve
 _STEP = 1.02  # of the size, by one key
 _FEWEST_ROWS = 6  # of the curve
+_ROOMY = 30  # rows from which more of the next best bytes are shown
 
 
 class FitDialog(Dialog[Fit]):
@@ -87,15 +88,17 @@ class FitDialog(Dialog[Fit]):
         return read_size(text, "size")
 
     def _lines(self, fit: Fit) -> list[Line]:
-        width, height = min(92, self.app.size.width - 8), self.app.size.height - 8
+        # Nine tenths of the screen, without frame and field.
+        width, height = min(92, self.app.size.width - 8), int(0.9 * self.app.size.height) - 3
         lines = [*outcome_lines(fit, self.allocator.mix_within(self.nbytes)), *bytes_lines(fit, width)]
         if self.shows_parts:
             parts = parts_of(self.allocator.model, self.allocator.costs)
             return [*lines, [], *fragile_lines(parts, width, height - len(lines) - 1)]
-        rows = height - len(lines) - 7
+        better = improvement_lines(fit, 6 if height >= _ROOMY else 3)
+        rows = height - len(lines) - len(better) - 1  # one names the mixes
         if rows >= _FEWEST_ROWS:
             lines += curve_lines(self.curve, self.allocator.mixes, self.trials, fit, width, rows)
-        return [*lines, *improvement_lines(fit, max(2, min(6, height - len(lines) - 1)))]
+        return [*lines, *better]
 
     def action_step(self, step: int) -> None:
         factor = _STEP if step > 0 else 1 / _STEP
