@@ -37,6 +37,15 @@ class PruneChoice:
         self.scan, self._order, self._count = scan, order, count
         self._n_layer, self._among = n_layer, among
         self.chosen: Chosen = ()
+        self.round = 0  # of the scans, from 0
+
+    @property
+    def rounds(self) -> int:
+        """How many scans there will be, one after the other."""
+        if self._order == "single":
+            return 2
+        chosen_at_once = 2 if self._order == "pairs" else 1
+        return -(-self._count // chosen_at_once) + bool(self._among)
 
     @property
     def damage(self) -> float:
@@ -68,3 +77,4 @@ class PruneChoice:
     def _measured(self, sets: list[list[int]]) -> Iterator[Message]:
         self.scan.job = replace(self.scan.job, layer_sets=sets)
         yield from self.scan.messages()
+        self.round += 1

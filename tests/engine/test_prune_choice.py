@@ -35,8 +35,8 @@ def chosen(order: str, count: int, damage: dict[frozenset[int], float], n_layer:
 
     scan = Told(PruneScanJob("", "", []), damage)
     choice = PruneChoice(scan, order, count, n_layer, among)  # type: ignore[arg-type]
-    for _ in choice.messages():
-        pass
+    rounds = [choice.round for _ in choice.messages()]
+    assert list(dict.fromkeys(rounds)) == list(range(choice.rounds)), "what the progress says"
     return list(choice.chosen)
 
 

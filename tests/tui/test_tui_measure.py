@@ -376,6 +376,8 @@ async def test_the_layers_that_a_scan_chooses_are_pruned_by_enter(session: Sessi
         assert isinstance(job, ScanJob)
         chosen = job.chosen()
         assert len(chosen) == 2
+        assert job.standing is not None
+        assert (job.standing.index, job.standing.count) == (1, 2), "the second scan of two"
         singles = {layers[0]: one.mean_kld for layers, one in job.scan.damages.items() if len(layers) == 1}
         assert min(singles, key=singles.__getitem__) in chosen, "greedy keeps the best single one"
         dialog = app.screen

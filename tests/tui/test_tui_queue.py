@@ -107,7 +107,7 @@ async def test_a_matrix_begins_with_the_text_that_a_plan_was_measured_on(session
         assert [form.answers[key] for key in ("text", "chunks", "context", "tasks", "n_tasks")] == [
             SMALL["text"], SMALL["chunks"], SMALL["context"], "a.bin", "7",
         ]  # fmt: skip
-        assert form.answers["what"] == "write kld", "what is measured is the card's own"
+        assert form.answers["what"] == "write ppl kld speed", "KL divergence besides, which cards are about"
 
 
 async def test_a_file_of_somebody_else_is_a_row(session: Session, model_copy: Path) -> None:

@@ -82,11 +82,12 @@ class BenchActions(FileActions, FitActions, HealActions):
     # --- what the bench asks for
 
     def matrix_form(self) -> Form:
-        """As answered the last time; before the first, on what a single plan was measured."""
-        source, measured = self.session.model.file.path, ("text", "chunks", "context", "tasks", "n_tasks")
+        """As answered the last time; before the first, as a single plan was measured the last time, and KLD."""
+        source, measured = self.session.model.file.path, ("what", "text", "chunks", "context", "tasks", "n_tasks")
         alone = remembered(source, "evaluate", measured)
-        known = remembered(source, "matrix", ("types", "what", *measured))
-        return matrix_form(self.session, {name: alone[name] for name in measured if name in alone} | known)
+        first = {name: alone[name] for name in measured if name in alone}
+        first["what"] = f"write kld {first.get('what', '')}"
+        return matrix_form(self.session, first | remembered(source, "matrix", ("types", *measured)))
 
     def add_matrix(self, answers: Answers) -> None:
         remember(self.session.model.file.path, "matrix", answers)

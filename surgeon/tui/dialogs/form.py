@@ -152,14 +152,16 @@ class Form(Dialog[Answers]):
         self.say()
 
     def _help(self) -> list[Line]:
-        """What the field with the focus means: its own hint is hidden as soon as it is filled.
+        """What the field with the focus means (its own hint is hidden as soon as it is filled), or how it is switched.
 
         A blank line where there is nothing to say, so that nothing moves as the focus does.
         """
-        if not any(field.help for field in self.fields):
+        if not any(field.help or field.options for field in self.fields):
             return []
         focused = self.focused.id if self.focused is not None else None
         for field in self.fields:
+            if field.key == focused and field.options:
+                return [[("← → go along, Space switches", "faint")]]
             if field.key == focused and field.help and self._value(field):
                 return [[(f"{field.label}: {field.help}", "faint")]]
         return [[]]

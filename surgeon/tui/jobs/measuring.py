@@ -6,6 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -290,7 +291,8 @@ class ScanJob(MeasureJob):
         unit = "chunks" if self.scan.elsewhere is None else "tasks"
         for item in followed(messages, "leaving layers out", unit):
             if isinstance(item, Standing):
-                yield item
+                choice = self.choice
+                yield item if choice is None else replace(item, index=choice.round, count=choice.rounds)
             elif isinstance(item, LayerDamage) and plain:
                 yield Damaged(item)
 
