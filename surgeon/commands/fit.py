@@ -230,11 +230,21 @@ def _measured(sensitivities: Sensitivities) -> CostModel:
     """The costs, after measuring what is missing."""
     try:
         if not sensitivities.load():
+            if sensitivities.prober.encodes_here:  # of workers no speed is known
+                _tell_estimate(sensitivities)
             _shown(sensitivities.steps())
     except (KeyboardInterrupt, Cancelled):
         print("surgeon: what was measured is kept; run it again to resume", file=sys.stderr)
         raise
     return sensitivities.costs()
+
+
+def _tell_estimate(sensitivities: Sensitivities) -> None:
+    """What is still to be measured, and what that takes."""
+    from surgeon.folders import cache_folder
+    from surgeon.measure.estimate import of_fit
+
+    tell([f"surgeon: {of_fit(sensitivities, cache_folder()).line(sensitivities.prober.speeds)}"], sys.stderr)
 
 
 def _shown(standings: Iterable[Standing]) -> None:

@@ -25,6 +25,7 @@ from surgeon.json_text import json_text
 from surgeon.terminal import tell
 
 if TYPE_CHECKING:
+    from surgeon.engine.protocol import Engine
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.measure.imatrix_run import Collection, ImatrixRun
     from surgeon.measure.moments_run import MomentsRun
@@ -113,7 +114,9 @@ def main(arguments: list[str]) -> int:
     engine = engine_of(options)
     with fleet_of(options.scheduler, engine) as fleet:
         if fleet is None:
-            return _collect(ImatrixRun(engine, wanted), options)
+            run = ImatrixRun(engine, wanted)
+            _tell_estimate(run, engine)
+            return _collect(run, options)
         from surgeon.fleet.collection import FleetCollector, in_blocks
 
         wanted = in_blocks(wanted)
@@ -174,6 +177,19 @@ def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) ->
     write_out(imatrix, influence, out, dat=dat, permit=permit)
     tell([f"{out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"])
     return 0
+
+
+def _tell_estimate(run: ImatrixRun, engine: Engine) -> None:
+    """What the collection will take."""
+    from surgeon.measure.estimate import of_collection
+    from surgeon.measure.speeds import Speeds
+    from surgeon.model.model import load_model
+
+    wanted, account = run.collection, None if run.moments is None else run.moments.account
+    model = load_model(wanted.job.model)
+    with model.file:
+        estimate = of_collection(model, wanted.job, wanted.out.absolute().parent, account)
+    tell([f"surgeon: {estimate.line(Speeds.of(Path(wanted.job.model), engine))}"], sys.stderr)
 
 
 def _collect(run: ImatrixRun, options: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from surgeon.commands.text_table import table
 from surgeon.errors import Cancelled, SurgeonError, UsageError
 from surgeon.json_text import json_text
 from surgeon.layer_lists import read_spans
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ def main(arguments: list[str]) -> int:
         with fleet_of(options.scheduler, scan.engine) as fleet:
             if fleet is not None:
                 scan.elsewhere = _over(fleet)
+            elif not options.among:
+                _tell_estimate(scan, options)
             for _ in ProgressLine("prune-scan", "chunks" if fleet is None else "tasks").watch(messages):
                 pass
     except (KeyboardInterrupt, Cancelled):
@@ -89,6 +92,22 @@ def main(arguments: list[str]) -> int:
             print(scan.run.log_text(), file=sys.stderr)
     _print(scan, options, choice)
     return 0
+
+
+def _tell_estimate(scan: PruneScan, options: argparse.Namespace) -> None:
+    """What it will take, of what is not measured yet."""
+    from surgeon.measure.estimate import of_scan
+    from surgeon.measure.speeds import Speeds
+    from surgeon.model.model import load_model
+
+    missing = [layers for layers in scan.job.layer_sets if tuple(layers) not in scan.damages]
+    if not missing:
+        return
+    job = scan.job if options.count else replace(scan.job, layer_sets=missing)
+    model = load_model(job.model)
+    with model.file:
+        estimate = of_scan(model, job, options.count or 0, options.order)
+    tell([f"surgeon: {estimate.line(Speeds.of(Path(job.model), scan.engine))}"], sys.stderr)
 
 
 def _over(fleet: Fleet) -> Callable[[PruneScanJob], Iterator[Message]]:

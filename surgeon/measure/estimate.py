@@ -11,7 +11,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ from surgeon.measure.speeds import (
     encoding,
 )
 from surgeon.model.model import Model
-from surgeon.moments.account import available_memory, reckon
+from surgeon.moments.account import Account, available_memory
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
 from surgeon.trials.records import is_unchanged
@@ -230,6 +230,8 @@ def scan_sets(layers: int, count: int, order: str) -> tuple[int, int]:
     """How many sets of layers are measured, and in how many rounds; of pairs about as many."""
     if not count:
         return layers, 1
+    if order == "single":
+        return layers + 1, 2
     if order == "greedy":
         return sum(layers - gone for gone in range(count)), count
     rounds = -(-count // 2)
@@ -257,16 +259,17 @@ def of_fit(sensitivities: Sensitivities, cache: Path) -> Estimate:
     return Estimate(", ".join(work) or "nothing: all is measured", tuple(stages), disk, cache, memory)
 
 
-def of_collection(model: Model, job: ImatrixJob, folder: Path, *, moments: bool) -> Estimate:
-    """folder: of the output. Raises SurgeonError."""
+def of_collection(model: Model, job: ImatrixJob, folder: Path, moments: Account | None = None) -> Estimate:
+    """folder: of the output; moments: what second moments take besides. Raises SurgeonError."""
     chunks = Chunks.of(Path(job.text), job.n_ctx, job.n_chunks)
-    stages = (Stage(START), Stage(MOMENTS if moments else IMATRIX, chunks.tokens, job.n_ctx))
+    if job.n_chunks < 0:
+        chunks = replace(chunks, count=max(0, chunks.count - job.first_chunk))
+    stages = (Stage(START), Stage(IMATRIX if moments is None else MOMENTS, chunks.tokens, job.n_ctx))
     inside = [one for one in model.tensors if one.layer is not None and len(one.ne) > 1]
-    columns = sum(one.ne[0] * math.prod(one.ne[2:]) for one in inside)
-    disk, memory = _SUMS_PER_COLUMN * columns, engine_memory(model, model.file.nbytes, chunks, every_row=True)
-    if moments:
-        account = reckon(model)
-        disk, memory = disk + account.disk, memory + account.memory
+    disk = _SUMS_PER_COLUMN * sum(one.ne[0] * math.prod(one.ne[2:]) for one in inside)
+    memory = engine_memory(model, model.file.nbytes, chunks, every_row=True)
+    if moments is not None:
+        disk, memory = disk + moments.disk, memory + moments.memory
     return Estimate(chunks.words(), stages, disk, folder, memory)
 
 

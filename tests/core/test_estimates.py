@@ -228,6 +228,7 @@ def test_a_greedy_scan_counts_the_sets_that_the_choice_measures(count: int, roun
     chosen = [tuple(range(done)) for done in range(count)]
     assert scan_sets(12, count, "greedy") == (sum(len(candidates("greedy", one, count, 12)) for one in chosen), rounds)
     assert scan_sets(12, 2, "pairs") == (len(candidates("pairs", (), 2, 12)), 1)
+    assert scan_sets(12, 2, "single") == (13, 2)
     assert scan_sets(12, 0, "greedy") == (12, 1)
 
 
@@ -262,13 +263,14 @@ def test_a_fit_counts_what_is_not_measured_yet(model: Model, text: Path, tmp_pat
 
 def test_a_collection_with_second_moments_takes_their_account_too(model: Model, text: Path, tmp_path: Path) -> None:
     job = ImatrixJob(str(model.file.path), str(text), 512, n_chunks=3)
-    plain = of_collection(model, job, tmp_path, moments=False)
-    with_moments = of_collection(model, job, tmp_path, moments=True)
     account = reckon(model)
+    plain, with_moments = of_collection(model, job, tmp_path), of_collection(model, job, tmp_path, account)
     assert with_moments.memory - plain.memory == account.memory
     assert with_moments.disk - plain.disk == account.disk
     assert [plain.stages[-1].kind, with_moments.stages[-1].kind] == ["imatrix", "moments"]
     assert plain.stages[-1].amount == 1536
+    rest = ImatrixJob(str(model.file.path), str(text), 512, first_chunk=20)
+    assert of_collection(model, rest, tmp_path).stages[-1].amount == (22 - 20) * 512
 
 
 def test_healing_adds_what_the_held_out_text_takes(model: Model, text: Path, tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ def test_imatrix(demo_model: Path, capsys: pytest.CaptureFixture[str], tmp_path:
     out = tmp_path / "i.gguf"
     arguments = ["-m", str(demo_model), *WINDOWS, "-o", str(out), "--chunks", "2", "--json"]
     assert imatrix.main(arguments) == 0
-    values = as_json(capsys)
+    told = capsys.readouterr()
+    assert "surgeon: time unknown until the first chunk; 128 tokens; disk " in told.err
+    values = json.loads(told.out)
     assert (values["entries"], values["chunks"], len(values["layers"])) == (84, 2, 12)
     assert values["ppl"] > 5
     with pytest.raises(SurgeonError, match="already exists"):
@@ -131,14 +133,18 @@ def test_prune_scan_goes_on_where_it_was(
 ) -> None:
     arguments = ["-m", str(demo_model), *WINDOWS, "--chunks", "2", "--imatrix", str(demo_imatrix), "--json"]
     assert prune_scan.main([*arguments, "--layers", "0,3"]) == 0
-    first = as_json(capsys)
+    shown = capsys.readouterr()
+    first = json.loads(shown.out)
+    assert "surgeon: time unknown until the first chunk; 384 tokens; disk " in shown.err
     states = list((home / "state" / "surgeon" / "prune-scan").glob("*.json"))
     assert len(states) == 1
     kept = json.loads(states[0].read_text())
     kept["damages"][0]["mean_kld"] = 42.0  # shows that it is not measured again
     states[0].write_text(json.dumps(kept))
     assert prune_scan.main([*arguments, "--layers", "0,3,11"]) == 0
-    values = as_json(capsys)
+    shown = capsys.readouterr()
+    values = json.loads(shown.out)
+    assert "256 tokens; disk " in shown.err, "the layer that is left and the whole model"
     assert [damage["layers"] for damage in values["damages"]] == [[0], [3], [11]]
     assert values["damages"][0]["mean_kld"] == 42.0
     assert values["damages"][1] == first["damages"][1]

@@ -218,7 +218,8 @@ def check_collection(answers: Answers, model: Model, ground: Ground) -> tuple[bo
     if out.exists():
         lines.append([("save as: already exists; you will be asked", "warning")])
     if good:
-        lines += told(lambda: of_collection(model, job, out.parent, moments=moments), ground.speeds)
+        account = reckon(model) if moments else None
+        lines += told(lambda: of_collection(model, job, out.parent, account), ground.speeds)
     return good, lines
 
 
