@@ -48,6 +48,24 @@ def recipe_text(plan: Plan, imatrix: Imatrix | None, moments: Moments | None = N
     return to_toml(recipe, nowhere)
 
 
+_OF_FILES = ("imatrix", "moments", "heal")  # sections of a recipe that name a file and know it by a checksum
+_UNSEEN = ("format", "sha256", "digest", "stored-as", "id")
+
+
+def recipe_words(recipe: str) -> list[str]:
+    """What a recipe says, a line each, for people: no checksums, and `heal "FILE"` for a section that names a file."""
+    found: list[str] = []
+    section = ""
+    for line in map(str.strip, recipe.splitlines()):
+        key, _, value = line.partition(" = ")
+        if line.startswith("["):
+            section = line.strip("[]")
+            found += [] if section in _OF_FILES else [line]
+        elif line and key not in _UNSEEN and line not in ("rules = [", "]"):
+            found.append(f"{section} {value}" if key == "file" and section in _OF_FILES else line.rstrip(","))
+    return found
+
+
 def is_unchanged(plan: Plan) -> bool:
     """Whether the plan leaves the model as it is (an importance matrix alone changes nothing)."""
     return replace(plan, imatrix_file=None, moments_file=None) == Plan()

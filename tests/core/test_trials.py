@@ -17,10 +17,10 @@ from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.base_cache import Base, estimated_bytes, trim
 from surgeon.measure.evaluation import Wanted, task_kind
 from surgeon.measure.scratch import scratch_folder, sweep
-from surgeon.plan.plan import Plan, parse_rule
-from surgeon.plan.recipe import read_recipe
+from surgeon.plan.plan import Healing, Plan, parse_rule, with_rule, with_types
+from surgeon.plan.recipe import Recipe, read_recipe, to_toml
 from surgeon.trials.journal import Journal, Measured, Speed, Trial, new_trial
-from surgeon.trials.records import free_label, is_unchanged, recipe_text, record, written_output
+from surgeon.trials.records import free_label, is_unchanged, recipe_text, recipe_words, record, written_output
 from surgeon.trials.tables import compare, front, markdown, sorted_by, unlike_conditions
 
 
@@ -306,3 +306,13 @@ def test_no_place_for_a_scratch_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SurgeonError, match="no temporary folder can be made"), scratch_folder(tmp_path / "file" / "x"):
         pass
+
+
+def test_a_recipe_for_people_names_files_and_no_checksums() -> None:
+    plan = Plan("Q4_K_M", pruned=frozenset({3, 9}), healing=Healing("/a/heal.gguf", "ab" * 32))
+    plan = with_rule(with_types(plan, ["output.weight"], "Q8_0"), parse_rule("attn_v=q6_k"))
+    text = to_toml(Recipe(plan, imatrix="/a/im.gguf", imatrix_sha256="cd" * 32), Path("/nowhere"))
+    assert recipe_words(text) == [
+        'type = "Q4_K_M"', '"attn_v=q6_k"', "prune = [3, 9]", 'imatrix "/a/im.gguf"', 'heal "/a/heal.gguf"',
+        "[types]", '"output.weight" = "q8_0"',
+    ]  # fmt: skip

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from surgeon.trials.figure_table import FIGURES, TABLE, Figure, shown_in
 from surgeon.trials.journal import Trial
+from surgeon.trials.records import recipe_words
 from surgeon.trials.tables import compare, measured_alike, measured_on, unlike_conditions
 from surgeon.tui.drawing.spans import Line, clean, fit, fit_end, wrap
 
@@ -198,15 +199,8 @@ def _compared(name: str, value: float, signed: bool) -> str:
 
 def recipe_difference(first: Trial, second: Trial, width: int) -> list[Line]:
     """Lines that only one of the two recipes has."""
-    a, b = (_recipe_lines(trial) for trial in (first, second))
+    a, b = ([clean(word) for word in recipe_words(trial.recipe)] for trial in (first, second))
     lines: list[Line] = [[("recipes", "title")]]
     lines += [[(fit(f"- {line}", width).rstrip(), "muted")] for line in a if line not in b]
     lines += [[(fit(f"+ {line}", width).rstrip(), "changed")] for line in b if line not in a]
     return lines if len(lines) > 1 else [*lines, [("no difference", "muted")]]
-
-
-def _recipe_lines(trial: Trial) -> list[str]:
-    lines = [clean(line) for line in trial.recipe.splitlines()]
-    return [
-        line for line in lines if line.strip() and not line.startswith(("format =", "sha256", "digest", "[imatrix]"))
-    ]

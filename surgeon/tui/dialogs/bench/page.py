@@ -17,7 +17,7 @@ from surgeon.gguf.file import shards_of
 from surgeon.session.queue import Queue
 from surgeon.session.session import Session
 from surgeon.trials.journal import Journal, Trial
-from surgeon.trials.records import free_label
+from surgeon.trials.records import free_label, recipe_words
 from surgeon.trials.tables import markdown, signs
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, Frame, text_of
@@ -187,7 +187,7 @@ class BenchPage(QueueKeys, Dialog[Wish]):
     @on(OptionList.OptionHighlighted)
     def about(self) -> None:
         """All figures and the recipe of the trial under the cursor, or what an entry of the queue asks for."""
-        trial, height = self.trial, max(3, self.app.size.height // 4)
+        trial, height = self.trial, self._about_height()
         lines: list[Line] = [[("─" * self.room, "faint")]]
         entry = self.entry if self.in_queue else None
         if entry is not None:
@@ -196,6 +196,13 @@ class BenchPage(QueueKeys, Dialog[Wish]):
             lines += about_lines(trial, self.room, height)
         lines += [[]] * (1 + height - len(lines))  # the lists above keep their place
         self.query_one("#about", Static).update(self.text(lines))
+
+    def _about_height(self) -> int:
+        """Lines below the rule: what the lists leave, at least a quarter of the screen; the same for every trial."""
+        screen = self.app.size.height
+        inside = int(0.9 * screen) - 2  # without the frame; besides the lists: two heads, the rule, two lines of keys
+        queue = min(len(self.bench.queue.entries), int(0.3 * inside))
+        return max(screen // 4, min(screen // 2, inside - 5 - queue - max(3, len(self.trials))))
 
     def reload(self, at: str | None = None) -> None:
         self.trials = self.journal.trials()
@@ -417,7 +424,4 @@ def recipe_lines(trial: Trial, width: int) -> list[Line]:
     if trial.output:
         gone = "" if Path(trial.output).is_file() else " (gone)"
         lines.append([("file ", "muted"), (elide_start(clean(trial.output), width - 12) + gone, "text")])
-    words = [line.strip() for line in trial.recipe.splitlines()]
-    skip = ("format =", "sha256 =", "digest =", "stored-as =", "[imatrix]", "rules = [", "]")
-    kept = [word.rstrip(",") for word in words if word and not word.startswith(skip)]
-    return [*lines, *([(fit(clean(word), width - 2).rstrip(), "faint")] for word in kept)]
+    return [*lines, *([(fit(clean(word), width - 2).rstrip(), "faint")] for word in recipe_words(trial.recipe))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgeon.session.queue import DONE, FAILED, KINDS, RUNNING, WAITING, Entry, Queue
+from surgeon.trials.records import recipe_words
 from surgeon.tui.drawing.spans import Line, clean, fit, fit_end, wrap
 
 _SIGNS = {WAITING: ("·", "muted"), RUNNING: ("▸", "accent"), DONE: ("✓", "good"), FAILED: ("!", "warning")}
@@ -42,9 +43,7 @@ def entry_lines(entry: Entry, width: int) -> list[Line]:
         lines += wrap(clean(entry.note), width, "warning" if entry.state == FAILED else "text")
     shown = [f"{key} {clean(value)}" for key, value in entry.answers.items() if value and key not in _UNSEEN]
     lines += wrap(" · ".join(shown), width, "muted")
-    words = [line.strip().rstrip(",") for line in entry.recipe.splitlines()]
-    skip = ("format =", "sha256 =", "digest =", "stored-as =", "[", "]", "rules = [")
-    lines += [[(fit(clean(word), width).rstrip(), "faint")] for word in words if word and not word.startswith(skip)]
+    lines += [[(fit(clean(word), width).rstrip(), "faint")] for word in recipe_words(entry.recipe)]
     return lines
 
 
