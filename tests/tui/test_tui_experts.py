@@ -156,6 +156,7 @@ async def test_the_view(session: Session) -> None:
         assert lines()[0].startswith("saliency")
         assert (" ", "map-here") in dialog.query_one(Canvas).lines[1]  # the cursor is on the least salient of layer 0
         assert "× pruned" in lines()[-3]  # what the signs mean, where rows are free
+        assert "…" not in lines()[-3]
         assert "Esc" in dialog.query_one(Vertical).border_subtitle
         assert lines()[2].count("0") == 1  # never called
         await pilot.press("plus", "plus")

@@ -27,7 +27,7 @@ from surgeon.tui.drawing.expert_lines import LABEL, LEGEND, codes, curve_lines, 
 from surgeon.tui.drawing.spans import Line, fit
 
 _STEPS = 32  # `+` prunes about this part of the experts
-_KEYS = "Space + - prune · / filter · s sort · v figure · c curve · z zoom · u · Esc"
+_KEYS = "Space + - prune · / filter · s sort · v figure · c curve · z zoom · Esc"
 _ALL_KEYS = (
     "Space prune · + - the least · / filter · a all shown · s sort · v figure · c curve · z zoom · u undo · Esc close"
 )

@@ -15,7 +15,7 @@ LABEL = 6  # cells of the layer numbers
 # Signs of cells by code: five shades, pruned, half of them or more, never called, not measured, left out by the filter.
 _PRUNED, _PARTLY, _IDLE, _UNKNOWN, _HIDDEN = 5, 6, 7, 8, 9
 SIGNS = np.array(list(" ░▒▓█×/0?·"))
-LEGEND = " ░▒▓█ low to high   × pruned   / partly   0 never called   ? not measured   · filtered"
+LEGEND = " ░▒▓█ low to high  × pruned  / partly  0 never called  ? unknown  · filtered"
 # One colour for all shades: each change of colour costs the terminal more than the cell itself.
 _ROLES = ("ramp3", "pruned", "warning", "faint")
 _ROLE_OF = np.array([0, 0, 0, 0, 0, 1, 1, 2, 3, 3], np.uint8)
