@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from surgeon.measure.healing import HealRequest, HealRun
     from surgeon.measure.progress import Standing
 
-DESCRIPTION = """Make up for pruned layers without training: ffn_down before each gap, then attn_output and ffn_down of
-every later layer are refitted by least squares, so that the pruned model's streams come near the unpruned model's on
-TEXT. The result is a heal file; `surgeon quantize --prune-layers … --heal HEAL` uses it for any type. Give text of
-every kind the model is used for (-f may be repeated): with several, the strength of each refit is the one that serves
-a kind best that was not fitted. With --held-out, the pruned and the healed model are measured on other texts, and
-nothing is written where healing makes one of them worse."""
+DESCRIPTION = """Make up for pruned layers without training: ffn_down before each gap, then attn_output and ffn_down
+of every later layer are refitted by least squares, so that the pruned model's streams come near the unpruned model's
+on TEXT. Of experts, ffn_down of each is refitted that gets four tokens for each of its columns. The result is a heal
+file; `surgeon quantize --prune-layers … --heal HEAL` uses it for any type. Give text of every kind the model is used
+for (-f may be repeated): with several, the strength of each refit is the one that serves a kind best that was not
+fitted. With --held-out, the pruned and the healed model are measured on other texts, and nothing is written where
+healing makes one of them worse."""
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -46,7 +47,9 @@ def _parser() -> Parser:
         "--heal-tokens", metavar="N", type=_tokens, default=30.0,
         help="tokens to fit on for each column of ffn_down (30); fewer overfit",
     )  # fmt: skip
-    parser.add_argument("--before-only", action="store_true", help="heal only ffn_down before each gap")
+    parser.add_argument(
+        "--before-only", action="store_true", help="heal only ffn_down, or that of experts, before each gap"
+    )
     parser.add_argument(
         "--keep-worse", action="store_true", help="write HEAL also where it makes a held-out text worse"
     )
@@ -95,10 +98,13 @@ def main(arguments: list[str]) -> int:
 def _told(cost: HealCost) -> str:
     from surgeon.figures import duration, memory, size
 
-    return (
+    told = (
         f"healing takes about {duration(cost.seconds())} on one core, {memory(cost.memory)} of memory and "
         f"{size(cost.disk)} of disk for up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"
     )
+    if cost.per_expert is not None:
+        told += f" and {cost.per_expert:.1f} a column of an expert's (fewer than 4, and it is left as it is)"
+    return told
 
 
 def run_shown(run: HealRun) -> None:
@@ -122,11 +128,14 @@ def _matrix(message: object) -> str:
 
     assert isinstance(message, HealedMatrix)
     name = f"blk.{message.layer}.{message.kind}"
+    note = f"; {message.note}" if message.note else ""
     if message.method == "kept":
-        return f"{name:<22} error {message.before:.4f}  kept: nothing does better on text that is not fitted"
+        if not message.before:  # it was not looked at
+            return f"{name:<22} kept: {message.note}"
+        return f"{name:<22} error {message.before:.4f}  kept: nothing does better on text that is not fitted{note}"
     return (
         f"{name:<22} error {message.before:.4f} -> {message.after:.4f}  {message.method}, λ {message.penalty:g}, "
-        f"shrunk to {message.shrink:.2f}"
+        f"shrunk to {message.shrink:.2f}{note}"
     )
 
 

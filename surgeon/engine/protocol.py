@@ -199,7 +199,7 @@ class HealLayer:
     """One layer of the walk, in `file` as its layer `index`. number: in the unpruned model; epsilon: of its norms.
 
     branches: `attn_output`, `ffn_down` -> names of .npy files, float32, of its `weight` [d, f], and its `bias` and the
-    `gain` of the norm behind it where there are any.
+    `gain` of the norm behind it where there are any; `ffn_down_exps` -> its `weight` [experts, d, f], which is changed.
     """
 
     number: int
@@ -421,8 +421,10 @@ class Probed(Message):
 class HealedMatrix(Message):
     """One matrix refitted, or kept because nothing did better on tokens that were not fitted.
 
-    layer: number in the unpruned model; kind: `attn_output` or `ffn_down`; method: `kept`, `ridge`, `gain` or `refit`;
-    before, after: squared error of the branch relative to what it shall add. arrays: `weight`, `gain`, where new.
+    layer: number in the unpruned model; kind: `attn_output`, `ffn_down` or `ffn_down_exps`; method: `kept`, `ridge`,
+    `gain` or `refit`; before, after: squared error of the branch relative to what it shall add, 0 where it is not
+    known. arrays: `weight`, `gain`, where new; file: of experts, the .npy of their new weights; note: how many of the
+    experts are refitted, or why none.
     """
 
     layer: int
@@ -433,6 +435,8 @@ class HealedMatrix(Message):
     before: float
     after: float
     arrays: dict[str, NDArray[np.generic]]
+    file: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

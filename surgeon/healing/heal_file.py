@@ -7,6 +7,7 @@
     surgeon.heal.texts, .text_sha256     names and hashes of the calibration texts
     surgeon.heal.chunks                  uint32[], of each text;  .n_ctx, .tokens: uint32
     surgeon.heal.names, .methods, .lambdas, .shrinks, .errors_before, .errors_after     one entry per branch looked at
+    .notes                               of each branch, on its experts; empty, and absent in files of older versions
     surgeon.heal.held_out, .kld_plain, .kld_healed, .kld_plain_error, .kld_healed_error measured texts
 
 A tensor is F32, or BF16 where the model's is.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +41,7 @@ _PREFIX = "surgeon.heal."
 
 @dataclass(frozen=True)
 class Refit:
-    """One branch: what was done and what it came to. before, after: error on held-back tokens, as in HealedMatrix."""
+    """One branch: what was done and what it came to. before, after, note: as in HealedMatrix."""
 
     name: str
     method: str
@@ -48,6 +49,7 @@ class Refit:
     shrink: float
     before: float
     after: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,9 @@ def _origin(model: Model) -> Origin:
     def get(key: str) -> Any:
         return model.file.kv[_PREFIX + key].decode()
 
-    rows = zip(
-        *(get(key) for key in ("names", "methods", "lambdas", "shrinks", "errors_before", "errors_after")), strict=True
-    )
+    keys = ["names", "methods", "lambdas", "shrinks", "errors_before", "errors_after"]
+    keys += ["notes"] if f"{_PREFIX}notes" in model.file.kv else []
+    rows = zip(*(get(key) for key in keys), strict=True)
     measures = ("held_out", "kld_plain", "kld_healed", "kld_plain_error", "kld_healed_error")
     measured = zip(*map(get, measures), strict=True)
     return Origin(
@@ -192,6 +194,7 @@ def _metadata(architecture: str, number: str, origin: Origin) -> list[tuple[str,
         "shrinks": Value.array(floats, [one.shrink for one in refits]),
         "errors_before": Value.array(floats, [one.before for one in refits]),
         "errors_after": Value.array(floats, [one.after for one in refits]),
+        "notes": Value.array(strings, [one.note for one in refits]),
         "held_out": Value.array(strings, [one.text for one in measured]),
         "kld_plain": Value.array(floats, [one.plain for one in measured]),
         "kld_healed": Value.array(floats, [one.healed for one in measured]),
@@ -207,10 +210,10 @@ def _metadata(architecture: str, number: str, origin: Origin) -> list[tuple[str,
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written. data: makes its bytes, which are not all to be in memory together."""
+    """A tensor to be written. data: makes its bytes in parts, which are not all to be in memory together."""
 
     entry: Entry
-    data: Callable[[], bytes]
+    data: Callable[[], Iterable[bytes]]
 
 
 def save_heal(path: Path, architecture: str, origin: Origin, tensors: Sequence[NewTensor], permit: Permit = NEW) -> str:
@@ -218,13 +221,14 @@ def save_heal(path: Path, architecture: str, origin: Origin, tensors: Sequence[N
     digest = hashlib.sha256(f"{origin.source_id} {sorted(origin.pruned)}".encode())
     for tensor in tensors:
         digest.update(tensor.entry.name.encode())
-        digest.update(tensor.data())
+        for part in tensor.data():
+            digest.update(part)
     number = digest.hexdigest()
     layout = header(_metadata(architecture, number, origin), [tensor.entry for tensor in tensors], DEFAULT_ALIGNMENT)
     with written_whole(path, Kind.HEAL, permit) as temporary, temporary.open("wb") as file:
         file.write(layout.data)
         for tensor, offset in zip(tensors, layout.offsets, strict=True):
             file.write(b"\0" * (offset - file.tell()))
-            file.write(tensor.data())
+            file.writelines(tensor.data())
         file.write(b"\0" * (layout.total_bytes - file.tell()))
     return number

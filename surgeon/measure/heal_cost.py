@@ -4,6 +4,9 @@ With T tokens, d and f the model's and ffn_down's widths, K texts and P weights 
 memory  2 K + 2 matrices of sums f × (f + d), float64 up to 6144 columns, and one graph of a chunk
 disk    6 streams T × d and one input T × f, float32; the layers once more, their output matrices as float32
 work    2 P T for every run of a layer (the unpruned model's once, the healed one's twice), 2 T f² for the sums
+
+Of E experts, f wide, each token uses u: 4 matrices of sums f × (f + d); inputs of u T × f, their matrices twice as
+float32; in 6 rounds u T (2 f² + 6 f d) for the sums and what they leave, and 8 systems of f³ ⅔ for each expert in 3.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon.model.model import Model
+from surgeon.measure.layer_files import EXPERTS
+from surgeon.model.model import Layer, Model
 
 BYTES_PER_TOKEN = 3.5  # of English prose; code has fewer
 _STREAMS = 6
@@ -24,13 +28,17 @@ _EXACT_COLUMNS = 6144
 
 @dataclass(frozen=True)
 class HealCost:
-    """tokens: at most, per column of the widest matrix as asked for; memory, disk: bytes; flop: multiplications × 2."""
+    """tokens: at most, per column of the widest matrix as asked for; memory, disk: bytes; flop: multiplications × 2.
+
+    per_expert: tokens for each column of an expert's matrix if all experts are used alike, None without experts.
+    """
 
     tokens: int
     columns: int
     memory: int
     disk: int
     flop: float
+    per_expert: float | None = None
 
     def seconds(self) -> float:
         """At the speed this machine multiplies matrices now."""
@@ -59,10 +67,48 @@ def cost(
     runs = sum(layer.n_elements for layer in before) + sum(
         layer.n_elements * (1 if layer.index in pruned else 2.5) for layer in layers
     )
+    experts = [found for layer in kept if (found := _experts(model, layer)) is not None]
+    read = max([columns, *(one.used * (one.columns + 2) for one in experts)])
+    matrices = [4 * one.count * one.columns * width for one in experts]
     return HealCost(
         tokens=tokens,
         columns=columns,
-        memory=(2 * len(texts) + 3) * sums + biggest + (300 << 20),
-        disk=4 * tokens * (_STREAMS * width + columns) + sum(layer.nbytes for layer in layers) + sum(weights),
-        flop=2.0 * tokens * runs + len(kept) * tokens * 2.0 * (columns**2 + width**2),
+        memory=max([(2 * len(texts) + 3) * sums, *(one.memory(tokens, width) for one in experts)])
+        + biggest
+        + (300 << 20),
+        disk=4 * tokens * (_STREAMS * width + read)
+        + sum(layer.nbytes for layer in layers)
+        + sum(weights)
+        + sum(matrices)
+        + max(matrices, default=0),
+        flop=2.0 * tokens * runs
+        + len(kept) * tokens * 2.0 * (columns**2 + width**2)
+        + sum(one.flop(tokens, width) for one in experts),
+        per_expert=min((tokens * one.used / one.count / one.columns for one in experts), default=None),
     )
+
+
+@dataclass(frozen=True)
+class _Experts:
+    """Of one layer: their number, columns of each one's matrix, how many a token uses."""
+
+    count: int
+    columns: int
+    used: int
+
+    def memory(self, tokens: int, width: int) -> int:
+        sums = self.columns * (self.columns + width) * (8 if self.columns <= _EXACT_COLUMNS else 4)
+        return 4 * sums + 32 * tokens * self.used  # and who uses which
+
+    def flop(self, tokens: int, width: int) -> float:
+        sums = 6.0 * tokens * self.used * (2 * self.columns**2 + 6 * self.columns * width)
+        return sums + 16.0 * self.count * self.columns**3
+
+
+def _experts(model: Model, layer: Layer) -> _Experts | None:
+    tensor = next((tensor for tensor in layer.tensors if tensor.short == EXPERTS), None)
+    if tensor is None:
+        return None
+    used = model.hparam("expert_used_count", 1)
+    of_layer = used[layer.index] if isinstance(used, list) and layer.index < len(used) else used
+    return _Experts(tensor.ne[2], tensor.ne[0], of_layer if isinstance(of_layer, int) else 1)

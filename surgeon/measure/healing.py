@@ -217,27 +217,28 @@ class _Kept:
 
 def _kept(message: HealedMatrix, folder: Path) -> _Kept:
     name = f"blk.{message.layer}.{message.kind}.weight"
-    names = {"weight": name, "gain": f"blk.{message.layer}.{GAINS[message.kind]}.weight"}
-    files = {}
+    names = {"weight": name, "gain": f"blk.{message.layer}.{GAINS.get(message.kind)}.weight"}
+    files = {name: Path(message.file)} if message.file else {}
     for part, values in message.arrays.items():
         files[names[part]] = folder / f"healed-{message.layer}-{message.kind}-{part}.npy"
         try:
             np.save(files[names[part]], values)
         except OSError as error:
             raise SurgeonError(f"{folder}: cannot be written: {error.strerror}; make room") from error
-    refit = Refit(name, message.method, message.penalty, message.shrink, message.before, message.after)
+    refit = Refit(name, message.method, message.penalty, message.shrink, message.before, message.after, message.note)
     return _Kept(message.layer, refit, files)
 
 
 def _new_tensor(name: str, file: Path, source_type: str) -> NewTensor:
     values: NDArray[np.float32] = np.load(file, mmap_mode="r")
-    kind = "BF16" if source_type == "BF16" and values.ndim == 2 else "F32"
+    kind = "BF16" if source_type == "BF16" and values.ndim > 1 else "F32"
     format_ = FORMATS[kind]
     entry = Entry(name, values.shape[::-1], format_.number, values.size * format_.block_bytes)
 
-    def data() -> bytes:
-        rows = np.ascontiguousarray(values, np.float32)
-        return rows.tobytes() if kind == "F32" else surgeon_kernels.quantize(rows, kind).tobytes()
+    def data() -> Iterator[bytes]:
+        for matrix in values.reshape(-1, *values.shape[-2:]):  # of one expert after the other
+            rows = np.ascontiguousarray(matrix, np.float32)
+            yield rows.tobytes() if kind == "F32" else surgeon_kernels.quantize(rows, kind).tobytes()
 
     return NewTensor(entry, data)
 

@@ -31,6 +31,7 @@ _VOCABULARY = 32  # rows kept of the embeddings; some back ends want a multiple 
 _TOKENIZER = "tokenizer."
 # kind -> the norms that architectures put behind its branch
 GAINS = {"attn_output": "post_attention_norm", "ffn_down": "post_ffw_norm"}
+EXPERTS = "ffn_down_exps"
 
 
 def write_layer(model: Model, number: int, folder: Path, *, pruned: bool, know_risks: bool) -> HealLayer:
@@ -55,7 +56,7 @@ def write_layer(model: Model, number: int, folder: Path, *, pruned: bool, know_r
                 file.write(b"\0" * (offset - file.tell()))
                 file.write(_bytes(model, op, entry.nbytes).data)
             file.write(b"\0" * (layout.total_bytes - file.tell()))
-        branches = {} if pruned else _branches(model, number, folder)
+        branches = {} if pruned else _branches(model, number, folder) | _expert_branch(model, number, folder)
     except OSError as error:
         raise SurgeonError(f"{folder}: cannot be written: {error.strerror}; make room") from error
     epsilon = model.hparam("attention.layer_norm_rms_epsilon", 1e-6)
@@ -64,17 +65,16 @@ def write_layer(model: Model, number: int, folder: Path, *, pruned: bool, know_r
 
 def repair_layers(model: Model, folder: Path) -> list[dict[str, Any]]:
     """PruneScanJob.repairs: the output matrices of all layers as arrays in `folder`, no layer in a file of its own."""
-    epsilon = float(model.hparam("attention.layer_norm_rms_epsilon", 1e-6))
-    layers = [
-        HealLayer(layer.index, "", 0, False, epsilon, _branches(model, layer.index, folder)) for layer in model.layers
-    ]
-    lacking = [layer.number for layer in layers if "ffn_down" not in layer.branches]
+    lacking = [layer.index for layer in model.layers if all(one.short != "ffn_down" for one in layer.tensors)]
     if lacking:
         raise SurgeonError(
-            f"{model.file.path}: layer {lacking[0]} has no ffn_down matrix to heal (experts are not healed); "
+            f"{model.file.path}: layer {lacking[0]} has no ffn_down matrix to heal (a scan does not refit experts); "
             "leave out --healed"
         )
-    return as_dicts(layers)
+    epsilon = float(model.hparam("attention.layer_norm_rms_epsilon", 1e-6))
+    return as_dicts(
+        [HealLayer(layer.index, "", 0, False, epsilon, _branches(model, layer.index, folder)) for layer in model.layers]
+    )
 
 
 def as_dicts(layers: list[HealLayer]) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def _metadata(model: Model, metadata: tuple[tuple[str, Value], ...]) -> list[tup
 
 
 def _branches(model: Model, number: int, folder: Path) -> dict[str, dict[str, str]]:
-    """The output matrices that are there as one matrix each; those of experts are not."""
+    """The output matrices that are there as one matrix each."""
     layer = next(layer for layer in model.layers if layer.index == number)
     there = {tensor.short: tensor for tensor in layer.tensors}
     found = {}
@@ -138,16 +138,41 @@ def _branches(model: Model, number: int, folder: Path) -> dict[str, dict[str, st
     return found
 
 
+def _expert_branch(model: Model, number: int, folder: Path) -> dict[str, dict[str, str]]:
+    """The output matrices of the layer's experts, side by side."""
+    layer = next(layer for layer in model.layers if layer.index == number)
+    tensor = next((tensor for tensor in layer.tensors if tensor.short == EXPERTS), None)
+    if tensor is None:
+        return {}
+    return {EXPERTS: {"weight": _saved_experts(model, tensor, folder / f"{number}-{EXPERTS}.npy")}}
+
+
 def _saved(model: Model, tensor: Tensor, path: Path) -> str:
     np.save(path, restored(model, tensor))
     return str(path)
 
 
+def _saved_experts(model: Model, tensor: Tensor, path: Path) -> str:
+    """One after the other: all together need not fit in memory."""
+    columns, rows, experts = tensor.ne
+    with path.open("wb") as file:
+        head = {"descr": "<f4", "fortran_order": False, "shape": (experts, rows, columns)}
+        np.lib.format.write_array_header_1_0(file, head)
+        for expert in range(experts):
+            file.write(_restored(model, tensor, expert * rows, rows).data)
+    return str(path)
+
+
 def restored(model: Model, tensor: Tensor) -> NDArray[np.float32]:
     """A tensor as float32, [rows, columns] or [columns]. Raises SurgeonError where its type is not readable."""
-    data = np.empty(tensor.nbytes, np.uint8)
-    model.file.read_into(tensor.info, 0, data)
-    rows = prod(tensor.ne[1:])
+    return _restored(model, tensor, 0, prod(tensor.ne[1:])).reshape(tensor.ne[::-1])
+
+
+def _restored(model: Model, tensor: Tensor, first: int, rows: int) -> NDArray[np.float32]:
+    """`rows` rows from row `first` on, float32[rows, columns]."""
+    row_bytes = tensor.nbytes // prod(tensor.ne[1:])
+    data = np.empty(rows * row_bytes, np.uint8)
+    model.file.read_into(tensor.info, first * row_bytes, data)
     if tensor.type_name == "F32":
         values = data.view(np.float32)
     else:
@@ -155,4 +180,4 @@ def restored(model: Model, tensor: Tensor) -> NDArray[np.float32]:
             values = surgeon_kernels.dequantize(data.reshape(rows, -1), tensor.type_name)
         except ValueError as error:
             raise SurgeonError(f"{model.file.path}: tensor {tensor.name!r}: {error}") from None
-    return values.reshape(tensor.ne[::-1])
+    return values.reshape(rows, -1)

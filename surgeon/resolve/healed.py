@@ -52,9 +52,9 @@ def with_healed(order: tuple[TensorFacts, ...], heal: Heal) -> tuple[TensorFacts
 
 
 def _words(refit: Refit) -> str:
-    """`healed: -34 % error`: how much of what the branch lacked is there now, on tokens that were not fitted."""
+    """`healed: −34 % error`: how much of what the branch lacked is there now, on tokens that were not fitted."""
     gone = 1 - refit.after / refit.before if refit.before else 0.0
-    return f"healed: −{100 * gone:.0f} % error"
+    return f"healed: −{100 * gone:.0f} % error" + (f" ({refit.note})" if refit.note else "")
 
 
 def add_healing(kv: dict[str, Value], heal: Heal) -> None:

@@ -1,6 +1,6 @@
 """Does saliency choose better? A model with experts made from the bundled dense one, a quarter of its experts silenced.
 
-python tests/benchmarks/moe_from_dense.py CALIBRATION.txt HELDOUT.txt [--chunks 8] [--seeds 5]
+python tests/benchmarks/moe_from_dense.py CALIBRATION.txt HELDOUT.txt [--chunks 8] [--seeds 5] [--out moe.gguf]
 
 Training a model with experts without a framework for it takes hours. This takes minutes: the neurons of every trained
 FFN are parted into 16 experts by when they fire (k-means of the same size on their activations), and a router is fitted
@@ -176,10 +176,11 @@ def main() -> None:
     parser.add_argument("heldout", type=Path)
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="keep the model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = make_model(folder / "moe.gguf", options.calibration)
+        model = make_model(options.out or folder / "moe.gguf", options.calibration)
         dense, moe = (perplexity(path, options.heldout, options.chunks) for path in (DEMO, model))
         print(f"perplexity: dense {dense:.2f}, with {USED} of {EXPERTS} experts {moe:.2f}", flush=True)
         compare(model, options.calibration, options.heldout, options.chunks, options.seeds, folder)

@@ -6,13 +6,18 @@ import errno
 import json
 import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import toy_experts
 from engine_helpers import ONE_THREAD, TEXT, at_each
-from toy_architectures import FF, VOCAB, Toy, cohere2, gemma, llama
+from toy_architectures import FF, Toy, cohere2, gemma, llama
 
 from surgeon import cli
 from surgeon.engine.child.healing.store import Store
@@ -108,20 +113,67 @@ def test_too_few_tokens_are_refused(tmp_path: Path, text: Path) -> None:
     assert not (tmp_path / "out.heal.gguf").exists()
 
 
-def test_experts_keep_their_feed_forward(tmp_path: Path, text: Path) -> None:
-    model = experts(tmp_path / "toy.gguf")
-    _, found = healed(model, {1}, text)
-    assert names(found) == [(2, ATTENTION), (3, ATTENTION)]
+def qwen3moe() -> Toy:
+    toy = toy_experts.qwen3moe()
+    toy.keys["expert_used_count"] = 3
+    return toy
 
 
-def experts(path: Path) -> Path:
-    toy = Toy("llama", 4, {"expert_count": 4, "expert_used_count": 2})
-    toy.mat("output.weight", 64, VOCAB)
-    for layer in range(toy.layers):
-        toy.norms(layer, "attn_norm ffn_norm")
-        toy.attention(layer)
-        toy.experts(layer)
-    return toy.write(path)
+ALIKE = {
+    "mixtral": toy_experts.mixtral,
+    "qwen2moe": toy_experts.qwen2moe,
+    "qwen3moe": qwen3moe,
+    "gpt-oss": toy_experts.gpt_oss,
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_the_written_experts_are_those_that_ran(name: str, tmp_path: Path) -> None:
+    # Shared experts, biases: whatever else the layer adds stays as it is.
+    model, text, heal = tmp_path / "toy.gguf", tmp_path / "long.txt", tmp_path / "out.heal.gguf"
+    ALIKE[name]().write(model)
+    text.write_text("".join(random.Random(5).choices("abcdefghijklmnopqrstuvwxyz ", k=100 * FF)))
+    probe = Path(__file__).with_name("heal_probe.py")
+    command = [sys.executable, str(probe), str(tmp_path / "out.npz"), str(model), str(text), str(heal)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    opened = load_heal(heal)
+    first = opened.origin.refits[0]
+    assert first.name == "blk.0.ffn_down_exps.weight"
+    assert first.after < 0.95 * first.before
+    assert "of 16 experts" in first.note
+    assert first.name in opened.tensors
+    found = np.load(tmp_path / "out.npz")
+    np.testing.assert_allclose(found["written"], found["running"], atol=2e-3)
+    assert np.abs(found["written"] - found["pruned_away"]).max() > 0.1
+
+
+def test_experts_that_few_tokens_reach_are_left_and_counted(tmp_path: Path, text: Path) -> None:
+    model = tmp_path / "toy.gguf"
+    toy_experts.mixtral().write(model)
+    _, found = healed(model, {1}, text, before_only=True)  # 1,920 tokens, two experts of 16 each
+    (one,) = found
+    assert (one.layer, one.kind) == (0, "ffn_down_exps")
+    refitted, few = (int(number) for number in re.findall(r"(\d+) (?:of|got)", one.note))
+    assert 0 < few < 16
+    assert 0 < refitted <= 16 - few
+    with open_gguf(model) as source, open_gguf(tmp_path / "out.heal.gguf") as matrices:
+        (old, new) = (
+            np.frombuffer(file.data(info), np.float32).reshape(16, FF, FF)
+            for file in (source, matrices)
+            for info in file.tensors
+            if info.name == "blk.0.ffn_down_exps.weight"
+        )
+    assert np.count_nonzero((old != new).any(axis=(1, 2))) == refitted
+
+
+def test_experts_behind_a_norm_are_left_with_the_reason(tmp_path: Path, text: Path) -> None:
+    # afmoe has dense layers first, and a norm behind the experts: their sum is not what is added.
+    model = toy_experts.afmoe().write(tmp_path / "toy.gguf")
+    _, found = healed(model, {2}, text, before_only=True)
+    (one,) = found
+    assert (one.layer, one.kind, one.method) == (1, "ffn_down_exps", "kept")
+    assert one.note == "what its experts give is not simply weighed and added to the stream in this architecture"
 
 
 def test_a_healed_tensor_is_written_in_the_place_of_the_old_one(tmp_path: Path, text: Path) -> None:

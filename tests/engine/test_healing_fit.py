@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from surgeon.engine.child.healing.branches import Branch, heal
+from surgeon.engine.child.healing.experts import ExpertFit, Routing
 from surgeon.engine.child.healing.ridge import Moments, fitted, solved
 from surgeon.engine.child.healing.samples import Chunks, Samples, token_weights
 from surgeon.engine.child.healing.selection import held_back, shares
@@ -124,3 +125,58 @@ def test_chunks_are_dealt_out_evenly(available: list[int], wanted: int, given: l
 
 def test_some_chunk_is_always_held_back() -> None:
     assert [sum(held_back(count)) for count in (2, 5, 10, 14)] == [1, 1, 2, 2]
+
+
+EXPERTS, USED, COLUMNS, ROWS = 6, 2, 10, 5
+
+
+def routed(seed: int, tokens: int, rare: int = 0) -> tuple[Routing, Float32]:
+    """Tokens sent to two experts each, `rare` of them to the last one; and Σ g h D of a D that is not known."""
+    dice = np.random.default_rng(seed)
+    chosen = np.argsort(dice.random((tokens, EXPERTS - 1)))[:, :USED].astype(np.float32)
+    chosen[:rare, 0] = EXPERTS - 1
+    inputs, factors = normal(seed, tokens, USED * COLUMNS), np.abs(normal(seed + 1, tokens, USED)) + 0.2
+    truth = normal(seed + 2, EXPERTS, COLUMNS, ROWS)
+    read = inputs.reshape(tokens, USED, COLUMNS) * factors[:, :, None]
+    return Routing(inputs, chosen, factors, EXPERTS), np.einsum("tuc,tucr->tr", read, truth[chosen.astype(int)])
+
+
+def expert_fit(routing: Routing, missing: Float32, kinds: int = 1) -> ExpertFit:
+    changes = np.zeros((EXPERTS, COLUMNS, ROWS), np.float32)
+    return ExpertFit(routing, samples(missing, normal(7, *missing.shape), kinds), changes)
+
+
+def test_experts_find_what_each_of_them_lacks() -> None:
+    routing, missing = routed(0, 1600)
+    fit = expert_fit(routing, missing + 0.05 * normal(5, *missing.shape))
+    healed = fit.heal()
+    assert sorted(healed.choices) == [*range(EXPERTS - 1)]
+    assert healed.few == 1
+    assert healed.after < 0.01 * healed.before
+    # What is still missing is what the changes do not give: the stream that later layers are fitted on.
+    given = np.zeros_like(missing)
+    for expert in range(EXPERTS):
+        for tokens, inputs in routing.blocks(routing.places(expert)):
+            given[tokens] += inputs @ fit.changes[expert]
+    np.testing.assert_allclose(fit.samples.inputs, missing + 0.05 * normal(5, *missing.shape) - given, atol=1e-3)
+
+
+def test_an_expert_of_few_tokens_is_left_as_it_is() -> None:
+    routing, missing = routed(0, 1600, rare=30)  # three for each column
+    fit = expert_fit(routing, missing)
+    healed = fit.heal()
+    assert healed.few == 1
+    assert not fit.changes[EXPERTS - 1].any()
+    assert fit.changes[: EXPERTS - 1].any(axis=(1, 2)).all()
+
+
+def test_experts_stay_where_a_kind_of_text_would_do_worse() -> None:
+    routing, missing = routed(0, 1600)
+    missing[1200:] *= -0.7  # a quarter of the chunks, of the other kind
+    start = missing.copy()
+    fit = expert_fit(routing, missing, kinds=4)
+    healed = fit.heal()
+    assert not healed.choices
+    assert healed.after == healed.before
+    assert not fit.changes.any()
+    np.testing.assert_allclose(fit.samples.inputs, start, atol=1e-4)

@@ -147,7 +147,7 @@ def heal(folder: Path) -> bytes:
     origin = Origin("m", "id", frozenset({1}), ("t",), ("00",), (3,), 64, 99, refits, (HeldOut("h", 1.0, 0.5),))
     data = np.ones((4, 32), np.float16).tobytes()
     entry = Entry(NAME, (32, 4), FORMATS["F16"].number, len(data))
-    save_heal(path, "llama", origin, [NewTensor(entry, lambda: data)], REPLACE)
+    save_heal(path, "llama", origin, [NewTensor(entry, lambda: [data])], REPLACE)
     return path.read_bytes()
 
 

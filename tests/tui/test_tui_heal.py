@@ -40,7 +40,7 @@ def made_at_once(run: HealRun) -> Iterator[Standing | HealedMatrix]:
         (Refit(NAME, "ridge", 0.1, 1.0, 0.5, 0.2),), (HeldOut("other.txt", 0.2, 0.1),),
     )  # fmt: skip
     zeros = np.zeros((256, 768), np.float32)
-    tensor = NewTensor(Entry(NAME, (768, 256), FORMATS["F32"].number, zeros.nbytes), zeros.tobytes)
+    tensor = NewTensor(Entry(NAME, (768, 256), FORMATS["F32"].number, zeros.nbytes), lambda: [zeros.tobytes()])
     save_heal(request.out, "llama", run.origin, [tensor])
 
 

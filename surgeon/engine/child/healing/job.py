@@ -2,8 +2,8 @@
 
 Two streams go side by side through the layers from the first one that is affected: H, the unpruned model's, and R, the
 healed one's. At a layer that stays, attn_output is refitted so that R between attention and feed-forward comes near H
-there, then ffn_down so that R behind the layer comes near H behind the layers that are left out after it. What follows
-sees the healed matrices. Each layer is run alone, over all chunks, before the next.
+there, then ffn_down, or each expert's, so that R behind the layer comes near H behind the layers that are left out
+after it. What follows sees the healed matrices. Each layer is run alone, over all chunks, before the next.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from surgeon.engine.child.healing.layer_step import LayerStep, Pair
 from surgeon.engine.child.healing.runner import Runner
 from surgeon.engine.child.healing.selection import select
 from surgeon.engine.child.healing.store import Store
-from surgeon.engine.child.healing.streams import ATTENTION, FEED_FORWARD, OUTPUT
+from surgeon.engine.child.healing.streams import ATTENTION, EXPERTS, FEED_FORWARD, OUTPUT
 from surgeon.engine.child.llama.model import LlamaModel
 from surgeon.engine.protocol import Finished, HealJob, HealLayer, Message, Started, Step
 
@@ -63,8 +63,8 @@ def _walk(runner: Runner, layers: list[HealLayer], job: HealJob, before_only: bo
 
 def _healed_kinds(before_only: bool, before_gap: bool) -> set[str]:
     if not before_only:
-        return {ATTENTION, FEED_FORWARD}
-    return {FEED_FORWARD} if before_gap else set()
+        return {ATTENTION, FEED_FORWARD, EXPERTS}
+    return {FEED_FORWARD, EXPERTS} if before_gap else set()
 
 
 def _gap(layers: list[HealLayer], start: int) -> list[HealLayer]:

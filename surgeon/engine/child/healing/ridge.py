@@ -85,9 +85,20 @@ def fitted(fit: Sequence[Moments], held: Sequence[Moments], lambdas: Sequence[fl
     fit, held: sums over the fitted and the held-back chunks of each kind of text. With several kinds λ and s are those
     that serve a kind best when it is not fitted at all; a change that makes any kind worse is shrunk until it does not.
     """
+    best = best_penalty(fit, held, lambdas)
+    if best.shrink == 0:
+        return best
+    total = together(fit)
+    trial = solved(total, best.penalty) * best.shrink
+    change = solved(total + together(held), best.penalty) * best.shrink
+    return replace(best, change=change, trial=trial)
+
+
+def best_penalty(fit: Sequence[Moments], held: Sequence[Moments], lambdas: Sequence[float] = LAMBDAS) -> Fit:
+    """λ and shrink of `fitted`, with what they come to, and no change yet."""
     before = [moments.left for moments in held]
     best = Fit(None, None, 0.0, 0.0, _mean(before, held), _mean(before, held))
-    total = _total(fit)
+    total = together(fit)
     for penalty in lambdas:
         parts = []
         for own, test in zip(fit, held, strict=True):
@@ -97,14 +108,11 @@ def fitted(fit: Sequence[Moments], held: Sequence[Moments], lambdas: Sequence[fl
         after = _mean([e - 2 * shrink * b + shrink**2 * q for e, (b, q) in zip(before, parts, strict=True)], held)
         if shrink > 0 and after < best.after:
             best = Fit(None, None, penalty, shrink, best.before, after)
-    if best.shrink == 0:
-        return best
-    trial = solved(total, best.penalty) * best.shrink
-    change = solved(total + _total(held), best.penalty) * best.shrink
-    return replace(best, change=change, trial=trial)
+    return best
 
 
-def _total(parts: Sequence[Moments]) -> Moments:
+def together(parts: Sequence[Moments]) -> Moments:
+    """The sums over all parts."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part
