@@ -17,8 +17,11 @@ from textual.color import Color as TextualColor
 
 import surgeon
 from surgeon import figures
+from surgeon.session.metrics import METRICS
 from surgeon.tui.drawing.ascii_filter import TABLE, AsciiFilter, to_ascii
 from surgeon.tui.drawing.canvas import changed_region, merged
+from surgeon.tui.drawing.cells import COLUMNS
+from surgeon.tui.drawing.map_lines import PLAN_VIEWS
 from surgeon.tui.drawing.no_colours import NoColours
 from surgeon.tui.drawing.sixteen_colours import SixteenColours, table
 from surgeon.tui.drawing.spans import clean, cut, elide_start, fit, plain, spread, width_of, wrap
@@ -249,6 +252,12 @@ def test_what_is_pasted_is_no_key() -> None:
     texts = [message.text for message in found if isinstance(message, events.Paste)]
     assert [text.replace("\x1b", "") for text in texts] == ["one:two\nthree"]
     assert [message.key for message in found if isinstance(message, events.Key)] == ["x"]
+
+
+def test_words_on_columns_and_views_fit_a_line_of_80_cells() -> None:
+    """Beside a name of 13 cells, in a frame with a scroll bar."""
+    helps = [*(column.help for column in COLUMNS.values()), *(view.help for view in PLAN_VIEWS)]
+    assert [text for text in [*helps, *(metric.help for metric in METRICS.values())] if len(text) > 59] == []
 
 
 def test_the_ascii_filter_leaves_names_alone() -> None:

@@ -43,7 +43,7 @@ COLUMNS: dict[str, Column] = {
     column.key: column
     for column in (
         Column("shape", "shape", 13, 6, "row length × rows; parameters of a layer"),
-        Column("type", "type → new", 13, 0, "stored type and type in the output; bits per weight of a layer"),
+        Column("type", "type → new", 13, 0, "type here and in the output; of a layer, bits per weight"),
         Column("before", "before", 8, 20, "size in the input", right=True),
         Column("size", "size", 8, 1, "size in the output", right=True),
         *map(_metric_column, METRICS.values()),

@@ -31,8 +31,8 @@ class MapView:
 
 
 PLAN_VIEWS = (
-    MapView("type", "type", "bits per weight in the output, whole digits; F H B: F32, F16, BF16"),
-    MapView("err", "err", "relative error of the type in that tensor, by order of magnitude"),
+    MapView("type", "type", "whole bits per weight in the output; F H B: F32, F16, BF16"),
+    MapView("err", "err", "relative error of the type there, by order of magnitude"),
     MapView("size", "size", "bytes in the output"),
     MapView("change", "change", "bits against what is compared with"),
 )
