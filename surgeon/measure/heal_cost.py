@@ -61,31 +61,32 @@ def cost(
     layers = [layer for layer in model.layers if layer.index >= first]
     before = [layer for layer in model.layers if layer.index < first]
     kept = [layer for layer in layers if layer.index not in pruned]
-    sums = columns * (columns + width) * (8 if columns <= _EXACT_COLUMNS else 4)
     biggest = max(layer.nbytes for layer in layers)
     weights = [4 * columns * width * 2 for _ in kept]
-    runs = sum(layer.n_elements for layer in before) + sum(
-        layer.n_elements * (1 if layer.index in pruned else 2.5) for layer in layers
+    runs = sum(_active(model, layer) for layer in before) + sum(
+        _active(model, layer) * (1 if layer.index in pruned else 2.5) for layer in layers
     )
     experts = [found for layer in kept if (found := _experts(model, layer)) is not None]
     read = max([columns, *(one.used * (one.columns + 2) for one in experts)])
-    matrices = [4 * one.count * one.columns * width for one in experts]
+    weights += [4 * one.count * one.columns * width for one in experts]
+    changes = max((4 * one.count * one.columns * width for one in experts), default=0)
     return HealCost(
         tokens=tokens,
         columns=columns,
-        memory=max([(2 * len(texts) + 3) * sums, *(one.memory(tokens, width) for one in experts)])
+        memory=max([(2 * len(texts) + 3) * _sums(columns, width), *(one.memory(tokens, width) for one in experts)])
         + biggest
         + (300 << 20),
-        disk=4 * tokens * (_STREAMS * width + read)
-        + sum(layer.nbytes for layer in layers)
-        + sum(weights)
-        + sum(matrices)
-        + max(matrices, default=0),
+        disk=4 * tokens * (_STREAMS * width + read) + sum(layer.nbytes for layer in layers) + sum(weights) + changes,
         flop=2.0 * tokens * runs
         + len(kept) * tokens * 2.0 * (columns**2 + width**2)
         + sum(one.flop(tokens, width) for one in experts),
         per_expert=min((tokens * one.used / one.count / one.columns for one in experts), default=None),
     )
+
+
+def _sums(columns: int, width: int) -> int:
+    """Bytes of one matrix of sums."""
+    return columns * (columns + width) * (8 if columns <= _EXACT_COLUMNS else 4)
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ class _Experts:
     used: int
 
     def memory(self, tokens: int, width: int) -> int:
-        sums = self.columns * (self.columns + width) * (8 if self.columns <= _EXACT_COLUMNS else 4)
-        return 4 * sums + 32 * tokens * self.used  # and who uses which
+        return 4 * _sums(self.columns, width) + 32 * tokens * self.used  # and who uses which
 
     def flop(self, tokens: int, width: int) -> float:
         sums = 6.0 * tokens * self.used * (2 * self.columns**2 + 6 * self.columns * width)
@@ -112,3 +112,10 @@ def _experts(model: Model, layer: Layer) -> _Experts | None:
     used = model.hparam("expert_used_count", 1)
     of_layer = used[layer.index] if isinstance(used, list) and layer.index < len(used) else used
     return _Experts(tensor.ne[2], tensor.ne[0], of_layer if isinstance(of_layer, int) else 1)
+
+
+def _active(model: Model, layer: Layer) -> float:
+    """Weights that a token meets in the layer."""
+    experts = _experts(model, layer)
+    share = experts.used / experts.count if experts else 1.0
+    return sum(one.n_elements * (share if one.short.endswith("_exps") else 1.0) for one in layer.tensors)

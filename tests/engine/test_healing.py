@@ -167,6 +167,15 @@ def test_experts_that_few_tokens_reach_are_left_and_counted(tmp_path: Path, text
     assert np.count_nonzero((old != new).any(axis=(1, 2))) == refitted
 
 
+def test_a_dry_run_tells_what_reaches_an_expert(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "toy.gguf"
+    toy_experts.mixtral().write(model)
+    command = ["heal", str(model), "--prune-layers", "1", "-f", str(text), "-o", str(tmp_path / "out"), "--dry-run"]
+    assert cli.run(command) == 0
+    tokens = text.stat().st_size / 3.5  # of a byte-pair vocabulary; this one has a token for each letter
+    assert f"and {tokens * 2 / 16 / FF:.1f} a column of an expert's" in capsys.readouterr().err
+
+
 def test_experts_behind_a_norm_are_left_with_the_reason(tmp_path: Path, text: Path) -> None:
     # afmoe has dense layers first, and a norm behind the experts: their sum is not what is added.
     model = toy_experts.afmoe().write(tmp_path / "toy.gguf")
