@@ -188,7 +188,7 @@ def _tell_estimate(run: ImatrixRun, engine: Engine) -> None:
     wanted, account = run.collection, None if run.moments is None else run.moments.account
     model = load_model(wanted.job.model)
     with model.file:
-        estimate = of_collection(model, wanted.job, wanted.out.absolute().parent, account)
+        estimate = of_collection(model, wanted.job, engine, wanted.out.absolute().parent, account)
     tell([f"surgeon: {estimate.line(Speeds.of(Path(wanted.job.model), engine))}"], sys.stderr)
 
 

@@ -106,7 +106,7 @@ def _tell_estimate(scan: PruneScan, options: argparse.Namespace) -> None:
     job = scan.job if options.count else replace(scan.job, layer_sets=missing)
     model = load_model(job.model)
     with model.file:
-        estimate = of_scan(model, job, options.count or 0, options.order)
+        estimate = of_scan(model, job, scan.engine, options.count or 0, options.order)
     tell([f"surgeon: {estimate.line(Speeds.of(Path(job.model), scan.engine))}"], sys.stderr)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from surgeon.measure.heal_cost import BYTES_PER_TOKEN
 from surgeon.measure.speeds import (
     BASE,
     BENCH,
+    COPY,
     DIVERGENCE,
     HEAL,
     HEALED_SCAN,
@@ -49,6 +50,7 @@ from surgeon.trials.records import is_unchanged
 if TYPE_CHECKING:
     from surgeon.measure.healing import HealRun
     from surgeon.measure.sensitivities import Sensitivities
+    from surgeon.resolve.resolution import Resolution
 
 _MOST_BYTES_PER_TOKEN = 8  # of any text: a text longer than that surely has the tokens asked for
 _BATCH, _UBATCH = 2048, 512
@@ -56,18 +58,18 @@ _LOGITS = 512 << 20  # bytes of one decode at most, unless one chunk has more
 _PROCESS = 192 << 20  # Python, llama.cpp's code, slabs of logits being compared
 _HASHED = 64 << 20  # bytes of a text that is read at a key press to see whether its base is there
 _SUMS_PER_COLUMN = 24  # bytes of an importance matrix and of what is kept beside it to resume
-_TOKENS = {PERPLEXITY, BASE, DIVERGENCE, SCAN, HEALED_SCAN, IMATRIX, MOMENTS}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """work: how much it is, in words; disk: bytes in `folder`; memory: bytes."""
+    """work: how much it is, in words; disk: bytes in `folder`; memory: bytes; on_card: some of them on a GPU."""
 
     work: str
     stages: tuple[Stage, ...]
-    disk: int
-    folder: Path
-    memory: int
+    disk: int = 0
+    folder: Path = Path()
+    memory: int = 0
+    on_card: bool = False
 
     def time(self, speeds: Speeds) -> str:
         """`about 0:42 for 8,192 tokens`; without an earlier run only how much it is."""
@@ -82,6 +84,8 @@ class Estimate:
 
     def in_memory(self) -> tuple[str, bool]:
         """`memory 760 MiB of 20.1 GiB free`, and whether it fits."""
+        if self.on_card:
+            return f"memory {figures.memory(self.memory)}, in part the card's", True
         return _beside("memory", self.memory, available_memory(), figures.memory)
 
     def line(self, speeds: Speeds) -> str:
@@ -91,8 +95,9 @@ class Estimate:
 
 def _beside(what: str, needed: int, free: int, shown: Callable[[float], str]) -> tuple[str, bool]:
     fits = needed <= free
-    amount = shown(needed) if needed else "nothing"
-    return f"{what} {amount}{' of' if fits else ', only'} {shown(free)} free", fits
+    if not needed:
+        return f"nothing on {what}, {shown(free)} free", True
+    return f"{what} {shown(needed)}{' of' if fits else ', only'} {shown(free)} free", fits
 
 
 def free_bytes(folder: Path) -> int:
@@ -168,62 +173,88 @@ def _hparam(model: Model, key: str) -> int:
 
 def of_evaluation(subject: Subject, wanted: Wanted, model: Model, engine: Engine, cache: Path) -> Estimate:
     """Raises SurgeonError."""
-    made = subject.resolution
-    unchanged = subject.output is None and made is not None and is_unchanged(made.plan)
-    written = subject.output is None and made is not None and not unchanged
-    probed = is_probed(subject, wanted)
-    stages: list[Stage] = []
-    work, disk, memory = [], 0, 0
-    plan_bytes = made.total_bytes if written and made is not None else 0
-    loaded = model.file.nbytes
-    if subject.output is not None:
-        loaded = subject.output.stat().st_size if subject.output.is_file() else loaded
-    elif plan_bytes and not probed:
-        loaded = plan_bytes
+    made = subject.resolution if subject.output is None else None
+    unchanged = made is not None and is_unchanged(made.plan)
+    new = None if unchanged else made
+    probed, loaded = is_probed(subject, wanted), _loaded(subject, new, model)
+    parts = [*_of_tasks(wanted)]
+    if new is not None:
+        parts.insert(0, _of_plan(new, probed=probed))
     if wanted.text is not None and (wanted.perplexity or wanted.divergence):
-        chunks = Chunks.of(wanted.text, wanted.n_ctx, wanted.n_chunks)
-        base = wanted.divergence and (unchanged or not _is_made(model, wanted, engine, cache))
-        if base:
-            stages += [Stage(START), Stage(BASE, chunks.tokens, chunks.n_ctx)]
-            disk += estimated_bytes(n_vocab(model), chunks.n_ctx, chunks.count)
-            memory = engine_memory(model, model.file.nbytes, chunks)
-        if not (wanted.divergence and unchanged):
-            stages += [
-                Stage(START),
-                Stage(DIVERGENCE if wanted.divergence else PERPLEXITY, chunks.tokens, chunks.n_ctx),
-            ]
-        work.append(chunks.words(sum(stage.kind in _TOKENS for stage in stages)))
-        memory = max(memory, engine_memory(model, loaded + (2 * plan_bytes if probed else 0), chunks))
-    if written and made is not None:
-        stages.append(encoding(made))
-        disk += 0 if probed else plan_bytes
-        work.append(f"{figures.count(stages[-1].amount)} weights to encode" if stages[-1].kind != "copy" else "a copy")
+        if probed and new is not None:  # beside the model: what is exchanged, made here and held there
+            loaded = model.file.nbytes + 2 * new.total_bytes
+        parts.insert(0, _of_text(wanted, model, engine, cache, loaded, compared=not (wanted.divergence and unchanged)))
+    found = _together(parts, cache)
+    memory = found.memory or engine_memory(model, loaded, Chunks(1, _UBATCH, exact=True))
+    return replace(found, memory=memory, on_card=engine.n_gpu_layers != 0)
+
+
+def _loaded(subject: Subject, new: Resolution | None, model: Model) -> int:
+    """Bytes of the file that is measured."""
+    if subject.output is not None and subject.output.is_file():
+        return subject.output.stat().st_size
+    return model.file.nbytes if new is None else new.total_bytes
+
+
+def _of_text(wanted: Wanted, model: Model, engine: Engine, cache: Path, loaded: int, *, compared: bool) -> Estimate:
+    """The base where it is missing, and the model itself. compared: it is not the base that is wanted alone."""
+    assert wanted.text is not None
+    chunks = Chunks.of(wanted.text, wanted.n_ctx, wanted.n_chunks)
+    stages, disk, memory = [], 0, 0
+    if wanted.divergence and not (compared and _is_made(model, wanted, engine, cache)):
+        stages += [Stage(START), Stage(BASE, chunks.tokens, chunks.n_ctx)]
+        disk, memory = _base_bytes(model, chunks), engine_memory(model, model.file.nbytes, chunks)
+    if compared:
+        kind = DIVERGENCE if wanted.divergence else PERPLEXITY
+        stages += [Stage(START), Stage(kind, chunks.tokens, chunks.n_ctx)]
+        memory = max(memory, engine_memory(model, loaded, chunks))
+    return Estimate(chunks.words(len(stages) // 2), tuple(stages), disk, cache, memory)
+
+
+def _of_plan(made: Resolution, *, probed: bool) -> Estimate:
+    """Its weights. A head that is the token embeddings may need the file where others are probed without."""
+    stage = encoding(made)
+    tied = not any(op.name == "output.weight" for op in made.kept)
+    work = f"{figures.size(stage.amount)} to copy"
+    if stage.kind != COPY:
+        work = f"{figures.count(stage.amount)} weights to encode"
+    return Estimate(work, (stage,), 0 if probed and not tied else made.total_bytes)
+
+
+def _of_tasks(wanted: Wanted) -> Iterator[Estimate]:
     for file in wanted.tasks:
-        stages += [Stage(START), Stage(f"{TASK} {task_kind(file)}", wanted.n_tasks or math.nan)]
-        work.append(f"{wanted.n_tasks:,} tasks" if wanted.n_tasks else f"all tasks of {file.name}")
+        count = f"{wanted.n_tasks:,} tasks" if wanted.n_tasks else f"all tasks of {file.name}"
+        yield Estimate(count, (Stage(START), Stage(f"{TASK} {task_kind(file)}", wanted.n_tasks or math.nan)))
     if wanted.speed:
-        stages += [Stage(START), Stage(BENCH, SPEED_REPETITIONS * len(SPEED_TESTS))]
-        work.append("tests of speed")
-    memory = memory or engine_memory(model, loaded, Chunks(1, _UBATCH, exact=True))
-    return Estimate(", ".join(work), tuple(stages), disk, cache, memory)
+        yield Estimate("tests of speed", (Stage(START), Stage(BENCH, SPEED_REPETITIONS * len(SPEED_TESTS))))
 
 
-def of_scan(model: Model, job: PruneScanJob, count: int, order: str) -> Estimate:
+def _together(parts: Sequence[Estimate], folder: Path) -> Estimate:
+    """One after the other: what is written stays to the end, memory is given back."""
+    stages = tuple(stage for part in parts for stage in part.stages)
+    disk, memory = sum(part.disk for part in parts), max((part.memory for part in parts), default=0)
+    return Estimate(", ".join(part.work for part in parts), stages, disk, folder, memory)
+
+
+def of_scan(model: Model, job: PruneScanJob, engine: Engine, count: int, order: str) -> Estimate:
     """count: of layers to choose, in this order; 0: the job's sets. Raises SurgeonError."""
     chunks = Chunks.of(Path(job.text), job.n_ctx, job.n_chunks)
     sets, rounds = scan_sets(len(job.layer_sets), count, order)
     kind = HEALED_SCAN if job.n_fit else SCAN
     stages = (Stage(START, rounds), Stage(kind, (sets + rounds) * chunks.tokens, job.n_ctx))
-    disk = estimated_bytes(n_vocab(model), job.n_ctx, chunks.count)
-    memory = engine_memory(model, model.file.nbytes, chunks, alone=True)
-    if job.n_fit:
-        there = Chunks.of(Path(job.text), job.n_ctx)
-        columns, width = _hparam(model, "feed_forward_length"), _hparam(model, "embedding_length")
-        kept = min(job.n_fit, max(0, there.count - chunks.count)) * job.n_ctx * (columns + 2 * width)
-        outputs = sum(one.n_elements for one in model.tensors if one.short in ("attn_output", "ffn_down"))
-        disk += 4 * (len(model.layers) * kept + outputs)
-        memory += 5 * columns * (columns + width) * 8
-    return Estimate(chunks.words(sets + rounds), stages, disk, Path(tempfile.gettempdir()), memory)
+    streams, sums = _of_repairs(model, job, chunks) if job.n_fit else (0, 0)
+    memory = engine_memory(model, model.file.nbytes, chunks, alone=True) + sums
+    folder, on_card = Path(tempfile.gettempdir()), engine.n_gpu_layers != 0
+    return Estimate(chunks.words(sets + rounds), stages, _base_bytes(model, chunks) + streams, folder, memory, on_card)
+
+
+def _of_repairs(model: Model, job: PruneScanJob, measured: Chunks) -> tuple[int, int]:
+    """Bytes on the disk: three streams of every layer and its output matrices, float32; of memory: sums of a fit."""
+    there = Chunks.of(Path(job.text), job.n_ctx)
+    columns, width = _hparam(model, "feed_forward_length"), _hparam(model, "embedding_length")
+    tokens = min(job.n_fit, max(0, there.count - measured.count)) * job.n_ctx
+    outputs = sum(one.n_elements for one in model.tensors if one.short in ("attn_output", "ffn_down"))
+    return 4 * (len(model.layers) * tokens * (columns + 2 * width) + outputs), 5 * columns * (columns + width) * 8
 
 
 def scan_sets(layers: int, count: int, order: str) -> tuple[int, int]:
@@ -249,17 +280,20 @@ def of_fit(sensitivities: Sensitivities, cache: Path) -> Estimate:
     base = 0 if not probes or _is_made(model, wanted, prober.engine, cache) else 1
     if base:
         stages += [Stage(START), Stage(BASE, chunks.tokens, chunks.n_ctx)]
-        disk = estimated_bytes(n_vocab(model), chunks.n_ctx, chunks.count)
+        disk = _base_bytes(model, chunks)
     if probes:
         stages += [Stage(START), Stage(sensitivities.probe_kind, probes * chunks.tokens, chunks.n_ctx)]
     # The probe of everything exchanges all weights for about half their bytes, made here and held there.
     memory = engine_memory(model, 2 * model.file.nbytes, chunks)
+    on_card = prober.engine.n_gpu_layers != 0
     work = [chunks.words(probes + base)] if probes else []
     work += [f"{figures.count(weights)} weights to encode"] if weights else []
-    return Estimate(", ".join(work) or "nothing: all is measured", tuple(stages), disk, cache, memory)
+    return Estimate(", ".join(work) or "nothing: all is measured", tuple(stages), disk, cache, memory, on_card)
 
 
-def of_collection(model: Model, job: ImatrixJob, folder: Path, moments: Account | None = None) -> Estimate:
+def of_collection(
+    model: Model, job: ImatrixJob, engine: Engine, folder: Path, moments: Account | None = None
+) -> Estimate:
     """folder: of the output; moments: what second moments take besides. Raises SurgeonError."""
     chunks = Chunks.of(Path(job.text), job.n_ctx, job.n_chunks)
     if job.n_chunks < 0:
@@ -270,7 +304,7 @@ def of_collection(model: Model, job: ImatrixJob, folder: Path, moments: Account 
     memory = engine_memory(model, model.file.nbytes, chunks, every_row=True)
     if moments is not None:
         disk, memory = disk + moments.disk, memory + moments.memory
-    return Estimate(chunks.words(), stages, disk, folder, memory)
+    return Estimate(chunks.words(), stages, disk, folder, memory, engine.n_gpu_layers != 0)
 
 
 def of_heal(run: HealRun) -> Estimate:
@@ -282,13 +316,17 @@ def of_heal(run: HealRun) -> Estimate:
         wanted = Wanted(divergence=True, text=text, n_ctx=request.n_ctx, n_chunks=request.held_out_chunks)
         if not _is_made(request.model, wanted, run.engine, run.cache):
             stages += [Stage(START), Stage(BASE, chunks.tokens, chunks.n_ctx)]
-            disk += estimated_bytes(n_vocab(request.model), chunks.n_ctx, chunks.count)
+            disk += _base_bytes(request.model, chunks)
         stages += [Stage(START, 2), Stage(DIVERGENCE, 2 * chunks.tokens, chunks.n_ctx)]
     if request.held_out:
         plan = Plan(pruned=request.pruned, know_risks=request.know_risks)
         disk += resolve(request.model, plan).total_bytes
     work = f"up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"
     return Estimate(work, tuple(stages), disk, run.cache, cost.memory)
+
+
+def _base_bytes(model: Model, chunks: Chunks) -> int:
+    return estimated_bytes(n_vocab(model), chunks.n_ctx, chunks.count)
 
 
 def _is_made(model: Model, wanted: Wanted, engine: Engine, cache: Path) -> bool:

@@ -63,12 +63,15 @@ class Speeds:
 
     @classmethod
     def of(cls, model: Path, engine: Engine) -> Speeds:
-        """What is known of this model with this engine; nothing where there is no state folder or no llama.cpp."""
+        """What is known of this model with this engine; nothing where there is no state folder."""
         try:
-            library = find_libraries(engine.library).label
             path = state_folder() / "speeds" / f"{model_identity(model)}.json"
         except SurgeonError:
             return cls()
+        try:
+            library = find_libraries(engine.library).label
+        except SurgeonError:  # writing needs none
+            library = "no llama.cpp"
         threads = engine.threads if engine.threads > 0 else available_cores()
         return cls(path, f"{platform.node()}, {threads} threads, {engine.n_gpu_layers} layers on a GPU, {library}")
 

@@ -211,7 +211,7 @@ def test_a_plan_is_run_beside_its_base_which_is_made_once(model: Model, text: Pa
     again = of_evaluation(subject, wanted, model, Engine(), tmp_path)
     assert [stage.kind for stage in again.stages] == [START, DIVERGENCE, "encode Q4_K_M"]
     assert again.disk == 0, "the plan is measured without its file"
-    assert again.on_disk()[0].startswith("disk nothing of ")
+    assert again.on_disk()[0].startswith("nothing on disk, ")
 
 
 def test_a_pruned_plan_takes_its_file_on_the_disk(model: Model, text: Path, tmp_path: Path) -> None:
@@ -234,14 +234,16 @@ def test_a_greedy_scan_counts_the_sets_that_the_choice_measures(count: int, roun
 
 def test_a_scan_makes_its_base_anew_in_every_round(model: Model, text: Path) -> None:
     job = PruneScanJob(str(model.file.path), str(text), [[layer] for layer in range(12)], 512, n_chunks=2)
-    plain, two = of_scan(model, job, 0, "greedy"), of_scan(model, job, 2, "greedy")
+    plain, two = of_scan(model, job, Engine(), 0, "greedy"), of_scan(model, job, Engine(), 2, "greedy")
     assert plain.stages == (Stage(START, 1), Stage(SCAN, 13 * 1024, 512))
     assert two.stages == (Stage(START, 2), Stage(SCAN, (12 + 11 + 2) * 1024, 512))
     assert two.work == "25,600 tokens"
     healed = PruneScanJob(**{**vars(job), "n_fit": 5})
     streams = 12 * 5 * 512 * (768 + 2 * 256) * 4  # of every layer: what ffn_down reads, two streams; float32
     outputs = 12 * 256 * (256 + 768) * 4
-    assert of_scan(model, healed, 2, "greedy").disk - two.disk == streams + outputs
+    on_card = of_scan(model, job, Engine(n_gpu_layers=99), 0, "greedy")
+    assert on_card.in_memory()[0].endswith(", in part the card's")
+    assert of_scan(model, healed, Engine(), 2, "greedy").disk - two.disk == streams + outputs
 
 
 def test_a_fit_counts_what_is_not_measured_yet(model: Model, text: Path, tmp_path: Path) -> None:
@@ -264,13 +266,16 @@ def test_a_fit_counts_what_is_not_measured_yet(model: Model, text: Path, tmp_pat
 def test_a_collection_with_second_moments_takes_their_account_too(model: Model, text: Path, tmp_path: Path) -> None:
     job = ImatrixJob(str(model.file.path), str(text), 512, n_chunks=3)
     account = reckon(model)
-    plain, with_moments = of_collection(model, job, tmp_path), of_collection(model, job, tmp_path, account)
+    plain, with_moments = (
+        of_collection(model, job, Engine(), tmp_path),
+        of_collection(model, job, Engine(), tmp_path, account),
+    )
     assert with_moments.memory - plain.memory == account.memory
     assert with_moments.disk - plain.disk == account.disk
     assert [plain.stages[-1].kind, with_moments.stages[-1].kind] == ["imatrix", "moments"]
     assert plain.stages[-1].amount == 1536
     rest = ImatrixJob(str(model.file.path), str(text), 512, first_chunk=20)
-    assert of_collection(model, rest, tmp_path).stages[-1].amount == (22 - 20) * 512
+    assert of_collection(model, rest, Engine(), tmp_path).stages[-1].amount == (22 - 20) * 512
 
 
 def test_healing_adds_what_the_held_out_text_takes(model: Model, text: Path, tmp_path: Path) -> None:

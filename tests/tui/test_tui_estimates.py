@@ -199,7 +199,7 @@ async def test_a_run_leaves_its_speed_and_a_file_as_large_as_was_said(
     async with opened(session) as (app, pilot):
         form = await form_of(app, pilot, "e", what="ppl", text=str(text), chunks="4", context="64")
         assert last(form)[0].startswith("time unknown")
-        assert last(form)[1].startswith("disk nothing of ")
+        assert last(form)[1].startswith("nothing on disk, ")
         await ended(app, pilot)
         form = await form_of(app, pilot, "e", what="ppl")
         assert last(form)[0].startswith("about ")
@@ -209,6 +209,29 @@ async def test_a_run_leaves_its_speed_and_a_file_as_large_as_was_said(
         await ended(app, pilot)
         (base,) = (cache / "bases").iterdir()
         assert figures.size(os.path.getsize(base)) == "1.02 MB"
+
+
+async def test_a_write_says_how_long_the_last_one_makes_it(session: Session) -> None:
+    session.change(with_file_type(session.plan, "Q4_0"), "base type")
+    async with opened(session) as (app, pilot):
+        await pilot.press("w")
+        assert "takes about" not in shown(app)
+        await pilot.press("enter")
+        end = clock.monotonic() + 60
+        while app.job is None or app.job.running:
+            assert clock.monotonic() < end, "waited in vain"
+            await pilot.pause(0.02)
+        assert app.job.failure == ""
+        assert app.main.ground.speeds.seconds([Stage("encode Q4_0", 1e6)]) is not None, "the write has left its speed"
+        app.main.ground.speeds.keep(Stage("encode Q4_0", 1e6), 4.0)  # 11.5 million weights
+        while app.screen is not app.main:
+            await pilot.press("escape")
+        await pilot.press("w")
+        assert "takes about 46 s" in shown(app)
+
+
+def shown(app: SurgeonApp) -> str:
+    return "\n".join(str(part.render()) for part in app.screen.query(Static))
 
 
 async def ended(app: SurgeonApp, pilot: Pilot[int]) -> None:

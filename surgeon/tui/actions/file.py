@@ -9,6 +9,7 @@ from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.llama_quantize.translation import export, from_command, from_model
 from surgeon.measure.difference import difference
+from surgeon.measure.speeds import encoding
 from surgeon.model.model import load_model
 from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
 from surgeon.session.queue import Entry as Queued
@@ -170,7 +171,8 @@ class FileActions(MeasureActions):
             await self.ask(ProgressDialog(job))
             return
         out = self.last_out or default_output(self.session.resolution).absolute()
-        dialog = WriteDialog(self.session.resolution, out, self.resumable())
+        seconds = self.ground.speeds.seconds([encoding(self.session.resolution)])
+        dialog = WriteDialog(self.session.resolution, out, self.resumable(), seconds)
         dialog.busy, dialog.to_queue = job is not None, self.queue_write
         await self.ask(dialog, self.start_write if job is None else self.queue_write)
 
@@ -181,7 +183,8 @@ class FileActions(MeasureActions):
         out, replace = destination
         resume = self.resumable() == out.absolute()
         options = WriteOptions(overwrite=replace, resume=resume)
-        self.begin_write(WriteJob(self.session.resolution, self.session.imatrix, out, options, self.fleet_workers))
+        session, workers = self.session, self.fleet_workers
+        self.begin_write(WriteJob(session.resolution, session.imatrix, out, options, workers, self.ground.speeds))
 
     def queue_write(self, destination: Destination | None) -> None:
         """As `start_write`, when its turn comes."""
@@ -202,7 +205,7 @@ class FileActions(MeasureActions):
         resolution, imatrix = self.resolved(entry)
         out = Path(entry.answers["out"])
         options = WriteOptions(overwrite=entry.answers.get("replace") == "yes")
-        job = WriteJob(resolution, imatrix, out, options, self.fleet_workers)
+        job = WriteJob(resolution, imatrix, out, options, self.fleet_workers, self.ground.speeds)
         return replace(job, options=replace(options, resume=job.resume_log.exists()))
 
     def resumable(self) -> Path | None:

@@ -219,7 +219,7 @@ def check_collection(answers: Answers, model: Model, ground: Ground) -> tuple[bo
         lines.append([("save as: already exists; you will be asked", "warning")])
     if good:
         account = reckon(model) if moments else None
-        lines += told(lambda: of_collection(model, job, out.parent, account), ground.speeds)
+        lines += told(lambda: of_collection(model, job, ground.engine, out.parent, account), ground.speeds)
     return good, lines
 
 
@@ -263,7 +263,7 @@ def scan_form(model: Model, answers: Answers, ground: Ground) -> Form:
         lines: list[Line] = [file_line("text", found["text"]), [(scan_words(job, count, order), "muted")]]
         there = path_of(found["text"]).is_file()
         if there:
-            lines += told(lambda: of_scan(model, job, count, order), ground.speeds)
+            lines += told(lambda: of_scan(model, job, ground.engine, count, order), ground.speeds)
         return there, lines
 
     return Form("prune-scan: what removing a layer costs", fields, check, do="scan", rows=_ROWS)

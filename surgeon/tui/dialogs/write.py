@@ -43,9 +43,12 @@ class WriteDialog(Dialog[Destination]):
     busy = False
     """A write runs: Enter queues, too."""
 
-    def __init__(self, resolution: Resolution, out: Path, resumable: Path | None = None) -> None:
-        """resumable: where a write of this plan was stopped."""
+    def __init__(
+        self, resolution: Resolution, out: Path, resumable: Path | None = None, seconds: float | None = None
+    ) -> None:
+        """resumable: where a write of this plan was stopped; seconds: it takes by the speed of an earlier one."""
         super().__init__()
+        self.seconds = seconds
         self.resolution, self.out, self.resumable = resolution, out, resumable
         self.answer = ""
 
@@ -55,7 +58,7 @@ class WriteDialog(Dialog[Destination]):
             frame.border_title = "write"
             keys = "Enter queue" if self.busy else "Enter write · ^L queue"
             frame.border_subtitle = f"{keys} · Tab complete · Esc cancel"
-            yield Static(self.text([self._sizes(), *encoder_lines(self.resolution), []]))
+            yield Static(self.text([self._sizes(), *encoder_lines(self.resolution, self.seconds), []]))
             yield Entry(str(self.out), endings=(".gguf",))
             yield Static(id="answer")
             with VerticalScroll(can_focus=False):
@@ -155,17 +158,20 @@ def free_line(needed: int, folder: Path) -> Line:
     return [(f"   needs {figures.size(needed)}, {figures.size(free)} free", role)]
 
 
-def encoder_lines(resolution: Resolution) -> list[Line]:
-    """Which encoder writes how many tensors, and about how long the feedback encoder takes."""
+def encoder_lines(resolution: Resolution, seconds: float | None = None) -> list[Line]:
+    """Which encoder writes how many tensors, and about how long that takes.
+
+    seconds: by the speed of an earlier write; without one the feedback encoder's is reckoned.
+    """
     if resolution.moments is None:
-        return []
+        return [] if seconds is None else [[(f"takes about {figures.duration(max(1, seconds))}", "muted")]]
     used = len(resolution.with_feedback)
     quantized = sum(op.action == "convert" and FORMATS[op.to_type].is_quantized for op in resolution.kept)
-    seconds = feedback_seconds(resolution, available_cores())
+    seconds = feedback_seconds(resolution, available_cores()) if seconds is None else seconds
     return [
         [
             ("feedback encoder: ", "muted"),
             (f"{used} of {quantized} tensors", "text" if used == quantized else "warning"),
-            (f", about {figures.duration(seconds)}", "muted"),
+            (f", about {figures.duration(max(1, seconds))}", "muted"),
         ]
     ]

@@ -13,6 +13,7 @@ from textual.message import Message
 
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
+from surgeon.measure.speeds import Speeds, encoding
 from surgeon.resolve.resolve import Resolution
 from surgeon.tui.jobs.messages import Reported, WriteFailed, Written
 from surgeon.tui.jobs.workers import Workers
@@ -30,6 +31,7 @@ class WriteJob:
     out: Path
     options: WriteOptions
     workers: Workers = field(default_factory=Workers)
+    speeds: Speeds = field(default_factory=Speeds)
     cancelled: Stop = field(default_factory=Stop)
     progress: Progress | None = None
     summary: Summary | None = None
@@ -64,8 +66,15 @@ class WriteJob:
         """In a thread. The generator reports about ten times a second; errors become a line, never a traceback."""
         try:
             with self.workers.joined(self.cancelled, needs_engine=False) as fleet:
+                speed = 0.0
                 for item in self._items(fleet):
-                    tell(Written(item) if isinstance(item, Summary) else Reported(item))
+                    if isinstance(item, Summary):
+                        if speed and fleet is None:
+                            self.speeds.keep(encoding(self.resolution), item.source_bytes / speed)
+                        tell(Written(item))
+                    else:
+                        speed = item.bytes_per_second if item.stage == "writing" else speed
+                        tell(Reported(item))
         except Cancelled as error:
             tell(WriteFailed(_on_screen(error), True))
         except SurgeonError as error:
