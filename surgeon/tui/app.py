@@ -16,9 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.console import Console
-from textual import on
+from rich.console import Console, RenderableType
+from textual import events, on
+from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.filter import LineFilter
+from textual.screen import Screen
 from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
@@ -47,7 +49,8 @@ from surgeon.tui.jobs.warm_up import WarmUp
 from surgeon.tui.jobs.workers import with_workers
 from surgeon.tui.jobs.writing import WriteJob
 from surgeon.tui.main_screen import MainScreen
-from surgeon.tui.terminal import Beside
+from surgeon.tui.picture import Changes, Picture
+from surgeon.tui.terminal import Beside, SparingDriver
 
 AUTOSAVE_DELAY = 0.5  # seconds without a change before the plan is kept
 TERMINAL_SECONDS = 5.0  # between two looks whether the terminal is still there
@@ -117,6 +120,26 @@ class SurgeonApp(Host):
         if self.console.color_system == "standard" and not self.is_headless:
             own.append(self._sixteen)
         return [*super().get_line_filters(), *own]
+
+    # --- what is sent to the terminal
+
+    def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
+        if isinstance(self._driver, SparingDriver) and isinstance(renderable, (LayoutUpdate, ChopsUpdate)):
+            # Textual itself passes its updates, which are no rich renderables, by this type.
+            renderable = Changes(renderable, self._driver.picture)  # type: ignore[assignment]
+        super()._display(screen, renderable)
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._forget_picture()
+
+    def draw_anew(self) -> None:
+        self._forget_picture()
+        self.refresh()
+
+    def _forget_picture(self) -> None:
+        """The terminal may show something else by now."""
+        if isinstance(self._driver, SparingDriver):
+            self._driver.picture = Picture()
 
     async def on_mount(self) -> None:
         self.set_class(self.ascii_filter is not None, "-ascii")

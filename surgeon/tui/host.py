@@ -41,6 +41,10 @@ class Host(KeyOrder):
         """Show the next of the open models."""
 
     @abstractmethod
+    def draw_anew(self) -> None:
+        """Draw the whole screen, whatever stands on the terminal."""
+
+    @abstractmethod
     def begin_queues(self) -> None:
         """Begin the next entry of a model's queue, where nothing runs."""
 

@@ -86,6 +86,7 @@ GROUPS: dict[str, tuple[Action, ...]] = {
         Action("switch", "ctrl+t", "switch", "switch", "the next model, where several are open (surgeon A B)"),
         Action("stop", "x", "stop", "stop", "stop the job that runs, after a question; what is done is kept"),
         Action("suspend", "ctrl+z", "suspend", "suspend", "back to the shell; fg returns"),
+        Action("redraw", "ctrl+l", "redraw", "redraw", "draw the screen anew, where another program wrote on it"),
         Action("interrupt", "ctrl+c", "interrupt", "interrupt", "say how to stop what runs, and how to quit"),
         Action("quit", "q,ctrl+q", "leave", "quit", "quit; the plan is kept"),
     ),

@@ -15,6 +15,7 @@ from textual.driver import Driver
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
+from surgeon.tui.picture import Picture
 from surgeon.tui.sparing import spared
 
 _LONGEST_TITLE = 120
@@ -62,7 +63,16 @@ class BurstParser(XTermParser):
 
 class SparingDriver(LinuxDriver):
     """Reads bursts of keys in order, and asks for clicks, the wheel and movement with a button down (1002), where
-    textual asks for every movement (1003)."""
+    textual asks for every movement (1003).
+
+    picture: what was drawn since the terminal is this program's.
+    """
+
+    picture: Picture
+
+    def start_application_mode(self) -> None:
+        self.picture = Picture()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
 
     def run_input_thread(self) -> None:
         """Hand on what comes, until the driver ends."""

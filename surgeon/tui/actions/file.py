@@ -253,6 +253,9 @@ class FileActions(MeasureActions):
     def action_suspend(self) -> None:
         self.app.action_suspend_process()
 
+    def action_redraw(self) -> None:
+        self.app.draw_anew()
+
     def action_interrupt(self) -> None:
         running = " · ".join(job.doing for job in self.app.running_jobs)
         self.say(f"{running}: x stops it, q quits" if running else "nothing is running · q quits, the plan is kept")
