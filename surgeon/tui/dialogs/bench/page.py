@@ -202,7 +202,7 @@ class BenchPage(QueueKeys, Dialog[Wish]):
         screen = self.app.size.height
         inside = int(0.9 * screen) - 2  # without the frame; besides the lists: two heads, the rule, two lines of keys
         queue = min(len(self.bench.queue.entries), int(0.3 * inside))
-        return max(screen // 4, min(screen // 2, inside - 5 - queue - max(3, len(self.trials))))
+        return max(screen // 4, min(screen // 3, inside - 5 - queue - max(3, len(self.trials))))
 
     def reload(self, at: str | None = None) -> None:
         self.trials = self.journal.trials()
