@@ -1,9 +1,10 @@
 """How fast the screen answers, measured from outside: keys into a pseudo terminal, bytes and times out of it.
 
-    python tests/benchmarks/bench_screen.py [--rounds N] [--experts]
+    python tests/benchmarks/bench_screen.py [--rounds N] [--unfolded] [--experts]
 
 The model is sparse: 3,002 tensors in 250 layers, with an importance matrix. A paint ends with the last byte of a burst;
 what comes later than QUIET after it (the detail pane, which waits for the cursor to rest) is counted on its own.
+--unfolded: 61 layers of 256 experts with a tensor for each of them, 16,106 in all.
 --experts: a model of 61 layers of 256 experts instead, in its view of experts.
 """
 
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
@@ -49,20 +51,32 @@ SHAPES = {
     "ffn_down": (4096, 1024),
     "post_ffw_norm": (1024,),
 }
+UNFOLDED = {
+    "attn_norm": (1024,),
+    "attn_q": (1024, 1024),
+    "attn_k": (1024, 256),
+    "attn_v": (1024, 256),
+    "attn_output": (1024, 1024),
+    "ffn_norm": (1024,),
+    "ffn_gate_inp": (1024, 256),
+    "ffn_up": (1024, 256),
+} | {f"ffn_down.{expert}": (256, 1024) for expert in range(256)}
 QUIET = 0.03  # seconds
 
 
-def sparse_model(folder: Path) -> tuple[Path, Path]:
+def sparse_model(
+    folder: Path, layers: int = LAYERS, kinds: Mapping[str, tuple[int, ...]] = SHAPES
+) -> tuple[Path, Path]:
     """The model and its importance matrix."""
     shapes = {"token_embd.weight": (1024, 32000), "output.weight": (1024, 32000)}
-    shapes |= {f"blk.{layer}.{short}.weight": ne for layer in range(LAYERS) for short, ne in SHAPES.items()}
+    shapes |= {f"blk.{layer}.{short}.weight": ne for layer in range(layers) for short, ne in kinds.items()}
     entries = []
     for name, ne in shapes.items():
         kind = FORMATS["F32" if len(ne) == 1 else "F16"]
         entries.append(Entry(name, ne, kind.number, int(np.prod(ne)) * kind.block_bytes))
     pairs = [
         ("general.architecture", Value.of(ValueType.STRING, "llama")),
-        ("llama.block_count", Value.of(ValueType.UINT32, LAYERS)),
+        ("llama.block_count", Value.of(ValueType.UINT32, layers)),
     ]
     layout = header(pairs, entries, 32)
     model = folder / "sparse.gguf"

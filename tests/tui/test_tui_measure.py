@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.drivers.linux_driver import LinuxDriver
 from textual.pilot import Pilot
 from textual.widgets import Input
 from tui_helpers import opened, session_of, text_of, typed
@@ -22,15 +24,16 @@ from surgeon.measure.progress import Standing
 from surgeon.session.layer_figures import last_damages
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import Session
-from surgeon.trials.journal import Journal
+from surgeon.trials.journal import Journal, Measured, new_trial
 from surgeon.tui import answers as kept_answers
-from surgeon.tui.app import SurgeonApp
+from surgeon.tui.app import LONG_JOB, SurgeonApp
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.form import Form, Switches
 from surgeon.tui.dialogs.measure_forms import number_of, task_files, wanted_of
 from surgeon.tui.dialogs.measuring import Log, MeasureDialog, standing_lines
 from surgeon.tui.drawing.spans import plain
 from surgeon.tui.jobs.measuring import CollectJob, EvaluateJob, MeasureJob, ScanJob
+from surgeon.tui.terminal import Beside
 
 TEXT = Path(__file__).parents[1] / "data" / "lighthouse.txt"
 SMALL = {"text": str(TEXT), "chunks": "2", "context": "64"}
@@ -465,3 +468,53 @@ async def test_typing_a_path_in_a_form(session: Session) -> None:
         assert isinstance(form, Form)
         assert form.answers["text"].endswith("/novels")
         assert "no such file" in form.answer
+
+
+# --- the end of a long one
+
+
+class Heard(LinuxDriver):
+    """A terminal that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.said = ""
+        self._writer_thread = object()  # type: ignore[assignment]
+
+    def write(self, data: str) -> None:
+        self.said += data
+
+
+class Evaluated:
+    """An evaluation that has its figures."""
+
+    run = None
+
+    def __init__(self, figures: dict[str, float]) -> None:
+        self.trial = new_trial("Q4_K_M+2", 7_000_000, 23_000_000, measured=Measured(figures, {"text": "a.txt"}))
+
+    def steps(self) -> Iterator[Standing]:
+        yield Standing("perplexity", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("figures_", "seconds", "told"),
+    [
+        ({"mean_kld": 0.02314, "ppl": 61.5}, LONG_JOB, "KLD .0231 · Q4_K_M+2"),
+        ({"mean_kld": 0.000021, "ppl": 61.5}, LONG_JOB, "KLD 2.1e-05 · Q4_K_M+2"),
+        ({"ppl": 61.50004}, LONG_JOB, "PPL 61.5000 · Q4_K_M+2"),
+        ({"mean_kld": 0.02314}, 0.0, ""),
+    ],
+)
+async def test_the_end_of_a_long_evaluation_tells_its_figure(
+    session: Session, figures_: dict[str, float], seconds: float, told: str
+) -> None:
+    async with opened(session) as (app, pilot):
+        terminal = Heard()
+        app.beside = Beside(terminal)
+        job = EvaluateJob(Evaluated(figures_))  # type: ignore[arg-type]
+        job.began -= seconds
+        app.main._begin(job)
+        assert app.main.status == "measuring …"
+        await until(pilot, lambda: app.main.status == "")
+        notices = re.findall(r"\x07\x1b\]9;([^\x07]*)\x07", terminal.said)
+        assert notices == ([told] if told else [])

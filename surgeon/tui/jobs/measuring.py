@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from textual.message import Message
 
+from surgeon import figures
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
 from surgeon.measure.progress import Standing, followed
@@ -202,7 +203,9 @@ class EvaluateJob(MeasureJob):
         if trial is None or self.failure:
             return super().news()
         kld, ppl = trial.figure("mean_kld"), trial.figure("ppl")
-        figure = f"KLD {kld:.4f}" if kld is not None else f"PPL {ppl:.4f}" if ppl is not None else "measured"
+        figure = (
+            f"KLD {figures.divergence(kld)}" if kld is not None else f"PPL {ppl:.4f}" if ppl is not None else "measured"
+        )
         return f"{figure} · {trial.label}"
 
     def result(self) -> list[Line]:
