@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from test_tui_keys import Screen, kept
+from tui_helpers import opened, session_of
 
+from surgeon.commands import quantize
 from surgeon.tui.app import SurgeonApp, open_session
 from surgeon.tui.config import Config
+from surgeon.tui.dialogs.difference import DifferenceReader
+from surgeon.tui.dialogs.map import MapDialog
 from surgeon.tui.dialogs.prompt import Prompt
 
 
@@ -37,9 +41,28 @@ async def test_each_has_its_plan_and_view(model_copy: Path) -> None:
         await pilot.press("u")
         assert first.session.plan.pruned == set()
         assert second.session.plan.pruned == {2}
-    for opened in (first, second):
-        assert opened.plan_file is not None
-        opened.plan_file.release()
+    for one in (first, second):
+        assert one.plan_file is not None
+        one.plan_file.release()
+
+
+async def test_a_comparison_leads_to_the_map_and_takes_types_over(model_copy: Path, tmp_path: Path) -> None:
+    other, session = tmp_path / "theirs.gguf", session_of(model_copy)
+    assert quantize.main([str(model_copy), str(other), "Q8_0"]) == 0
+    async with opened(session, (80, 24)) as (app, pilot):
+        for key in ("M", "o"):
+            await pilot.press("C")
+            assert isinstance(app.screen, Prompt)
+            app.screen.entry.value = str(other)
+            await pilot.press("enter")
+            assert isinstance(app.screen, DifferenceReader)
+            await pilot.press(key)
+            if key == "M":
+                assert isinstance(app.screen, MapDialog)
+                assert (app.screen.state.view.key, app.screen.state.base_name) == ("change", "theirs.gguf")
+                await pilot.press("escape")
+        assert app.screen is app.main
+        assert session.ops["blk.3.ffn_down.weight"].to_type == "Q8_0"
 
 
 def test_both_plans_are_kept(model_copy: Path) -> None:

@@ -70,7 +70,7 @@ class BenchActions(FileActions, FitActions, HealActions):
             self.fail(error)
             return
         self.compared[trial.label] = {op.source: op.to_type for op in resolution.ops if op.action != "drop"}
-        self.app.before_next_key(self.run_action("map"))
+        self.app.before_next_key(self.run_action("map('change')"))
 
     def tell_of_queue(self) -> None:
         """At the start: what the last session left undone."""

@@ -154,7 +154,10 @@ class FileActions(MeasureActions):
             self.fail(error)
             return
         self.take_for_comparison(other)
-        self.app.push_screen(DifferenceReader(difference(self.session.model, other)))
+        reader = DifferenceReader(difference(self.session.model, other))
+        reader.on_map = lambda: self.app.before_next_key(self.run_action("map('change')"))
+        reader.on_take = lambda: self.apply_recipe(text)
+        self.app.push_screen(reader)
 
     async def action_copy_command(self) -> None:
         source = self.session.model.file.path

@@ -192,11 +192,10 @@ class ViewActions(Workbench):
     def action_detail(self) -> None:
         self.toggle_class("-no-detail")
 
-    async def action_map(self) -> None:
+    async def action_map(self, view: str = "") -> None:
         """The whole model at once; Enter there goes to the tensor here."""
-        await self.ask(
-            MapDialog(self.session, self.errors, self.bases(), self.row.key if self.row else ""), self._from_map
-        )
+        at = self.row.key if self.row else ""
+        await self.ask(MapDialog(self.session, self.errors, self.bases(), at, view), self._from_map)
 
     def bases(self) -> dict[str, dict[str, str]]:
         """What the plan can be compared with on the map: name -> tensor -> type."""

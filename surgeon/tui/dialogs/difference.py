@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import statistics
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import Static
 
@@ -28,8 +30,17 @@ class Measured(Message):
 
 
 class DifferenceReader(Reader):
+    """on_map: shows the difference on the map; on_take: takes the other's types into the plan."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("M", "leave_for('on_map')", show=False, priority=True),
+        Binding("o", "leave_for('on_take')", show=False, priority=True),
+    ]
+    on_map: Callable[[], None]
+    on_take: Callable[[], None]
+
     def __init__(self, found: Difference) -> None:
-        super().__init__("compare", "↑ ↓ move · M shows it on the map (b) · o takes its types · Esc close", tall=True)
+        super().__init__("compare", "↑ ↓ move · M on the map · o take its types · Esc close", tall=True)
         self.found = found
         self.errors: dict[str, float] = {}
         self.note = "measuring how far the weights are apart …"
@@ -37,6 +48,10 @@ class DifferenceReader(Reader):
 
     def lines(self, width: int) -> list[Line]:
         return difference_lines(self.found, self.errors, self.note, width)
+
+    def action_leave_for(self, what: str) -> None:
+        self.dismiss()
+        getattr(self, what)()
 
     def on_mount(self) -> None:
         threading.Thread(target=self._run, name="difference", daemon=True).start()

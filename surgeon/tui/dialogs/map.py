@@ -68,14 +68,18 @@ class MapDialog(Dialog[str]):
         ),
     ]  # fmt: skip
 
-    def __init__(self, session: Session, errors: dict[str, dict[str, float]], bases: Bases, at: str = "") -> None:
+    def __init__(
+        self, session: Session, errors: dict[str, dict[str, float]], bases: Bases, at: str = "", view: str = ""
+    ) -> None:
         """errors: measured relative errors, tensor name -> type -> error, filled further here; at: the tensor, or
-        the layer's key, to begin on."""
+        the layer's key, to begin on; view: what the cells show first."""
         super().__init__()
         self.session, self.errors, self.bases = session, errors, bases
         grid = Grid.of(session.model, session.can_quantize)
         base = next(iter(bases), "")
-        self.state = MapState(session, grid, views(session)[0], errors=errors, base=bases.get(base), base_name=base)
+        known = views(session)
+        first = next((one for one in known if one.key == view), known[0])
+        self.state = MapState(session, grid, first, errors=errors, base=bases.get(base), base_name=base)
         places = {tensor.name: place for place, tensor in grid.tensors.items()}
         kind, layer = places.get(at, (grid.kinds[0] if grid.kinds else "", session.layer_of(at)))
         if kind in grid.kinds and layer in grid.layers:
