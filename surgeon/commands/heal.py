@@ -14,7 +14,6 @@ from surgeon.json_text import json_text
 from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
-    from surgeon.measure.heal_cost import HealCost
     from surgeon.measure.healing import HealRequest, HealRun
     from surgeon.measure.progress import Standing
 
@@ -87,21 +86,23 @@ def main(arguments: list[str]) -> int:
         )  # fmt: skip
         request.check()
         run = HealRun(request, engine_of(options), cache_folder())
-        expected = run.cost()
-        tell([f"surgeon: {_told(expected)}"], sys.stderr)
+        tell([f"surgeon: {_told(run)}"], sys.stderr)
         if not options.dry_run:
             run_shown(run)
             _report(run, request, as_json=options.json)
     return 0
 
 
-def _told(cost: HealCost) -> str:
-    from surgeon.figures import duration, memory, size
+def _told(run: HealRun) -> str:
+    """What it takes; the time as the last run on this machine went, else as one core multiplies alone."""
+    from surgeon.figures import duration
+    from surgeon.measure.estimate import of_heal
+    from surgeon.measure.speeds import Speeds
 
-    told = (
-        f"healing takes about {duration(cost.seconds())} on one core, {memory(cost.memory)} of memory and "
-        f"{size(cost.disk)} of disk for up to {cost.tokens:,} tokens, {cost.tokens / cost.columns:.0f} a column"
-    )
+    cost, estimate = run.cost(), of_heal(run)
+    known = Speeds.of(run.request.model.file.paths[0], run.engine).seconds(estimate.stages)
+    time = f"{duration(cost.seconds())} on one core" if known is None else duration(known)
+    told = f"healing takes about {time}; {estimate.on_disk()[0]}, {estimate.in_memory()[0]}; for {estimate.work}"
     if cost.per_expert is not None:
         told += f" and {cost.per_expert:.1f} a column of an expert's (fewer than 4, and it is left as it is)"
     return told
