@@ -31,6 +31,10 @@ from surgeon.plan.plan import Healing
 from surgeon.write_guard import REPLACE, Kind, Permit, may_write
 from surgeon_kernels.formats import FORMATS
 
+# llama.cpp aborts where a layer of these is run alone on a stream: llama4's scales of attention have no place in a
+# graph of rotated layers, glm4moe takes nothing but tokens.
+_NOT_ON_STREAMS = frozenset(["llama4", "glm4moe"])
+
 
 @dataclass(frozen=True)
 class HealRequest:
@@ -56,6 +60,10 @@ class HealRequest:
     def check(self) -> None:
         """Raises SurgeonError for layers that are not there, texts that are both fitted and held out, and the like."""
         path, there = self.model.file.path, [layer.index for layer in self.model.layers]
+        if self.model.architecture in _NOT_ON_STREAMS:
+            raise SurgeonError(
+                f"{path}: llama.cpp does not run single layers of {self.model.architecture}; it cannot be healed"
+            )
         if not self.pruned:
             raise SurgeonError(f"{path}: no layers to prune; healing makes up for pruned layers (--prune-layers 16,17)")
         absent = self.pruned - frozenset(there)

@@ -346,6 +346,13 @@ def test_parallel_branches_are_refused(tmp_path: Path, text: Path) -> None:
         healed(model, {1}, text)
 
 
+@pytest.mark.parametrize("name", ["llama4", "glm4moe"])
+def test_layers_that_do_not_run_alone_are_refused(name: str, tmp_path: Path, text: Path) -> None:
+    model = toy_experts.ALL[name]().write(tmp_path / "toy.gguf")
+    with pytest.raises(SurgeonError, match=f"does not run single layers of {name}; it cannot be healed"):
+        healed(model, {1}, text)
+
+
 def test_quantize_heals_on_a_text_once(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
