@@ -290,6 +290,15 @@ def test_only_what_was_measured_alike_is_ranked() -> None:
     assert signs([TRIALS[4]]) == {}
 
 
+@pytest.mark.parametrize("y", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+def test_signs_of_a_plot_stand_on_their_line(y: float) -> None:
+    points = [Point(1, y, "a", front=True), Point(9, y, "b", front=True), Point(5, 0.0, "c"), Point(5, 1.0, "d")]
+    (line,) = [text for text in map(plain, scatter(points, 60, 16, "KLD")) if "a" in text[9:]]
+    between = line[line.index("a") + 1 : line.index("b")]
+    assert between.isprintable()
+    assert all(0x2800 < ord(sign) <= 0x28FF for sign in between)
+
+
 def test_speeds_are_compared_too() -> None:
     fast = trial("fast", 1, measured=Measured(speed={"tg128": Speed(20.0, 1.0, 21.0)}))
     lines = "\n".join(plain(line) for line in compare_lines(TRIALS[0], fast, 90))

@@ -186,5 +186,5 @@ def test_roles_have_a_line(tmp_path: Path) -> None:
     session = Session(load_model(path))
     session.__dict__["roles"] = {layer: "global" if layer % 6 == 5 else "local" for layer in range(12)}
     lines = [plain(line) for line in map_lines(state_of(session), 80, 20)]
-    assert lines[2].startswith("role")
+    assert lines[2].startswith(" role")
     assert lines[2][LABEL:].split() == list("lllllglllllg")

@@ -24,7 +24,7 @@ from surgeon.tui.drawing.cells import COLUMNS
 from surgeon.tui.drawing.map_lines import PLAN_VIEWS
 from surgeon.tui.drawing.no_colours import NoColours
 from surgeon.tui.drawing.sixteen_colours import SixteenColours, table
-from surgeon.tui.drawing.spans import clean, cut, elide_start, fit, plain, spread, width_of, wrap
+from surgeon.tui.drawing.spans import clean, cut, elide_start, fit, flow, plain, spread, width_of, wrap
 from surgeon.tui.drawing.theme import DARK, LIGHT, ROLES, Palette, palette_of, styles, xterm
 from surgeon.tui.terminal import BurstParser
 
@@ -258,6 +258,18 @@ def test_words_on_columns_and_views_fit_a_line_of_80_cells() -> None:
     """Beside a name of 13 cells, in a frame with a scroll bar."""
     helps = [*(column.help for column in COLUMNS.values()), *(view.help for view in PLAN_VIEWS)]
     assert [text for text in [*helps, *(metric.help for metric in METRICS.values())] if len(text) > 59] == []
+
+
+def test_items_flow_into_lines_and_none_is_torn() -> None:
+    lines = flow(([(word, ""), ("  ", "")] for word in ("alpha", "beta", "gamma", "delta")), 14)
+    assert [plain(line) for line in lines] == ["alpha  beta  ", "gamma  delta  "]
+    assert flow([], 10) == []
+
+
+def test_the_ends_of_scroll_bars_are_no_signs_in_ascii() -> None:
+    grip, text = Style(meta={"@mouse.down": "grab"}), Style(bold=True)
+    made = AsciiFilter().apply([Segment("▆", grip), Segment("▆", text), Segment("▆")], TextualColor.parse("black"))
+    assert [segment.text for segment in made] == [" ", "*", "*"]
 
 
 def test_the_ascii_filter_leaves_names_alone() -> None:

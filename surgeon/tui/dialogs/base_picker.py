@@ -18,7 +18,7 @@ from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
 from surgeon.tui.drawing.spans import Line, fit
 from surgeon_kernels.formats import FORMATS
 
-_HEAD: Line = [("  base             size    bpw", "head")]
+_HEAD: Line = [(" base             size    bpw", "head")]
 
 
 def _bits(name: str) -> float:
@@ -39,7 +39,7 @@ class BasePicker(CandidateDialog):
     def compose(self) -> ComposeResult:
         with Frame(classes="dialog medium list") as frame:
             frame.border_title, frame.border_subtitle = self.title_, self.hint
-            pkld: Line = [("   pKLD", "head")] if self.session.costs is not None else []
+            pkld: Line = [("  pKLD", "head")] if self.session.costs is not None else []
             yield Static(self.text([[*_HEAD, *pkld]]), id="heads")
             yield Choices()
 

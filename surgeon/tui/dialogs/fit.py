@@ -52,7 +52,8 @@ class FitDialog(Dialog[Fit]):
     def compose(self) -> ComposeResult:
         with Frame(classes="dialog tall") as frame:
             frame.border_title = "fit"
-            frame.border_subtitle = "type 6.0MB or 4.25 (bpw) · + − · Tab fragile parts · Enter apply · Esc"
+            example = f"6.0{_unit(self.nbytes)[0]}"
+            frame.border_subtitle = f"type {example} or 4.25 (bpw) · + − · Tab fragile parts · Enter apply · Esc"
             yield Input(self._text())  # selected, so that typing replaces it
             yield Static(id="answer")
 
@@ -61,7 +62,8 @@ class FitDialog(Dialog[Fit]):
         self._show(self.query_one(Input).value)
 
     def _text(self) -> str:
-        return f"{self.nbytes / 1e6:.2f}MB"
+        unit, factor = _unit(self.nbytes)
+        return f"{self.nbytes / factor:.2f}{unit}"
 
     @on(Input.Changed)
     def changed(self, event: Input.Changed) -> None:
@@ -90,14 +92,15 @@ class FitDialog(Dialog[Fit]):
     def _lines(self, fit: Fit) -> list[Line]:
         # Nine tenths of the screen, without frame and field.
         width, height = min(92, self.app.size.width - 8), int(0.9 * self.app.size.height) - 3
-        lines = [*outcome_lines(fit, self.allocator.mix_within(self.nbytes)), *bytes_lines(fit, width)]
+        legend = 3 if height >= _ROOMY else 1  # lines that name the bar's parts, or the mixes
+        lines = [*outcome_lines(fit, self.allocator.mix_within(self.nbytes)), *bytes_lines(fit, width, legend)]
         if self.shows_parts:
             parts = parts_of(self.allocator.model, self.allocator.costs)
             return [*lines, [], *fragile_lines(parts, width, height - len(lines) - 1)]
         better = improvement_lines(fit, 6 if height >= _ROOMY else 3)
-        rows = height - len(lines) - len(better) - 1  # one names the mixes
+        rows = height - len(lines) - len(better) - legend
         if rows >= _FEWEST_ROWS:
-            lines += curve_lines(self.curve, self.allocator.mixes, self.trials, fit, width, rows)
+            lines += curve_lines(self.curve, self.allocator.mixes, self.trials, fit, width, rows, legend)
         return [*lines, *better]
 
     def action_step(self, step: int) -> None:
@@ -115,3 +118,8 @@ class FitDialog(Dialog[Fit]):
         self._show(self.query_one(Input).value)
         if self.fit is not None:
             self.dismiss(self.fit)
+
+
+def _unit(nbytes: int) -> tuple[str, float]:
+    """What a size is typed in, and its bytes."""
+    return ("GB", 1e9) if nbytes >= 1e9 else ("MB", 1e6)

@@ -63,7 +63,7 @@ class TypePicker(CandidateDialog):
             frame.border_title, frame.border_subtitle = self.title_, self.hint
             yield Static(id="scope")
             more = ["feedback"] if self._both else []
-            more += ["  pKLD"] if self.session.costs is not None else []
+            more += ["pKLD"] if self.session.costs is not None else []
             heads = f"{_HEAD}{' stock' if self._both else ' error'}  {'  '.join(more)}"
             yield Static(self.text([[(heads.rstrip(), "head")]]), id="heads")
             yield Choices()
@@ -167,7 +167,7 @@ class TypePicker(CandidateDialog):
         return line
 
 
-_HEAD = "  type       bpw        size       model    bpw "
+_HEAD = " type        bpw       size      model    bpw  "
 _SCOPES: dict[Scope, str] = {
     "row": "this tensor",
     "marked": "marked",

@@ -82,6 +82,8 @@ def layout(
         kept.add(column.key)
         room -= need
     columns = [column for column in wanted if column.key in kept]
+    if room and columns and columns[-1].bar:
+        room -= 1  # a bar that touches the scroll bar looks like a part of it
     name = min(NAME_MOST if not any(c.grows for c in columns) else 24, least + room)
     room -= name - least
     return Layout(width, name, tuple(_grown(columns, room)))

@@ -11,11 +11,12 @@ from surgeon.fit.allocation import Fit, Mixed, improvements, shares
 from surgeon.fit.fragility import Part, by_kind, types_of
 from surgeon.trials.journal import Trial
 from surgeon.tui.drawing.scatter import LETTERS, Point, scatter
-from surgeon.tui.drawing.spans import Line, clean, cut
+from surgeon.tui.drawing.spans import Line, clean, cut, flow
 from surgeon.tui.drawing.spans import fit as fitted
 
 _KIND = 16  # cells of a kind's name
-_FILLS = tuple(zip("█▒▓░", ("ramp4", "ramp2", "ramp3", "ramp1"), strict=True))  # neighbours differ without colours, too
+# Neighbours differ without colours, too.
+_FILLS = tuple(zip("█▒▓░█▒▓░", ("ramp4", "ramp2", "ramp3", "ramp1", "muted", "ramp0", "text", "faint"), strict=True))
 
 
 def outcome_lines(fit: Fit, mix: Mixed | None) -> list[Line]:
@@ -38,39 +39,42 @@ def _outcome(name: str, nbytes: int, bpw: float, kld: float, error: float) -> Li
     ]
 
 
-def bytes_lines(fit: Fit, width: int) -> list[Line]:
-    """A bar of all bytes by kind, the largest first, and what its parts are."""
+def bytes_lines(fit: Fit, width: int, most: int) -> list[Line]:
+    """A bar of all bytes by kind, the largest first, and what its parts are in at most so many lines."""
     parts = sorted(((nbytes, kind, weights) for kind, (weights, nbytes, _, _) in shares(fit).items()), reverse=True)
     total = sum(nbytes for nbytes, _, _ in parts)
     bar: Line = []
-    legend: Line = []
+    legend: list[Line] = []
     used = 0
     for number, (nbytes, kind, weights) in enumerate(parts):
         end = round(width * (sum(part[0] for part in parts[: number + 1])) / total)
         sign, colour = _FILLS[number % len(_FILLS)]
         bar.append((sign * (end - used), colour))
-        legend += [(f"{sign} ", colour), (f"{clean(kind)} {8 * nbytes / weights:.1f}  ", "muted")]
+        legend.append([(f"{sign} ", colour), (f"{clean(kind)} {8 * nbytes / weights:.1f}  ", "muted")])
         used = end
-    return [bar, cut(legend, width)]
+    return [bar, *flow(legend, width)[:most]]
 
 
 def curve_lines(
-    curve: Sequence[Fit], mixes: Sequence[Mixed], trials: Sequence[Trial], fit: Fit, width: int, height: int
+    curve: Sequence[Fit], mixes: Sequence[Mixed], trials: Sequence[Trial], fit: Fit, width: int, height: int, most: int
 ) -> list[Line]:
-    """Predicted divergence over size: the line of fits, the mixes predicted, trials as they were measured."""
+    """Predicted divergence over size: the line of fits, the mixes predicted, trials as they were measured.
+
+    Below its `height` lines at most `most` name the mixes.
+    """
     points = [Point(one.resolution.total_bytes, one.predicted.kld, "·", front=True) for one in curve]
     points = [point for point in points if point.y > 0]
-    names = []
+    names: list[Line] = []
     for letter, mix in zip(LETTERS, mixes, strict=False):
         points.append(Point(mix.nbytes, mix.predicted.kld, letter))
-        names.append(f"{letter} {mix.name}")
+        names.append([(f"{letter} {mix.name}  ", "faint")])
     for trial in trials:
         kld = trial.figure("mean_kld")
         if kld:
             points.append(Point(trial.size, kld, "×"))
     points.append(Point(fit.resolution.total_bytes, fit.predicted.kld, "◆", best=True))
     lines = scatter([point for point in points if point.y > 0], width, height, "predicted KLD; × trials as measured")
-    return [*lines, cut([(" · ".join(names), "faint")], width)]
+    return [*lines, *flow(names, width)[:most]]
 
 
 def improvement_lines(fit: Fit, count: int) -> list[Line]:
@@ -96,6 +100,7 @@ def fragile_lines(parts: Sequence[Part], width: int, height: int) -> list[Line]:
     cell = max(8, min(14, (width - _KIND - 8) // len(stretches)))
     logs = [math.log10(part.fragility) for part in parts if part.fragility > 0] or [0.0]
     low, high = min(logs), max(logs)
+    weights, unit = ("million", 1.0) if high > -2 else ("billion", 1e3)  # of large models a million is next to nothing
     head: Line = [(fitted("fragile parts", _KIND), "head")]
     head += [(fitted(layers, cell), "muted") for layers in stretches]
     lines: list[Line] = [[*head, ("at", "muted")]]
@@ -104,17 +109,18 @@ def fragile_lines(parts: Sequence[Part], width: int, height: int) -> list[Line]:
         line: Line = [(fitted(clean(kind), _KIND), "text")]
         for layers in stretches:
             part = by_stretch.get(layers, by_stretch.get("") if layers == stretches[0] else None)
-            line += _fragile_cell(part, low, high, cell)
+            line += _fragile_cell(part, (low, high), cell, unit)
         lines.append([*line, (types_of(own[0].low), "faint")])
-    note = "measured KLD per million weights with that part alone at the low type"
+    note = f"measured KLD per {weights} weights with that part alone at the low type"
     return [*lines, cut([(note, "faint")], width)]
 
 
-def _fragile_cell(part: Part | None, low: float, high: float, cell: int) -> Line:
+def _fragile_cell(part: Part | None, scale: tuple[float, float], cell: int, unit: float) -> Line:
     if part is None:
         return [(" " * cell, "")]
     if not part.fragility > 0:
         return [(fitted("0", cell), "faint")]
+    low, high = scale
     share = (math.log10(part.fragility) - low) / (high - low) if high > low else 0.5
-    said = figures.divergence(part.fragility)
+    said = figures.divergence(unit * part.fragility)
     return [("██ ", figures.ramp(share)), (fitted(said, cell - 3), "text")]

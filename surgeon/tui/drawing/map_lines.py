@@ -95,7 +95,7 @@ def map_lines(state: MapState, width: int, height: int) -> list[Line]:
     lines = [_ruler(layers, shape, width), _damage(state, shape)]
     if session.roles:
         letters = [(session.roles.get(layer, " ")[:1], "muted") for layer in layers]
-        lines.append([(fit("role", LABEL), "head"), *_spread(letters, shape)])
+        lines.append([(fit(" role", LABEL), "head"), *_spread(letters, shape)])
     first = max(0, min(state.cursor[0] - shape.rows + 1, len(state.grid.kinds) - shape.rows))
     if state.cursor[0] < first:
         first = state.cursor[0]
@@ -145,7 +145,7 @@ def _damage(state: MapState, shape: Shape) -> Line:
             cells.append(("✗", "pruned"))
         else:
             cells.append(_UNKNOWN if part is None else (figures.level(part), figures.ramp(part)))
-    return [(fit(metric.title, LABEL), "head"), *_spread(cells, shape)]
+    return [(fit(f" {metric.title}", LABEL), "head"), *_spread(cells, shape)]
 
 
 def _spread(cells: Sequence[Span], shape: Shape) -> Line:

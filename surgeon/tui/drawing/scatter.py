@@ -45,23 +45,27 @@ def scatter(
     x_range = _range([*(point.x for point in points), *((mark,) if mark is not None else ())], False)
     y_range = _range([point.y for point in points], logarithmic)
 
-    def cell(x: float, y: float, fine: bool) -> tuple[int, int]:
+    def dot(x: float, y: float) -> tuple[int, int]:
         right, up = _place(x, x_range, False), _place(y, y_range, logarithmic)
-        wide, tall = (2 * columns, 4 * rows) if fine else (columns, rows)
-        return round(right * (wide - 1)), round((1 - up) * (tall - 1))
+        return round(right * (2 * columns - 1)), round((1 - up) * (4 * rows - 1))
+
+    def cell(x: float, y: float) -> tuple[int, int]:
+        """That of the dot, so that a sign stands on its line."""
+        column, row = dot(x, y)
+        return column // 2, row // 4
 
     dots: dict[tuple[int, int], int] = {}
-    corners = [cell(point.x, point.y, True) for point in sorted(points, key=lambda p: p.x) if point.front]
+    corners = [dot(point.x, point.y) for point in sorted(points, key=lambda p: p.x) if point.front]
     for start, end in pairwise(corners):
         for column, row in _segment(start, end):
             key = (column // 2, row // 4)
             dots[key] = dots.get(key, 0) | _DOTS[row % 4][column % 2]
-    signs = {cell(point.x, point.y, False): point for point in points}
+    signs = {cell(point.x, point.y): point for point in points}
     lines: list[Line] = [[(title + (", logarithmic" if logarithmic else ""), "head")]]
     for row in range(rows):
         lines.append([(_label(row, rows, y_range, logarithmic), "faint"), *_row(row, columns, dots, signs)])
     axis = list("└" + "─" * (columns - 1))
-    at = cell(mark, points[0].y, False)[0] if mark is not None and points else None
+    at = cell(mark, points[0].y)[0] if mark is not None and points else None
     if at is None:
         lines.append([(" " * _AXIS + "".join(axis), "faint")])
     else:

@@ -88,3 +88,17 @@ def wrap(text: str, width: int, role: str = "", indent: str = "") -> list[Line]:
     if current.strip():
         lines.append([(current, role)])
     return [cut(line, width) for line in lines]
+
+
+def flow(items: Iterable[Line], width: int) -> list[Line]:
+    """Items one after the other, as many to a line of `width` cells as fit."""
+    lines: list[Line] = []
+    used = width
+    for item in items:
+        need = width_of(item)
+        if used + need > width:
+            lines.append([])
+            used = 0
+        lines[-1] += item
+        used += need
+    return [cut(line, width) for line in lines]

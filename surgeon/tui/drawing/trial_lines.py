@@ -10,7 +10,7 @@ from surgeon.trials.figure_table import FIGURES, TABLE, Figure, shown_in
 from surgeon.trials.journal import Trial
 from surgeon.trials.records import recipe_words
 from surgeon.trials.tables import compare, measured_alike, measured_on, unlike_conditions
-from surgeon.tui.drawing.spans import Line, clean, fit, fit_end, wrap
+from surgeon.tui.drawing.spans import Line, clean, fit, fit_end, flow, wrap
 
 NAME_LEAST = 18
 _FIGURE = 22  # cells of a figure's name
@@ -155,16 +155,7 @@ def figure_lines(trial: Trial, width: int = 70) -> list[Line]:
 
 def _flow(pairs: Sequence[tuple[str, str]], width: int) -> list[Line]:
     """Names and values one after the other, as many to a line as fit."""
-    lines: list[Line] = []
-    used = 0
-    for name, value in pairs:
-        need = len(name) + len(value) + 4
-        if not lines or used + need > width:
-            lines.append([])
-            used = 0
-        lines[-1] += [(f"{name} ", "muted"), (f"{value}   ", "text")]
-        used += need
-    return lines
+    return flow(([(f"{name} ", "muted"), (f"{value}   ", "text")] for name, value in pairs), width)
 
 
 def compare_lines(first: Trial, second: Trial, width: int) -> list[Line]:

@@ -323,10 +323,11 @@ class ScanJob(MeasureJob):
             lines.append([(f"of {len(ranked)} sets measured, the best of each size:", "muted")])
             best = {len(damage.layers): damage for damage in reversed(ranked)}
             ranked = [best[size] for size in sorted(best)]
-        for damage in ranked[:5]:
-            name = "+".join(f"blk.{layer}" for layer in damage.layers)
+        names = ["+".join(f"blk.{layer}" for layer in damage.layers) for damage in ranked[:5]]
+        wide = max(map(len, names), default=0)
+        for name, damage in zip(names, ranked, strict=False):
             same = f"same top {100 * damage.same_top:.1f}%"
-            lines.append([(f"{name:<12}", "text"), (f"KLD {damage.mean_kld:.4f}   {same}", "muted")])
+            lines.append([(f"{name:<{wide}}", "text"), (f"   KLD {damage.mean_kld:.4f}   {same}", "muted")])
         return lines
 
 

@@ -29,7 +29,7 @@ from surgeon.tui.dialogs.form import Form
 from surgeon.tui.dialogs.picker import Entry, Picker
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.reader import Reader
-from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, wrap
+from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, flow, wrap
 from surgeon.tui.drawing.trial_lines import (
     COLUMNS,
     best_divergence,
@@ -390,16 +390,7 @@ class Comparison(Reader):
 
 def key_lines(width: int, keys: Sequence[tuple[str, str]] = _KEYS) -> list[Line]:
     """The keys, in as many lines as they need."""
-    lines: list[Line] = [[]]
-    used = 0
-    for key, word in keys:
-        need = len(key) + len(word) + 3
-        if used + need > width:
-            lines.append([])
-            used = 0
-        lines[-1] += [(key, "key"), (f" {word}  ", "muted")]
-        used += need
-    return lines
+    return flow(([(key, "key"), (f" {word}  ", "muted")] for key, word in keys), width)
 
 
 def about_lines(trial: Trial, width: int, height: int) -> list[Line]:

@@ -56,6 +56,9 @@ def plot_lines(
         shown.append(Point(now[0], now[1], "+"))
     rows = min(MOST_ROWS, max(8, height - min(len(points), 6) - 2))
     lines = scatter(shown, width, rows, f"mean KLD, {clean(measured_on(placed[0][0]))}", mark=plan)
+    if now is not None:
+        words = f"KLD {now[1]:.6f} predicted" if now[1] else "KLD not known (F predicts it, e measures it)"
+        lines.append([(f"{'+' if now[1] else '▲'} the plan now: {figures.size(now[0])}, {words}", "changed")])
     for (trial, kld), point in zip(placed, points, strict=False):
         lines.append(
             [
@@ -67,8 +70,5 @@ def plot_lines(
                 (f"{kld:.6f}".rjust(12), "text"),
             ]
         )
-    if now is not None:
-        words = f"KLD {now[1]:.6f} predicted" if now[1] else "KLD not known (F predicts it, e measures it)"
-        lines.append([(f"{'+' if now[1] else '▲'} the plan now: {figures.size(now[0])}, {words}", "changed")])
     left = len(trials) - len(points)
     return lines if not left else [*lines, [(f"{left} more: not measured, or not on the same text", "faint")]]
