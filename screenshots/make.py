@@ -1,45 +1,58 @@
-"""Makes the pictures in this folder from the running program on the bundled model: screenshots/make.py [NAME…]."""
+"""Makes the pictures in this folder from the running program: screenshots/make.py [NAME…].
+
+Needs the extra `screenshots` and the font DejaVu Sans Mono.
+
+Each is an SVG and a PNG; fonts of an SVG differ between viewers. Some show the bundled model and figures measured on
+it. Those called after `large_model` show the shape of Gemma 3 12B, and their figures are illustrative where the program
+would measure: its docstring says which. The pictures say so in their titles.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
+import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from large_model import LARGE, LARGE_IMATRIX, PRUNED, keep_trials, large_imatrix, large_model, large_session, scan_of
+from png import png
 from textual.pilot import Pilot
 from textual.widgets import Static
 
 from surgeon.commands.demo import DEMO, IMATRIX, MODEL
-from surgeon.gguf.layout import Entry, header
-from surgeon.gguf.values import Value, ValueType
 from surgeon.model.model import load_model
 from surgeon.session.candidates import TYPES
+from surgeon.session.queue import DONE, Entry
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.config import Config
-from surgeon_kernels.formats import FORMATS
 
 HERE = Path(__file__).parent
-SHAPES = HERE.parent / "tests/golden/types/gemma-3-12b.json"
-LARGE, LAYERS = "gemma-3-12b-BF16.gguf", 48
-Scene = Callable[["Pilot[int]", Session], Awaitable[None]]
+Play = Callable[["Pilot[int]", Session], Awaitable[None]]
 
 
-async def overview(pilot: Pilot[int], session: Session) -> None:
-    await pilot.press("J", "J", "J", "l", "j", "j")
+@dataclass(frozen=True)
+class Scene:
+    """size: columns and rows; prepare: the session before it is shown; large: of Gemma 3 12B, not the bundled model."""
+
+    play: Play
+    size: tuple[int, int]
+    config: Config = field(default_factory=Config)
+    prepare: Callable[[Session], object] = lambda session: None
+    large: bool = False
 
 
-async def small(pilot: Pilot[int], session: Session) -> None:
+async def tree(pilot: Pilot[int], session: Session) -> None:
     await pilot.press("J", "J", "J", "l", "j", "j")
 
 
 async def wide(pilot: Pilot[int], session: Session) -> None:
-    await pilot.press("z", "J", "J", "j", "j", "j", "space", "right_square_bracket", "space")
+    await pilot.press("z", "J", "J", "J", "j", "j", "j", "space", "right_square_bracket", "space", "k")
 
 
 async def types(pilot: Pilot[int], session: Session) -> None:
@@ -70,46 +83,82 @@ async def write(pilot: Pilot[int], session: Session) -> None:
     pilot.app.screen.query_one("Input").cursor_blink = False  # type: ignore[attr-defined]
 
 
-async def large_map(pilot: Pilot[int], session: Session) -> None:
+# --- of Gemma 3 12B
+
+
+def ruled(session: Session) -> None:
+    session.add_rule("attn_v=q8_0")
+    session.add_rule(r"blk\.4[4-7]\.ffn_=q5_k")
+
+
+def pruned(session: Session) -> None:
+    ruled(session)
+    session.toggle_prune(PRUNED)
+
+
+def larger(session: Session) -> None:
+    session.add_rule("ffn_down=q6_k")
+
+
+async def overview(pilot: Pilot[int], session: Session) -> None:
+    await pilot.press(*"JJJJJJ", "l", *"jjjjjjjjj")
+
+
+async def map_(pilot: Pilot[int], session: Session) -> None:
     """A rectangle is selected: the feed-forward matrices of layers 12 to 17."""
     await pilot.press("M", "0", *"jjjj", "H", "L", *"ll", "v", *"lllll", *"jj")
 
 
-SCENES: dict[str, tuple[tuple[int, int], Scene, Config]] = {
-    "overview": ((140, 45), overview, Config()),
-    "small": ((80, 24), small, Config()),
-    "wide": ((200, 60), wide, Config()),
-    "light": ((140, 45), overview, Config(theme="light")),
-    "ascii": ((80, 24), small, Config(ascii=True)),
-    "types": ((110, 40), types, Config()),
-    "rank": ((110, 24), rank, Config(metric="cos")),
-    "rule": ((110, 30), rule, Config()),
-    "write": ((110, 30), write, Config()),
-    "map": ((80, 18), large_map, Config()),
+async def bench(pilot: Pilot[int], session: Session) -> None:
+    main = pilot.app.main  # type: ignore[attr-defined]
+    keep_trials(session, main.journal)
+    main.queue.add(Entry("evaluate", "gemma-3-12b-fit 8.0GB", state=DONE, note="KLD 0.0175"))
+    main.queue.add(Entry("write", "gemma-3-12b-fit 6.5GB"), Entry("evaluate", "gemma-3-12b-fit 6.5GB"))
+    main.queue.pause(True)
+    await pilot.press("L", "j", "j")
+
+
+async def plot(pilot: Pilot[int], session: Session) -> None:
+    await bench(pilot, session)
+    await pilot.press("p")
+
+
+async def scan(pilot: Pilot[int], session: Session) -> None:
+    main = pilot.app.main  # type: ignore[attr-defined]
+    main.apply_sort("kld")
+    main.apply_sort("kld")  # again: the least first
+    main._begin(scan_of(session, session.model.file.path))
+
+
+async def fit(pilot: Pilot[int], session: Session) -> None:
+    keep_trials(session, pilot.app.main.journal)  # type: ignore[attr-defined]
+    await pilot.press("F")
+    pilot.app.screen.query_one("Input").cursor_blink = False  # type: ignore[attr-defined]
+
+
+async def fragile(pilot: Pilot[int], session: Session) -> None:
+    await fit(pilot, session)
+    await pilot.press("tab")
+
+
+SCENES: dict[str, Scene] = {
+    "overview": Scene(overview, (140, 36), prepare=ruled, large=True),
+    "map": Scene(map_, (80, 18), prepare=pruned, large=True),
+    "bench": Scene(bench, (120, 30), large=True),
+    "plot": Scene(plot, (110, 40), prepare=larger, large=True),
+    "scan": Scene(scan, (110, 30), large=True),
+    "fit": Scene(fit, (110, 40), large=True),
+    "fragile": Scene(fragile, (110, 40), large=True),
+    "demo": Scene(tree, (140, 45)),
+    "small": Scene(tree, (80, 24)),
+    "wide": Scene(wide, (170, 48)),
+    "light": Scene(tree, (140, 45), Config(theme="light")),
+    "ascii": Scene(tree, (80, 24), Config(ascii=True)),
+    "types": Scene(types, (110, 40)),
+    "rank": Scene(rank, (110, 24), Config(metric="cos")),
+    "rule": Scene(rule, (110, 30)),
+    "write": Scene(write, (110, 30)),
 }
-
-
-def large_model(path: Path) -> None:
-    """A file with the names and shapes of Gemma 3 12B; the weights are a hole that takes no room."""
-    shapes = json.loads(SHAPES.read_text(encoding="utf-8"))["tensors"]
-    entries = []
-    for pattern, (dims, kind) in shapes.items():
-        ne, format_ = tuple(n for n in dims if n > 1), FORMATS[kind.upper()]
-        for layer in range(LAYERS) if "*" in pattern else (0,):
-            name = pattern.replace("*", str(layer))
-            entries.append(Entry(name, ne, format_.number, math.prod(ne) * format_.block_bytes))
-    layout = header(
-        [
-            ("general.architecture", Value.of(ValueType.STRING, "gemma3")),
-            ("gemma3.block_count", Value.of(ValueType.UINT32, LAYERS)),
-            ("gemma3.attention.sliding_window", Value.of(ValueType.UINT32, 1024)),
-        ],
-        entries,
-        32,
-    )
-    with path.open("wb") as out:
-        out.write(layout.data)
-        out.truncate(layout.total_bytes)
 
 
 def small_session(folder: Path) -> Session:
@@ -121,26 +170,19 @@ def small_session(folder: Path) -> Session:
     return session
 
 
-def large_session(folder: Path) -> Session:
-    session = Session(load_model(folder / LARGE))
-    session.set_file_type("Q4_K_M")
-    session.add_rule("attn_v=q8_0")
-    session.add_rule(r"blk\.4[4-7]\.ffn_=q5_k")
-    session.toggle_prune([26, 29])
-    return session
-
-
 async def make(name: str, folder: Path) -> None:
-    size, scene, config = SCENES[name]
-    session = large_session(folder) if scene is large_map else small_session(folder)
-    app = SurgeonApp(session, config, persistent=False)
-    async with app.run_test(size=size) as pilot:
+    scene = SCENES[name]
+    session = large_session(folder) if scene.large else small_session(folder)
+    scene.prepare(session)
+    app = SurgeonApp(session, scene.config, persistent=False)
+    async with app.run_test(size=scene.size) as pilot:
         await pilot.pause()
-        await scene(pilot, session)
+        await scene.play(pilot, session)
         await pilot.pause(0.3)
-        (HERE / f"{name}.svg").write_text(
-            app.export_screenshot(title=f"surgeon {LARGE if scene is large_map else MODEL}"), encoding="utf-8"
-        )
+        title = f"surgeon {LARGE} (illustrative figures)" if scene.large else f"surgeon {MODEL}"
+        picture = app.export_screenshot(title=title)
+    (HERE / f"{name}.svg").write_text(picture, encoding="utf-8")
+    (HERE / f"{name}.png").write_bytes(png(picture))
 
 
 def main() -> None:
@@ -149,13 +191,17 @@ def main() -> None:
     if folder.exists():
         sys.exit(f"{folder} is there already; the pictures need a folder of that name for themselves")
     folder.mkdir()
+    # Nothing of the user's own journals, and times that do not depend on the place.
+    os.environ |= {"XDG_STATE_HOME": str(folder / "state"), "TZ": "UTC"}
+    time.tzset()
     try:
         for name in (MODEL, IMATRIX):
             shutil.copyfile(DEMO / name, folder / name)
         large_model(folder / LARGE)
+        large_imatrix(folder / LARGE, folder / LARGE_IMATRIX)
         for name in sys.argv[1:] or SCENES:
             asyncio.run(make(name, folder))
-            print(HERE / f"{name}.svg")
+            print(HERE / f"{name}.png")
     finally:
         shutil.rmtree(folder)
 

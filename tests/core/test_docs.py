@@ -173,6 +173,13 @@ def test_pictures_are_there() -> None:
     assert all((ROOT / picture).is_file() for picture in pictures)
 
 
+def test_every_picture_is_an_svg_and_a_small_png() -> None:
+    folder = ROOT / "screenshots"
+    drawn, rendered = ({path.stem for path in folder.glob(f"*.{kind}")} for kind in ("svg", "png"))
+    assert drawn == rendered
+    assert {path.name: path.stat().st_size for path in folder.glob("*.png") if path.stat().st_size > 150_000} == {}
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     (command,) = [line for block in blocks(README) for line in block if line.endswith("pytest -n 2")]
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
