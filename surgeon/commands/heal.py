@@ -50,6 +50,9 @@ def _parser() -> Parser:
         "--before-only", action="store_true", help="heal only ffn_down, or that of experts, before each gap"
     )
     parser.add_argument(
+        "--keep-experts", action="store_true", help="leave experts as they are: heal only attention beside them"
+    )
+    parser.add_argument(
         "--keep-worse", action="store_true", help="write HEAL also where it makes a held-out text worse"
     )
     parser.add_argument("-c", "--ctx-size", metavar="N", type=positive, default=512, help="tokens per chunk (512)")
@@ -82,7 +85,7 @@ def main(arguments: list[str]) -> int:
         request = HealRequest(
             model, pruned, tuple(options.file), options.output, tuple(options.held_out), options.held_out_chunks,
             options.heal_tokens, options.ctx_size, options.before_only, options.keep_worse, options.i_know,
-            options.overwrite or options.dry_run,
+            options.overwrite or options.dry_run, not options.keep_experts,
         )  # fmt: skip
         request.check()
         run = HealRun(request, engine_of(options), cache_folder())

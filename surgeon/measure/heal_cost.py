@@ -53,7 +53,7 @@ class HealCost:
 
 def cost(
     model: Model, pruned: frozenset[int], first: int, texts: Sequence[Path], columns: int, width: int,
-    per_column: float, n_ctx: int,
+    per_column: float, n_ctx: int, *, with_experts: bool = True,
 ) -> HealCost:  # fmt: skip
     """For healing everything from layer `first` on."""
     there = sum(text.stat().st_size for text in texts) / BYTES_PER_TOKEN
@@ -66,7 +66,7 @@ def cost(
     runs = sum(_active(model, layer) for layer in before) + sum(
         _active(model, layer) * (1 if layer.index in pruned else 2.5) for layer in layers
     )
-    experts = [found for layer in kept if (found := _experts(model, layer)) is not None]
+    experts = [found for layer in kept if with_experts and (found := _experts(model, layer)) is not None]
     read = max([columns, *(one.used * (one.columns + 2) for one in experts)])
     weights += [4 * one.count * one.columns * width for one in experts]
     changes = max((4 * one.count * one.columns * width for one in experts), default=0)

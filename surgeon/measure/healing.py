@@ -41,7 +41,8 @@ class HealRequest:
     """What is wanted. pruned: the model's layers to make up for; texts: to fit on; held_out: to measure on, in so many
     chunks each; per_column: tokens for each column of ffn_down; before_only: only the layers before the gaps.
 
-    keep_worse: write the file also where the healed model is worse than the plain prune on a held-out text.
+    experts: refit those too, not only attention beside them; keep_worse: write the file also where the healed model is
+    worse than the plain prune on a held-out text.
     """
 
     model: Model
@@ -56,6 +57,7 @@ class HealRequest:
     keep_worse: bool = False
     know_risks: bool = False
     overwrite: bool = False
+    experts: bool = True
 
     def check(self) -> None:
         """Raises SurgeonError for layers that are not there, texts that are both fitted and held out, and the like."""
@@ -112,6 +114,7 @@ class HealRun:
         return cost(
             request.model, request.pruned, request.first, request.texts, widest(request.model),
             _width(request.model), request.per_column, request.n_ctx,
+            with_experts=request.experts,
         )  # fmt: skip
 
     def steps(self) -> Iterator[Standing | HealedMatrix]:
@@ -141,7 +144,9 @@ class HealRun:
     def _layer(self, number: int, folder: Path) -> HealLayer:
         request = self.request
         pruned = number in request.pruned
-        return write_layer(request.model, number, folder, pruned=pruned, know_risks=request.know_risks)
+        return write_layer(
+            request.model, number, folder, pruned=pruned, know_risks=request.know_risks, experts=request.experts
+        )
 
     def _fit(self, layers: list[HealLayer], folder: Path, stages: int) -> Iterator[Standing | HealedMatrix]:
         request = self.request

@@ -34,8 +34,11 @@ GAINS = {"attn_output": "post_attention_norm", "ffn_down": "post_ffw_norm"}
 EXPERTS = "ffn_down_exps"
 
 
-def write_layer(model: Model, number: int, folder: Path, *, pruned: bool, know_risks: bool) -> HealLayer:
-    """Write layer `number`; raises SurgeonError where its architecture does not allow that."""
+def write_layer(model: Model, number: int, folder: Path, *, pruned: bool, know_risks: bool, experts: bool) -> HealLayer:
+    """Write layer `number`; raises SurgeonError where its architecture does not allow that.
+
+    experts: with the output matrices of its experts as an array too.
+    """
     path = folder / f"layer-{number}.gguf"
     kept = {number, *_companion(model, number)}
     others = frozenset(layer.index for layer in model.layers) - kept
@@ -56,7 +59,9 @@ def write_layer(model: Model, number: int, folder: Path, *, pruned: bool, know_r
                 file.write(b"\0" * (offset - file.tell()))
                 file.write(_bytes(model, op, entry.nbytes).data)
             file.write(b"\0" * (layout.total_bytes - file.tell()))
-        branches = {} if pruned else _branches(model, number, folder) | _expert_branch(model, number, folder)
+        branches = {} if pruned else _branches(model, number, folder)
+        if experts and not pruned:
+            branches |= _expert_branch(model, number, folder)
     except OSError as error:
         raise SurgeonError(f"{folder}: cannot be written: {error.strerror}; make room") from error
     epsilon = model.hparam("attention.layer_norm_rms_epsilon", 1e-6)

@@ -167,6 +167,13 @@ def test_experts_that_few_tokens_reach_are_left_and_counted(tmp_path: Path, text
     assert np.count_nonzero((old != new).any(axis=(1, 2))) == refitted
 
 
+def test_experts_are_left_where_that_is_asked_for(tmp_path: Path, text: Path) -> None:
+    model = toy_experts.mixtral().write(tmp_path / "toy.gguf")
+    run, found = healed(model, {1}, text, experts=False)
+    assert names(found) == [(2, ATTENTION)]
+    assert run.cost().per_expert is None
+
+
 def test_a_dry_run_tells_what_reaches_an_expert(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "toy.gguf"
     toy_experts.mixtral().write(model)
