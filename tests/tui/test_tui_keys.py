@@ -138,14 +138,16 @@ def test_keys_in_fields_act_in_order(model: Path) -> None:
 
 def test_suspend_and_interrupt(model: Path) -> None:
     screen = Screen(model)
-    screen.until(lambda: b"blk.11" in screen.output)
-    screen.write("\x1a")
-    screen.until(lambda: os.WIFSTOPPED(os.waitpid(screen.process.pid, os.WUNTRACED | os.WNOHANG)[1]))
-    screen.until(lambda: b"\x1b[?1049l" in screen.output)  # the shell's screen is back
-    screen.output = b""
-    os.kill(screen.process.pid, signal.SIGCONT)
-    screen.until(lambda: b"blk.11" in screen.output)
-    screen.write("\x03")
+    for keys, shown in (("", b"blk.11"), ("m", b"base file type")):  # in a dialog, too
+        screen.write(keys)
+        screen.until(lambda shown=shown: shown in screen.output)  # type: ignore[misc]
+        screen.write("\x1a")
+        screen.until(lambda: os.WIFSTOPPED(os.waitpid(screen.process.pid, os.WUNTRACED | os.WNOHANG)[1]))
+        screen.until(lambda: b"\x1b[?1049l" in screen.output)  # the shell's screen is back
+        screen.output = b""
+        os.kill(screen.process.pid, signal.SIGCONT)
+        screen.until(lambda shown=shown: shown in screen.output)  # type: ignore[misc]
+    screen.write("\x1b\x03")
     screen.until(lambda: b"q quits" in screen.output)
     screen.write("q")
     assert screen.end() == 0

@@ -272,6 +272,21 @@ def test_the_ends_of_scroll_bars_are_no_signs_in_ascii() -> None:
     assert [segment.text for segment in made] == [" ", "*", "*"]
 
 
+def test_keys_in_a_frame_fit_80_cells() -> None:
+    """Six of them are the frame's own."""
+    found = [
+        node.value
+        for path in (Path(surgeon.__file__).parent / "tui").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.count(" · ") > 2
+    ]
+    assert len(found) > 10
+    assert [text for text in found if len(text) > 74 and not text.endswith(WIDE)] == []
+
+
+WIDE = ("· u undo · Esc close", "· filtered")  # shown where there are more cells; no keys
+
+
 def test_the_ascii_filter_leaves_names_alone() -> None:
     segments = AsciiFilter().apply([Segment("│ modèle ▾")], TextualColor.parse("black"))
     assert [segment.text for segment in segments] == ["| modèle -"]

@@ -153,7 +153,7 @@ class EditActions(Workbench):
     # --- rules
 
     async def action_command(self, text: str = "") -> None:
-        hint = "attn_v=q6_k · prune 26,29 · base q4_k_m · 26 · --pure · a llama-quantize command"
+        hint = "attn_v=q6_k · prune 26,29 · base q4_k_m · 26 · --pure · llama-quantize …"
         prompt = Prompt("rule or command", self._check_command, value=text, hint=hint, history="rules")
         await self.ask(prompt, self.apply_command)
 

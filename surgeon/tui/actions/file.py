@@ -89,7 +89,7 @@ class FileActions(MeasureActions):
             "load recipe",
             file_or_checkpoint,
             value=self.folder,
-            hint="TOML, a llama-quantize command, a GGUF, a checkpoint · Tab complete · ↑ earlier",
+            hint="recipe, llama-quantize command, GGUF, checkpoint · Tab · ↑ earlier",
             endings=(".toml", ".gguf", ".sh", ".txt"),
         )
         await self.ask(prompt, self.apply_recipe)

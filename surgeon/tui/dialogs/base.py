@@ -38,7 +38,10 @@ class Dialog(ModalScreen[Result | None]):
     app: Host
     # Keys that end a dialog have priority, and the answer is given at once: a key typed right after Enter must find
     # the tree, with the edit done.
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,ctrl+c", "leave", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+c", "leave", show=False, priority=True),
+        Binding("ctrl+z", "app.suspend_process", id="suspend", show=False, priority=True),
+    ]
     answered: Callable[[Result | None], None] | None = None
 
     def dismiss(self, result: Result | None = None) -> AwaitComplete:

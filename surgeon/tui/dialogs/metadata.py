@@ -29,7 +29,7 @@ _SIGNS = {
     "deleted": ("✗ ", "pruned"),
     "planned": ("· ", "accent"),
 }
-_HINT = "Enter read · e edit · a add · x delete · s stored · f file · / search · Esc"
+_HINT = "Enter read · e edit · a add · x delete · s stored · f file · / find · Esc"
 
 
 class Metadata(Dialog[None]):
@@ -182,7 +182,7 @@ class Metadata(Dialog[None]):
             self.search = text.strip()
             self.show_keys()
 
-        hint = "words in key or value · ~tmpl letters of the key in order · empty shows all"
+        hint = "words in key or value · ~tmpl letters of the key in order · empty: all"
         await self._ask(Prompt("search", self._check_search, value=self.search, hint=hint), taken)
 
     def _check_search(self, text: str) -> tuple[bool, Line]:
