@@ -55,7 +55,8 @@ if TYPE_CHECKING:
 _MOST_BYTES_PER_TOKEN = 8  # of any text: a text longer than that surely has the tokens asked for
 _BATCH, _UBATCH = 2048, 512
 _LOGITS = 512 << 20  # bytes of one decode at most, unless one chunk has more
-_PROCESS = 192 << 20  # Python, llama.cpp's code, slabs of logits being compared
+_PROCESS = 64 << 20  # Python and llama.cpp's code
+_SLABS = 128 << 20  # logits being compared, with what is worked out from them; at most four times as much as there are
 _HASHED = 64 << 20  # bytes of a text that is read at a key press to see whether its base is there
 _SUMS_PER_COLUMN = 24  # bytes of an importance matrix and of what is kept beside it to resume
 
@@ -152,7 +153,8 @@ def engine_memory(model: Model, weights: int, chunks: Chunks, *, every_row: bool
     widest = max(vocabulary, 3 * _hparam(model, "feed_forward_length"))
     graph = 4 * min(_UBATCH, n_seq * n_ctx) * (widest + 6 * _hparam(model, "embedding_length"))
     keys = cache_bytes(model, Card(0, n_seq * n_ctx, n_seq))
-    return weights + keys + 4 * rows * vocabulary + graph + _PROCESS
+    logits = 4 * rows * vocabulary
+    return weights + keys + logits + min(_SLABS, 4 * logits) + graph + _PROCESS
 
 
 def n_vocab(model: Model) -> int:

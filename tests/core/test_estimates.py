@@ -175,11 +175,11 @@ def test_memory_is_weights_keys_logits_and_the_graph(model: Model) -> None:
     vocabulary = model.file.kv["tokenizer.ggml.tokens"].count
     keys = 12 * 2 * (2 * 64) * 2  # layers, keys and values, float16
     graph = 4 * 512 * (max(vocabulary, 3 * 768) + 6 * 256)
-    rest = 192 << 20
+    rest = 64 << 20
     four = engine_memory(model, 1000, Chunks(8, 512, True))
-    assert four == 1000 + keys * 2048 + 4 * vocabulary * 1024 + graph + rest
+    assert four == 1000 + keys * 2048 + 5 * 4 * vocabulary * 1024 + graph + rest
     one = engine_memory(model, 0, Chunks(8, 512, True), alone=True)
-    assert one == keys * 512 + 4 * vocabulary * 512 + graph + rest
+    assert one == keys * 512 + 5 * 4 * vocabulary * 512 + graph + rest
     assert engine_memory(model, 0, Chunks(1, 512, True), every_row=True) == one
 
 
