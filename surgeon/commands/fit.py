@@ -244,7 +244,8 @@ def _tell_estimate(sensitivities: Sensitivities) -> None:
     from surgeon.folders import cache_folder
     from surgeon.measure.estimate import of_fit
 
-    tell([f"surgeon: {of_fit(sensitivities, cache_folder()).line(sensitivities.prober.speeds)}"], sys.stderr)
+    estimate = of_fit(sensitivities, cache_folder(), sensitivities.weights_left())
+    tell([f"surgeon: {estimate.line(sensitivities.prober.speeds)}"], sys.stderr)
 
 
 def _shown(standings: Iterable[Standing]) -> None:

@@ -271,12 +271,12 @@ def scan_sets(layers: int, count: int, order: str) -> tuple[int, int]:
     return rounds * (layers - 1), rounds
 
 
-def of_fit(sensitivities: Sensitivities, cache: Path) -> Estimate:
-    """Of what is not measured yet. Raises SurgeonError."""
+def of_fit(sensitivities: Sensitivities, cache: Path, weights: int) -> Estimate:
+    """Of what is not measured yet. weights: `weights_left`, the same for all texts. Raises SurgeonError."""
     prober, text = sensitivities.prober, sensitivities.text
     model = prober.model
     chunks = Chunks.of(text.path, text.n_ctx, text.n_chunks)
-    weights, probes = sensitivities.left()
+    probes = sensitivities.probes_left()
     stages, disk = [Stage(sensitivities.errors_kind, weights)] if weights else [], 0
     wanted = Wanted(divergence=True, text=text.path, n_ctx=text.n_ctx, n_chunks=text.n_chunks)
     base = 0 if not probes or _is_made(model, wanted, prober.engine, cache) else 1

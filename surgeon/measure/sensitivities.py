@@ -141,11 +141,15 @@ class Sensitivities:
 
     # --- what is missing
 
-    def left(self) -> tuple[int, int]:
-        """Weights × types whose errors are missing, and probes that are. Raises SurgeonError."""
-        self.load()
-        weights = sum(facts.tensor.n_elements * len(types) for facts, types in self._missing_errors())
-        return weights, len(self._missing_probes())
+    def weights_left(self) -> int:
+        """Weights × types whose errors are missing: the same for every text. Raises SurgeonError."""
+        self.errors = _read(self._errors_file)
+        return sum(facts.tensor.n_elements * len(types) for facts, types in self._missing_errors())
+
+    def probes_left(self) -> int:
+        """Probes that are missing. Raises SurgeonError."""
+        self.probes = _read(self._probes_file)
+        return len(self._missing_probes())
 
     @property
     def errors_kind(self) -> str:

@@ -310,7 +310,9 @@ def fit_form(model: Model, answers: Answers, ground: Ground, work: Callable[[Ans
         Field("chunks", "chunks", answers.get("chunks", "4"), "how many for each probe"),
         Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
     ]
-    estimates: dict[tuple[str, ...], Estimate] = {}  # what is known already is read from files
+    # What is measured already is read from files, so no more often than it must be.
+    weights: list[int] = []
+    estimates: dict[tuple[str, ...], Estimate] = {}
 
     def check(found: Answers) -> tuple[bool, list[Line]]:
         try:
@@ -326,7 +328,9 @@ def fit_form(model: Model, answers: Answers, ground: Ground, work: Callable[[Ans
             return False, lines
         key = tuple(found.values())
         try:
-            estimates[key] = estimates.get(key) or of_fit(work(found), ground.cache)
+            sensitivities = work(found)
+            weights[:] = weights or [sensitivities.weights_left()]
+            estimates[key] = estimates.get(key) or of_fit(sensitivities, ground.cache, weights[0])
         except SurgeonError as error:
             return False, [*lines, [(clean(str(error)), "warning")]]
         return True, [*lines, *estimate_lines(estimates[key], ground.speeds)]
