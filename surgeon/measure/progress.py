@@ -25,6 +25,11 @@ class Standing:
     figures: dict[str, float] = field(default_factory=dict)
     seconds_left: float | None = None
 
+    @property
+    def of_all(self) -> float:
+        """How much of all stages, as if they were equally long: it never goes back."""
+        return (self.index + self.part) / self.count
+
 
 def followed(
     messages: Iterable[Message], stage: str, unit: str, index: int = 0, count: int = 1

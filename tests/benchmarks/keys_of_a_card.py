@@ -23,9 +23,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FOUR, OTHER_FOUR = "q4_k_m q5_k_m q6_k q8_0", "iq3_m iq4_nl q4_k_m q6_k"
-TWELVE = f"iq3_m iq3_s iq4_nl q3_k_l q3_k_m q3_k_s q4_k_s q5_k_s {FOUR}"
+EIGHT_MORE = "iq3_m iq3_s iq4_nl q3_k_l q3_k_m q3_k_s q4_k_s q5_k_s"
 BY_LAYER = r"\.([0-9]|1[01257]|31)\.attn_k=q4_k"
-COMMAND = f"llama-quantize --tensor-type attn_v=q6_k --tensor-type '{BY_LAYER}' --prune-layers 7,9 a.gguf b.gguf Q4_K_M"
+COMMAND = (
+    "llama-quantize --imatrix model-F16.imatrix.gguf --tensor-type attn_v=q6_k "
+    f"--tensor-type '{BY_LAYER}' --prune-layers 7,9 model-F16.gguf out.gguf Q4_K_M"
+)
 
 # A sequence has words that are typed letter by letter, keys as tmux calls them, ⇥ for the key that completes a path,
 # @ for the paste of COMMAND; after < comes what the screen must show before it goes on.
@@ -43,19 +46,19 @@ def one_by_one(types: str, text: str = "") -> str:
     return " ".join([each[0].format(text), *(steps.format("") for steps in each[1:]), "L m Enter"])
 
 
-def matrix(types: str, text: str = "") -> str:
-    """All types in one run."""
-    named = f"Up Up C-u {' Space '.join(types.split())} Down Down" if types else ""
+def matrix(types: str = "", text: str = "", begin: str = "") -> str:
+    """All types in one run: the four that the form begins with, or what is typed; begin: keys before that."""
+    named = f"Up Up {begin} {' Space '.join(types.split())} Down Down" if types else ""
     return f"L a {named} {text} Enter"
 
 
 SEQUENCES = {
     "before-four": one_by_one(FOUR, "n ⇥"),
-    "after-four": matrix("", "n ⇥"),
-    "after-other-four": matrix(OTHER_FOUR, "n ⇥"),
-    "before-recipe": f"{IMATRIX} {UNCHANGED} {RULES} {one_by_one(TWELVE)}",
-    "after-recipe": f"{IMATRIX} {UNCHANGED} {RULES} {matrix(TWELVE)}",
-    "after-recipe-pasted": f"{IMATRIX} {UNCHANGED} : @ Enter {matrix(TWELVE)}",
+    "after-four": matrix(text="n ⇥"),
+    "after-other-four": matrix(OTHER_FOUR, "n ⇥", "C-u"),
+    "before-recipe": f"{IMATRIX} {UNCHANGED} {RULES} {one_by_one(f'{EIGHT_MORE} {FOUR}')}",
+    "after-recipe": f"{IMATRIX} {UNCHANGED} {RULES} {matrix(EIGHT_MORE, begin='Space')}",
+    "after-recipe-pasted": f"{IMATRIX} {UNCHANGED} : @ Enter {matrix(EIGHT_MORE, begin='Space')}",
 }
 
 

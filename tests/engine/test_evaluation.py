@@ -244,3 +244,4 @@ def test_standings_tell_the_time_left() -> None:
     assert standings[2].figures == standings[3].figures == {"ppl": 3.0}
     assert standings[2].seconds_left is not None
     assert standings[4].seconds_left == 0
+    assert [standing.of_all for standing in standings] == [0.5, 0.5, 0.625, 0.6875, 1]

@@ -121,7 +121,7 @@ class MeasureActions(QueueingActions):
         job = self.measure_job
         if job is None or job.standing is None or not job.running:
             return
-        self._show_status(with_workers(f"{job.word} {100 * job.standing.part:.0f}%", job.workers.standing))
+        self._show_status(with_workers(f"{job.word} {100 * job.standing.of_all:.0f}%", job.workers.standing))
         self.show_running()
         self._redraw_dialog()
 
