@@ -18,6 +18,8 @@ from textual.color import Color as TextualColor
 import surgeon
 from surgeon import figures
 from surgeon.session.metrics import METRICS
+from surgeon.session.queue import DONE, FAILED, RUNNING, WAITING, Entry
+from surgeon.tui.dialogs.bench.queue_lines import entry_line
 from surgeon.tui.drawing.ascii_filter import TABLE, AsciiFilter, to_ascii
 from surgeon.tui.drawing.canvas import changed_region, merged
 from surgeon.tui.drawing.cells import COLUMNS
@@ -200,6 +202,13 @@ def test_ascii_signs_are_ascii_and_of_the_same_width() -> None:
         assert len(chr(other) if isinstance(other, int) else other) == 1
         assert cell_len(chr(sign)) == 1
     assert to_ascii("▸ blk.7 → 6  ✗ Σ(Bias) ▁▅█ ━━╸ × – …").isascii()
+
+
+def test_states_of_the_queue_differ_in_ascii() -> None:
+    lines = [
+        plain(entry_line(Entry("write", "a", state=state), 1, "", 80)) for state in (WAITING, RUNNING, DONE, FAILED)
+    ]
+    assert len({to_ascii(line).split()[1] for line in lines}) == 4
 
 
 def test_every_sign_in_the_source_of_the_screen_has_an_ascii_one() -> None:
