@@ -10,20 +10,22 @@ import os
 import re
 import stat
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from surgeon.gguf.header import MAGIC, Shard, TensorInfo, parse_shard
+from surgeon.gguf.header import MAGIC, Shard, TensorInfo, parse_metadata, parse_shard
 from surgeon.gguf.values import GGUFError, Value, ValueType
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["GGUFError", "GGUFFile", "TensorInfo", "Value", "ValueType", "open_gguf"]
+__all__ = ["GGUFError", "GGUFFile", "TensorInfo", "Value", "ValueType", "metadata_of", "open_gguf"]
 
+Parsed = TypeVar("Parsed")
 SHARD_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})\.gguf", re.DOTALL)
 
 
@@ -136,7 +138,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     fds: list[int] = []
     with contextlib.ExitStack() as on_error:
         on_error.callback(_close_all, fds)
-        shard = _open_shard(path, fds)
+        shard = _parsed(path, fds, parse_shard)
         count = _split_number(shard, "split.count", 0)
         shards = [shard] if count <= 1 else _open_set(shard, count, fds)
         file = GGUFFile(path, shards, fds)
@@ -149,7 +151,17 @@ def _close_all(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-def _open_shard(path: Path, fds: list[int]) -> Shard:
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, Value]:
+    """The key-value pairs of one GGUF file, whatever its tensors are; raises GGUFError."""
+    fds: list[int] = []
+    try:
+        return _parsed(Path(path), fds, parse_metadata)
+    finally:
+        _close_all(fds)
+
+
+def _parsed(path: Path, fds: list[int], parse: Callable[[Path, int, int], Parsed]) -> Parsed:
+    """What `parse` makes of a file, which stays open in `fds`."""
     try:
         # Looked at before it is opened: opening a pipe would wait for ever.
         mode = os.stat(path).st_mode
@@ -165,7 +177,7 @@ def _open_shard(path: Path, fds: list[int]) -> Shard:
     except OSError as error:
         raise _unreadable(path, error) from None
     try:
-        return parse_shard(path, fd, size)
+        return parse(path, fd, size)
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -212,7 +224,7 @@ def _open_set(opened: Shard, count: int, fds: list[int]) -> list[Shard]:
             ordered.append(fds[0])
             shards.append(opened)
             continue
-        shards.append(_open_shard(path, fds))
+        shards.append(_parsed(path, fds, parse_shard))
         ordered.append(fds[-1])
     fds[:] = ordered
     return _checked_set(shards)

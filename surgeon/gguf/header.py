@@ -11,11 +11,13 @@ neither time nor memory.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,7 @@ MAX_NESTING = 8
 
 _START = struct.Struct("<4sIQQ")
 _U32 = struct.Struct("<I")
+_DESCRIPTION = tuple(struct.Struct(f"<{n}QIQ") for n in range(MAX_DIMS + 1))  # of a tensor, after its n_dims
 _AGAIN = "download or convert it again"
 
 
@@ -88,13 +91,26 @@ class Shard:
 
 def parse_shard(path: Path, fd: int, size: int) -> Shard:
     """Parse the header of the open file `fd` of `size` bytes; raises GGUFError for every kind of damage."""
+    with _parser(path, fd, size) as parser:
+        return parser.parse()
+
+
+def parse_metadata(path: Path, fd: int, size: int) -> dict[str, Value]:
+    """The key-value pairs alone: what stands behind them may be damaged. Raises GGUFError."""
+    with _parser(path, fd, size) as parser:
+        _, _, n_kv = parser.start()
+        return parser.key_values(n_kv)
+
+
+@contextlib.contextmanager
+def _parser(path: Path, fd: int, size: int) -> Iterator[_Parser]:
     if 0 < size < _START.size and (known := what_is(os.pread(fd, HEAD_BYTES, 0), size)) is not None:
         raise GGUFError(f"{path}: is {known[0]}; {known[1]}")
     if size < _START.size:
         what = "is empty" if size == 0 else f"is only {size} bytes long"
         raise GGUFError(f"{path}: {what}, so it is not a GGUF file; {_AGAIN}")
     with mmap.mmap(fd, min(size, HEADER_LIMIT), access=mmap.ACCESS_READ) as buffer:
-        return _Parser(path, buffer, size).parse()
+        yield _Parser(path, buffer, size)
 
 
 class _Parser:
@@ -263,18 +279,18 @@ class _Parser:
         n_dims = self.u32()
         if n_dims > MAX_DIMS:
             raise self.error(f"tensor {name!r} has {n_dims} dimensions; at most {MAX_DIMS} are possible")
-        ne = tuple(self.u64() for _ in range(n_dims)) or (1,)
-        type_id, offset = self.u32(), self.u64()
-        info = TensorInfo(name, ne, type_id, offset, 0)
-        if 0 in ne or info.n_elements >= 1 << 63:
+        fields = _DESCRIPTION[n_dims]
+        *dims, type_id, offset = fields.unpack_from(self.buffer, self.skip(fields.size))
+        ne = tuple(dims) or (1,)
+        n_elements = math.prod(ne)
+        if n_elements == 0 or n_elements >= 1 << 63:
             raise self.error(f"tensor {name!r} has an impossible shape {' × '.join(map(str, ne))}")
-        known = info.format
-        if known is None:
-            return info
+        known = BY_NUMBER.get(type_id)
         try:
-            return info._replace(nbytes=known.row_bytes(ne[0]) * info.n_rows)
+            nbytes = 0 if known is None else known.row_bytes(ne[0]) * (n_elements // ne[0])
         except ValueError as error:
             raise self.error(f"tensor {name!r}: {error}") from None
+        return TensorInfo(name, ne, type_id, offset, nbytes)
 
 
 def _placed(path: Path, infos: list[TensorInfo], data_start: int, size: int) -> tuple[TensorInfo, ...]:
@@ -294,5 +310,5 @@ def _placed(path: Path, infos: list[TensorInfo], data_start: int, size: int) -> 
             )
         if start + nbytes > limit or nbytes == 0:  # none left for an unknown type
             raise GGUFError(f"{path}: tensor {info.name!r} overlaps the tensor behind it, at byte {limit}; {_AGAIN}")
-        placed.append(info._replace(offset=start, nbytes=nbytes))
+        placed.append(TensorInfo(info.name, info.ne, info.type_id, start, nbytes))
     return tuple(placed)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from surgeon.gguf.file import GGUFFile, Value, ValueType, open_gguf
+from surgeon.gguf.file import GGUFFile, Value, ValueType, metadata_of, open_gguf
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.layout import Entry, Header, header
 from surgeon.moments.moments import CORRELATIONS, SUMS, TOKENS, Head, Input, Moments, MomentsError
@@ -66,9 +66,8 @@ def is_moments(path: str | os.PathLike[str]) -> bool:
                 return False
     except (OSError, ValueError):  # whoever reads it says what is wrong with it
         return False
-    with open_gguf(path) as gguf:
-        kind = gguf.kv.get("general.type")
-        return kind is not None and kind.type is ValueType.STRING and kind.decode() == KIND
+    kind = metadata_of(path).get("general.type")
+    return kind is not None and kind.type is ValueType.STRING and kind.decode() == KIND
 
 
 def beside(imatrix: Path) -> Path:

@@ -147,6 +147,14 @@ class Screen:
         except OSError:
             return 0.0
 
+    def megabytes(self) -> float:
+        """Memory of the program itself, without its children; 0 where the kernel does not tell."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/status").read_text().split()
+            return int(fields[fields.index("VmRSS:") + 1]) / 1000
+        except OSError:
+            return 0.0
+
     def settle(self) -> int:
         """Wait for what is drawn late; its bytes."""
         return self.burst(0.4, 0.4)[1]
@@ -171,8 +179,10 @@ def row(what: str, paints: list[Paint], limit: str) -> str:
     return f"{what:<30} {statistics.median(times):8.1f} {p95:8.1f} {cpu:8.1f} {size:8.0f}   {limit}"
 
 
-def measure(screen: Screen, rounds: int) -> None:
-    print(f"{'3,002 tensors, 140x45':<30} {'median':>8} {'p95':>8} {'cpu':>8} {'bytes':>8}   ms; cpu, bytes: median")
+def measure(screen: Screen, rounds: int, title: str) -> None:
+    print(f"{title:<30} {'median':>8} {'p95':>8} {'cpu':>8} {'bytes':>8}   ms; cpu, bytes: median")
+    filters = [filtered(screen) for _ in range(max(4, rounds // 8))]
+    print(row("Enter in the filter", filters, ""))
     folds = [screen.key("z", 0.25) for _ in range(2 * (rounds // 8) + 2)]
     print(row("unfold all, fold all", folds, "<= 500 ms"))
     screen.key("z", 0.25)
@@ -193,6 +203,25 @@ def measure(screen: Screen, rounds: int) -> None:
     os.write(screen.master, b"j" * 30)
     last, size = screen.burst()
     print(f"{'a held key, 30 rows':<30} {1000 * (last - began) / 30:8.1f} {'':>8} {'':>8} {size / 30:8.0f}   per row")
+    measure_memory(screen)
+
+
+def filtered(screen: Screen) -> Paint:
+    for key in "/ffn_down":
+        screen.key(key)
+    paint = screen.key("\r", 0.4)
+    screen.key("\x1b", 0.4)
+    return paint
+
+
+def measure_memory(screen: Screen) -> None:
+    """Of the program before and after the picker has measured a tensor in every type."""
+    before = screen.megabytes()
+    for key in ("g", "j", "l", "j", "j", "t"):
+        screen.key(key)
+    screen.burst(10.0)  # a type may take long, the first time
+    print(f"{'memory after the type picker':<30} {screen.megabytes():8.0f} MB, {before:.0f} before   <= 150 MB")
+    screen.key("\x1b", 0.4)
 
 
 def measure_experts(folder: Path, rounds: int) -> None:
@@ -243,34 +272,43 @@ def opened_and_left(screen: Screen) -> Paint:
     return paint
 
 
+def measure_tree(folder: Path, rounds: int, *, unfolded: bool) -> None:
+    model, imatrix = sparse_model(folder, 61, UNFOLDED) if unfolded else sparse_model(folder)
+    tensors = "16,106 tensors" if unfolded else "3,002 tensors"
+    for what, arguments in (
+        ("start to first paint", [str(model)]),
+        ("the same, with imatrix", [str(model), "--imatrix", str(imatrix)]),
+    ):
+        starts = []
+        for _ in range(3):
+            screen = Screen(arguments, folder)
+            starts.append(screen.first_paint())
+            screen.settle()
+            screen.close()
+        print(f"{what:<34} {min(starts):8.2f} s (best of 3)   <= 1.0 s")
+    for size in ((140, 45), (200, 60)):
+        screen = Screen([str(model), "--imatrix", str(imatrix)], folder, size)
+        screen.first_paint()
+        screen.burst(2.0, 2.0)
+        if size == (140, 45):
+            measure(screen, rounds, f"{tensors}, 140x45")
+        else:
+            paints = [filtered(screen) for _ in range(max(4, rounds // 8))]
+            print(row("Enter in the filter, 200x60", paints, "<= 40,000 bytes"))
+        screen.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--experts", action="store_true")
+    parser.add_argument("--unfolded", action="store_true")
     options = parser.parse_args()
-    rounds = options.rounds
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         if options.experts:
-            measure_experts(folder, rounds)
-            return
-        model, imatrix = sparse_model(folder)
-        for what, arguments in (
-            ("start to first paint", [str(model)]),
-            ("the same, with imatrix", [str(model), "--imatrix", str(imatrix)]),
-        ):
-            starts = []
-            for _ in range(3):
-                screen = Screen(arguments, folder)
-                starts.append(screen.first_paint())
-                screen.settle()
-                screen.close()
-            print(f"{what:<34} {min(starts):8.2f} s (best of 3)   <= 1.0 s")
-        screen = Screen([str(model), "--imatrix", str(imatrix)], folder)
-        screen.first_paint()
-        screen.settle()
-        measure(screen, rounds)
-        screen.close()
+            measure_experts(Path(name), options.rounds)
+        else:
+            measure_tree(Path(name), options.rounds, unfolded=options.unfolded)
 
 
 if __name__ == "__main__":
