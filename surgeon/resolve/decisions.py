@@ -40,7 +40,7 @@ class Weights:
         if self.imatrix is None:
             return 0, stay
         seen = self.imatrix.seen(name, facts.matrices)
-        return stay - sum(int(seen[start:end].sum()) for start, end in keep), stay
+        return stay - sum(seen[start:end].tolist().count(True) for start, end in keep), stay
 
 
 _KEPT = TypeWish(None, "", Cause.KEPT)

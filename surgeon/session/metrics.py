@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from surgeon import figures
@@ -172,10 +173,18 @@ class Measurements:
             return [self.of_layer(metric, layer) for layer in self.of_layers.get(metric.key, self.layers)]
         return [value for _, value in self._along(metric, short)]
 
+    @cached_property
+    def _by_short(self) -> dict[str, list[TensorStatistics]]:
+        """The rows of each kind: experts stored one by one are hundreds of kinds."""
+        found: dict[str, list[TensorStatistics]] = {}
+        for row in self.tensors.values():
+            found.setdefault(row.tensor, []).append(row)
+        return found
+
     def _along(self, metric: Metric, short: str) -> Iterator[tuple[int | None, float | None]]:
         """Layer and value of every tensor called `short`."""
         if metric.attribute:
-            yield from ((row.layer, value_of(metric, row)) for row in self.tensors.values() if row.tensor == short)
+            yield from ((row.layer, value_of(metric, row)) for row in self._by_short.get(short, ()))
             return
         for name, value in self.of_tensors.get(metric.key, {}).items():
             layer, kind = split_name(name)
