@@ -317,3 +317,8 @@ def test_blanks_are_merged_into_the_role_before_them() -> None:
         ("a  b", "text"),
         ("c", "muted"),
     ]
+
+
+def test_a_blank_under_the_cursor_keeps_its_ground() -> None:
+    line = [("0 ", "strong"), (" ", "map-here"), ("  ", "ramp3")]
+    assert merged(line) == line

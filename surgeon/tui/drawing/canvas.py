@@ -31,7 +31,7 @@ class Painter:
         return Strip(segments).adjust_cell_length(width, base)
 
 
-_OWN_GROUND = ("strip", "map-")  # roles with a background of their own: blanks after them are not theirs
+_OWN_GROUND = ("strip", "map-")  # roles with a background of their own: other blanks are not theirs
 
 
 def merged(line: Line) -> Line:
@@ -44,7 +44,8 @@ def merged(line: Line) -> Line:
         if not text:
             continue
         text = clean(text)
-        if out and (role == out[-1][1] or text.isspace()) and not out[-1][1].startswith(_OWN_GROUND):
+        blank = text.isspace() and not role.startswith(_OWN_GROUND)
+        if out and (role == out[-1][1] or blank) and not out[-1][1].startswith(_OWN_GROUND):
             out[-1] = (out[-1][0] + text, out[-1][1])
         else:
             out.append((text, role))
