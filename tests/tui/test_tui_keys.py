@@ -214,6 +214,26 @@ def test_the_end_of_a_long_job_is_told(model: Path) -> None:
         out.unlink()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells the memory of another process")
+def test_the_type_picker_measures_in_a_process_of_its_own(model: Path) -> None:
+    screen = Screen(model)
+    screen.until(lambda: b"blk.0" in screen.output)
+    before = megabytes(screen)
+    screen.write("ljjt")
+    screen.until(lambda: re.search(rb"  0\.\d{4}", screen.output) is not None)
+    maps = Path(f"/proc/{screen.process.pid}/maps").read_text()
+    assert "python" in maps
+    assert "llvmlite" not in maps, "the compiler"
+    assert megabytes(screen) < before + 30
+    screen.write(f"{ESC}q")
+    assert screen.end() == 0
+
+
+def megabytes(screen: Screen) -> float:
+    fields = Path(f"/proc/{screen.process.pid}/status").read_text().split()
+    return int(fields[fields.index("VmRSS:") + 1]) / 1000
+
+
 def click(screen: Screen, column: int, line: int) -> None:
     """The codes of a terminal for a click, both counted from 1."""
     screen.write(f"{ESC}[<0;{column};{line}M{ESC}[<0;{column};{line}m")
