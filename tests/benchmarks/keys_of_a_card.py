@@ -118,6 +118,7 @@ def play(name: str, model: Path, files: list[Path], checkout: Path) -> int:
             terminal.wait("blk.0")
             terminal.play(SEQUENCES[name])
             while not (cards := list(folder.glob("*.md"))):
+                terminal.tmux("has-session")  # fails where the program is gone
                 time.sleep(0.5)
             print(terminal.tmux("capture-pane", "-p"), cards[0].read_text(encoding="utf-8"), sep="\n", file=sys.stderr)
             return terminal.keys
