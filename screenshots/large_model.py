@@ -26,8 +26,8 @@ from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.values import Value, ValueType
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, save
-from surgeon.measure.prune_choice import PruneChoice
-from surgeon.measure.prune_scan import PruneScan
+from surgeon.measure.scans.prune_choice import PruneChoice
+from surgeon.measure.scans.prune_scan import PruneScan
 from surgeon.model.model import load_model
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolution import Resolution

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from surgeon.commands.engine_options import add_scheduler_option
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.engine_options import add_scheduler_option
+from surgeon.commands.options.parser import Parser
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from surgeon.commands.engine_options import (
+from surgeon.commands.options.engine_options import (
     add_engine_options,
     add_journal_options,
     engine_of,
@@ -14,9 +14,9 @@ from surgeon.commands.engine_options import (
     positive,
     record_figures,
 )
-from surgeon.commands.parser import Parser
-from surgeon.commands.progress_line import ProgressLine
-from surgeon.commands.text_table import table
+from surgeon.commands.options.parser import Parser
+from surgeon.commands.printing.progress_line import ProgressLine
+from surgeon.commands.printing.text_table import table
 from surgeon.errors import UsageError
 from surgeon.figures import size
 from surgeon.json_text import json_text

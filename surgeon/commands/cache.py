@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.parser import Parser
 from surgeon.figures import size
 
 

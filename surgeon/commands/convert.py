@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.parser import Parser
 from surgeon.terminal import tell
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 def run(wanted: Conversion, *, replace: bool = False) -> Path:
     """Convert with progress on stderr; returns where the GGUF is. Raises SurgeonError, KeyboardInterrupt."""
-    from surgeon.commands.progress_line import StandingLine
+    from surgeon.commands.printing.progress_line import StandingLine
     from surgeon.figures import size
     from surgeon.measure.progress import Standing
     from surgeon.write.conversion import convert

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.parser import Parser
 from surgeon.streams import require_terminal
 from surgeon.terminal import tell
 

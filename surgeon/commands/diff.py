@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon import figures
-from surgeon.commands.parser import Parser
-from surgeon.commands.text_table import table
+from surgeon.commands.options.parser import Parser
+from surgeon.commands.printing.text_table import table
 from surgeon.json_text import json_text
 from surgeon.terminal import tell
 

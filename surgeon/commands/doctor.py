@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from surgeon.commands.engine_options import add_scheduler_option
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.engine_options import add_scheduler_option
+from surgeon.commands.options.parser import Parser
 from surgeon.figures import memory, size
 from surgeon.json_text import json_text
 from surgeon.terminal import tell

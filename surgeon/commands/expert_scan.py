@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import (
+from surgeon.commands.options.engine_options import (
     add_engine_options,
     add_scheduler_option,
     engine_of,
@@ -17,9 +17,9 @@ from surgeon.commands.engine_options import (
     positive,
     require_file,
 )
-from surgeon.commands.parser import Once, Parser
-from surgeon.commands.progress_line import ProgressLine
-from surgeon.commands.text_table import table
+from surgeon.commands.options.parser import Once, Parser
+from surgeon.commands.printing.progress_line import ProgressLine
+from surgeon.commands.printing.text_table import table
 from surgeon.errors import Cancelled, UsageError
 from surgeon.json_text import json_text
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from surgeon.engine.protocol import ExpertDamage
     from surgeon.imatrix.experts import ExpertSums
     from surgeon.imatrix.imatrix import Imatrix
-    from surgeon.measure.expert_scan import Cut, ExpertScan
+    from surgeon.measure.scans.expert_scan import Cut, ExpertScan
     from surgeon.model.model import Model
 
 DESCRIPTION = """KL divergence from the whole model with the least salient experts silenced, on a few chunks of TEXT: a
@@ -87,7 +87,7 @@ def _scan(options: argparse.Namespace) -> ExpertScan:
     from surgeon.gguf.identity import model_identity
     from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.influence import load_influence
-    from surgeon.measure.expert_scan import ExpertScan
+    from surgeon.measure.scans.expert_scan import ExpertScan
     from surgeon.model.model import load_model
 
     model_path, text = Path(require_file(options.model)), Path(require_file(options.file))
@@ -106,7 +106,7 @@ def _scan(options: argparse.Namespace) -> ExpertScan:
 def plan_cuts(model: Model, options: argparse.Namespace, imatrix: Imatrix, sums: ExpertSums | None) -> list[Cut]:
     """The curve's points, then each layer alone. Raises SurgeonError where experts or figures are missing."""
     from surgeon.anatomy import expert_model
-    from surgeon.measure.expert_scan import Cut
+    from surgeon.measure.scans.expert_scan import Cut
     from surgeon.resolve.expert_choice import choose_experts
 
     experts = expert_model(model)

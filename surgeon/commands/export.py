@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.parser import Parser
 from surgeon.terminal import tell
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.commands.engine_options import (
+from surgeon.commands.options.engine_options import (
     add_llama_options,
     add_scheduler_option,
     engine_of,
@@ -17,7 +17,7 @@ from surgeon.commands.engine_options import (
     positive,
     require_file,
 )
-from surgeon.commands.parser import Once, Parser
+from surgeon.commands.options.parser import Once, Parser
 from surgeon.errors import Cancelled, UsageError
 from surgeon.json_text import json_text
 from surgeon.terminal import tell
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from surgeon.fit.cost_model import CostModel
     from surgeon.fit.vram import Demand
     from surgeon.imatrix.imatrix import Imatrix
+    from surgeon.measure.fitting.sensitivities import Sensitivities
     from surgeon.measure.probing import Prober, Text
     from surgeon.measure.progress import Standing
-    from surgeon.measure.sensitivities import Sensitivities
     from surgeon.model.model import Model
     from surgeon.moments.moments import Moments
     from surgeon.plan.plan import Plan
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     _check(options)
     from surgeon.commands.fit_check import checked_fit
     from surgeon.commands.fit_ladder import run_ladder
-    from surgeon.commands.fit_report import card_line
+    from surgeon.commands.printing.fit_report import card_line
     from surgeon.fit.allocation import Allocator
     from surgeon.fit.target import read_size
     from surgeon.fit.vram import on_host
@@ -220,8 +220,8 @@ def _prober(
 
 
 def _sensitivities(options: argparse.Namespace, prober: Prober, limits: Limits) -> Sensitivities:
+    from surgeon.measure.fitting.sensitivities import Sensitivities
     from surgeon.measure.probing import Text
-    from surgeon.measure.sensitivities import Sensitivities
 
     return Sensitivities(prober, Text(Path(options.file), options.ctx_size, options.chunks), limits.types)
 
@@ -249,7 +249,7 @@ def _tell_estimate(sensitivities: Sensitivities) -> None:
 
 
 def _shown(standings: Iterable[Standing]) -> None:
-    from surgeon.commands.progress_line import StandingLine
+    from surgeon.commands.printing.progress_line import StandingLine
 
     for _ in StandingLine().watch(standings):
         pass
@@ -310,7 +310,7 @@ def _permit(options: argparse.Namespace, imatrix: Imatrix | None) -> Permit:
 
 
 def _save(fit: Fit, imatrix: Imatrix | None, options: argparse.Namespace) -> None:
-    from surgeon.commands.fit_report import recipe_of
+    from surgeon.commands.printing.fit_report import recipe_of
     from surgeon.plan.recipe import save_recipe
 
     save_recipe(recipe_of(fit, imatrix), options.output, _permit(options, imatrix))
@@ -372,7 +372,7 @@ def _print(
     used: float,
     costs: CostModel,
 ) -> None:
-    from surgeon.commands.fit_report import as_json, report
+    from surgeon.commands.printing.fit_report import as_json, report
 
     if options.json:
         print(json_text(as_json(fit, mix, held_out, used, costs), indent=1))

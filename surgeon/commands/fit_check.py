@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from surgeon.fit.allocation import Allocator, Fit, Mixed
+    from surgeon.measure.fitting.sensitivities import Sensitivities
     from surgeon.measure.progress import Standing
-    from surgeon.measure.sensitivities import Sensitivities
 
 
 def checked_fit(
     sensitivities: Sensitivities, allocator: Allocator, nbytes: int, option: str
 ) -> tuple[Fit, Mixed | None]:
     """The choice within `nbytes`, and the mix that it was compared with. Raises as `Allocator.fit` and probes do."""
-    from surgeon.commands.progress_line import StandingLine
-    from surgeon.measure.swap_check import checked
+    from surgeon.commands.printing.progress_line import StandingLine
+    from surgeon.measure.fitting.swap_check import checked
 
     fit, mix = allocator.fit(nbytes, option), allocator.mix_within(nbytes)
     found = [fit]

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.progress_line import StandingLine
+from surgeon.commands.printing.progress_line import StandingLine
 from surgeon.errors import UsageError
 from surgeon.json_text import json_text
 
 if TYPE_CHECKING:
     from surgeon.fit.allocation import Allocator, Fit
+    from surgeon.measure.fitting.sensitivities import Sensitivities
     from surgeon.measure.probing import Prober
-    from surgeon.measure.sensitivities import Sensitivities
 
 
 def read_ladder(text: str) -> list[float]:
@@ -30,7 +30,7 @@ def read_ladder(text: str) -> list[float]:
 def run_ladder(options: argparse.Namespace, allocator: Allocator, sensitivities: Sensitivities) -> None:
     """Recipes, figures, files and the card; one line per step on stdout."""
     from surgeon.commands.fit_check import checked_fit
-    from surgeon.measure.ladder import Ladder, Rung
+    from surgeon.measure.fitting.ladder import Ladder, Rung
     from surgeon.measure.probing import Text
     from surgeon.trials.journal import Journal
     from surgeon.trials.tables import markdown
@@ -78,7 +78,7 @@ def _save_card(path: Path, text: str, options: argparse.Namespace) -> None:
 
 def _save(fit: Fit, prober: Prober, path: Path, *, replace: bool) -> None:
     """Write a recipe, or leave one alone that says the same. Raises UsageError for another one."""
-    from surgeon.commands.fit_report import recipe_of
+    from surgeon.commands.printing.fit_report import recipe_of
     from surgeon.plan.recipe import load_recipe, save_recipe
     from surgeon.write_guard import Permit
 

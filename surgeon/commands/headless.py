@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from surgeon import figures, streams
-from surgeon.commands.interruption import stopped_by_signals
+from surgeon.commands.options.interruption import stopped_by_signals
 from surgeon.errors import SurgeonError
 from surgeon.json_text import json_text
 from surgeon.llama_quantize.options import QuantizeCommand
@@ -196,7 +196,7 @@ def _fleet(
     job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None, cancelled: threading.Event
 ) -> Iterator[Elsewhere | None]:
     """The workers that `--scheduler` or the config file names; None: threads of this process. Raises FleetError."""
-    from surgeon.commands.engine_options import fleet_of
+    from surgeon.commands.options.engine_options import fleet_of
     from surgeon.engine.protocol import Engine
 
     with fleet_of(job.scheduler, Engine(threads=job.threads), cancelled, needs_engine=False) as fleet:

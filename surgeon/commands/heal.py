@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import add_llama_options, positive
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.engine_options import add_llama_options, positive
+from surgeon.commands.options.parser import Parser
 from surgeon.json_text import json_text
 from surgeon.terminal import redraw, tell
 
 if TYPE_CHECKING:
-    from surgeon.measure.healing import HealRequest, HealRun
+    from surgeon.measure.healing.heal_run import HealRequest, HealRun
     from surgeon.measure.progress import Standing
 
 DESCRIPTION = """Make up for pruned layers without training: ffn_down before each gap, then attn_output and ffn_down
@@ -73,10 +73,10 @@ def _tokens(text: str) -> float:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    from surgeon.commands.engine_options import engine_of
+    from surgeon.commands.options.engine_options import engine_of
     from surgeon.folders import cache_folder
     from surgeon.layer_lists import read_spans
-    from surgeon.measure.healing import HealRequest, HealRun
+    from surgeon.measure.healing.heal_run import HealRequest, HealRun
     from surgeon.model.model import load_model
 
     model = load_model(options.model)
@@ -113,7 +113,7 @@ def _told(run: HealRun) -> str:
 
 def run_shown(run: HealRun) -> None:
     """Run it with a progress line, and a line for every matrix, on stderr."""
-    from surgeon.commands.interruption import stopped_by_signals
+    from surgeon.commands.options.interruption import stopped_by_signals
     from surgeon.engine.protocol import HealedMatrix
 
     line = _Line()
@@ -176,7 +176,7 @@ class _Line:
 
 
 def _report(run: HealRun, request: HealRequest, *, as_json: bool) -> None:
-    from surgeon.commands.text_table import table
+    from surgeon.commands.printing.text_table import table
 
     origin = run.origin
     assert origin is not None  # steps() has ended well

@@ -36,7 +36,7 @@ def _healed_on(text: Path, plan: Plan, model: Model, per_column: float, threads:
     from surgeon.engine.protocol import Engine
     from surgeon.folders import cache_folder
     from surgeon.gguf.identity import model_identity
-    from surgeon.measure.healing import HealRequest, HealRun
+    from surgeon.measure.healing.heal_run import HealRequest, HealRun
 
     digest = hashlib.sha256(text.read_bytes())
     digest.update(f"{model_identity(model.file.paths[0])} {sorted(plan.pruned)} {per_column}".encode())

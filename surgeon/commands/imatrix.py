@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon import figures, streams
-from surgeon.commands.engine_options import (
+from surgeon.commands.options.engine_options import (
     add_engine_options,
     add_scheduler_option,
     add_window_options,
@@ -17,9 +17,9 @@ from surgeon.commands.engine_options import (
     positive,
     require_file,
 )
-from surgeon.commands.influence_table import influence_json, influence_table
-from surgeon.commands.parser import Once, Parser
-from surgeon.commands.progress_line import ProgressLine
+from surgeon.commands.options.parser import Once, Parser
+from surgeon.commands.printing.influence_table import influence_json, influence_table
+from surgeon.commands.printing.progress_line import ProgressLine
 from surgeon.errors import Cancelled, UsageError
 from surgeon.json_text import json_text
 from surgeon.terminal import tell
@@ -27,8 +27,8 @@ from surgeon.terminal import tell
 if TYPE_CHECKING:
     from surgeon.engine.protocol import Engine
     from surgeon.imatrix.imatrix import Imatrix
-    from surgeon.measure.imatrix_run import Collection, ImatrixRun
-    from surgeon.measure.moments_run import MomentsRun
+    from surgeon.measure.collecting.imatrix_run import Collection, ImatrixRun
+    from surgeon.measure.collecting.moments_run import MomentsRun
 
 DESCRIPTION = """Collect an importance matrix of MODEL over TEXT, as llama-imatrix does, and in the same pass the block
 influence and layer-input modification of every layer, the ZD score of its weights, and the mean of every channel.
@@ -86,8 +86,8 @@ def _add_moments_options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     from surgeon.engine.protocol import ImatrixJob
-    from surgeon.measure.imatrix_run import Collection, ImatrixRun
-    from surgeon.measure.moments_run import MomentsCollection
+    from surgeon.measure.collecting.imatrix_run import Collection, ImatrixRun
+    from surgeon.measure.collecting.moments_run import MomentsCollection
 
     files = tuple(Path(require_file(name)) for group in options.in_file for name in group.split(","))
     merge, moments_files = _sorted_files(files, options)
@@ -153,7 +153,7 @@ def _merge_all(
 ) -> int:
     """Add up files only; no model runs."""
     if moments:
-        from surgeon.measure.moments_run import merge_moments
+        from surgeon.measure.collecting.moments_run import merge_moments
 
         path = Path(options.moments)
         messages = merge_moments(moments, path, overwrite=options.overwrite)
@@ -166,7 +166,7 @@ def _merge_all(
 def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) -> int:
     from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.influence import load_influence, merged
-    from surgeon.measure.imatrix_run import write_out
+    from surgeon.measure.collecting.imatrix_run import write_out
     from surgeon.write_guard import Kind, Permit, may_write
 
     if not merge:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import require_file
-from surgeon.commands.parser import Parser
-from surgeon.commands.text_table import table
+from surgeon.commands.options.engine_options import require_file
+from surgeon.commands.options.parser import Parser
+from surgeon.commands.printing.text_table import table
 from surgeon.errors import SurgeonError
 from surgeon.figures import size
 from surgeon.json_text import json_text

@@ -6,8 +6,8 @@ import gc
 import sys
 from pathlib import Path
 
-from surgeon.commands.engine_options import add_llama_options, add_scheduler_option
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.engine_options import add_llama_options, add_scheduler_option
+from surgeon.commands.options.parser import Parser
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.streams import require_terminal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from surgeon.commands.engine_options import (
+from surgeon.commands.options.engine_options import (
     add_engine_options,
     add_journal_options,
     add_scheduler_option,
@@ -16,8 +16,8 @@ from surgeon.commands.engine_options import (
     record_figures,
     require_file,
 )
-from surgeon.commands.parser import Once, Parser
-from surgeon.commands.progress_line import ProgressLine
+from surgeon.commands.options.parser import Once, Parser
+from surgeon.commands.printing.progress_line import ProgressLine
 from surgeon.errors import UsageError
 from surgeon.json_text import json_text
 

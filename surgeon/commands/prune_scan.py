@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.engine_options import (
+from surgeon.commands.options.engine_options import (
     add_engine_options,
     add_scheduler_option,
     engine_of,
@@ -18,9 +18,9 @@ from surgeon.commands.engine_options import (
     positive,
     require_file,
 )
-from surgeon.commands.parser import Once, Parser
-from surgeon.commands.progress_line import ProgressLine
-from surgeon.commands.text_table import table
+from surgeon.commands.options.parser import Once, Parser
+from surgeon.commands.printing.progress_line import ProgressLine
+from surgeon.commands.printing.text_table import table
 from surgeon.errors import Cancelled, SurgeonError, UsageError
 from surgeon.json_text import json_text
 from surgeon.layer_lists import read_spans
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from surgeon.engine.protocol import Message, PruneScanJob
     from surgeon.fleet.cluster import Fleet
-    from surgeon.measure.prune_choice import PruneChoice
-    from surgeon.measure.prune_scan import PruneScan
+    from surgeon.measure.scans.prune_choice import PruneChoice
+    from surgeon.measure.scans.prune_scan import PruneScan
 
 DESCRIPTION = """KL divergence from the whole model with one layer removed at a time, on a few chunks of TEXT; smaller:
 the layer matters less. The model is loaded once and nothing is written: while it runs, a layer's output is replaced by
@@ -117,7 +117,7 @@ def _over(fleet: Fleet) -> Callable[[PruneScanJob], Iterator[Message]]:
 
 
 def _choice(scan: PruneScan, options: argparse.Namespace) -> PruneChoice | None:
-    from surgeon.measure.prune_choice import PruneChoice
+    from surgeon.measure.scans.prune_choice import PruneChoice
 
     if options.count is None:
         return None
@@ -129,7 +129,7 @@ def _choice(scan: PruneScan, options: argparse.Namespace) -> PruneChoice | None:
 
 def _scan(options: argparse.Namespace) -> PruneScan:
     from surgeon.engine.protocol import PruneScanJob
-    from surgeon.measure.prune_scan import open_scan
+    from surgeon.measure.scans.prune_scan import open_scan
     from surgeon.model.model import load_model
 
     model_path, text = Path(require_file(options.model)), Path(require_file(options.file))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.parser import Parser
 from surgeon.figures import size
 from surgeon.terminal import tell
 
@@ -130,7 +130,7 @@ def _print_weights(model: Model, name: str, *, as_json: bool) -> int:
     import difflib
     from dataclasses import asdict
 
-    from surgeon.commands.weights_text import weights_text
+    from surgeon.commands.printing.weights_text import weights_text
     from surgeon.errors import SurgeonError
     from surgeon.measure.weight_figures import weight_figures
 
@@ -151,7 +151,7 @@ def _value_json(value: Value) -> dict[str, object]:
 
 
 def _matrix(model: Model, path: Path) -> Matrix:
-    from surgeon.commands.expert_table import known_experts
+    from surgeon.commands.printing.expert_table import known_experts
     from surgeon.imatrix.coverage import coverage, experts_with_data
     from surgeon.imatrix.files import load_imatrix
     from surgeon.imatrix.influence import load_influence

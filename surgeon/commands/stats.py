@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.expert_table import NO_EXPERTS, expert_json, expert_table, known_experts
-from surgeon.commands.influence_table import influence_json, influence_table
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.parser import Parser
+from surgeon.commands.printing.expert_table import NO_EXPERTS, expert_json, expert_table, known_experts
+from surgeon.commands.printing.influence_table import influence_json, influence_table
 from surgeon.errors import SurgeonError
 from surgeon.json_text import json_text
 from surgeon.layer_lists import spans

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.commands.parser import Parser
+from surgeon.commands.options.parser import Parser
 from surgeon.figures import size
 from surgeon.json_text import json_text
 from surgeon.terminal import redraw, tell

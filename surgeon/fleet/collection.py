@@ -12,8 +12,8 @@ from surgeon.engine.protocol import CountJob
 from surgeon.fleet.cluster import Fleet
 from surgeon.fleet.errors import FleetError
 from surgeon.fleet.order import Here
-from surgeon.measure.blocks import DEFAULT_CHUNKS, BlockJob, collect_block, counted_by
-from surgeon.measure.imatrix_run import Collection
+from surgeon.measure.collecting.blocks import DEFAULT_CHUNKS, BlockJob, collect_block, counted_by
+from surgeon.measure.collecting.imatrix_run import Collection
 
 _AHEAD = 4  # blocks for each worker that may wait on the disk for an older one
 

@@ -33,7 +33,7 @@ from surgeon.fleet.errors import FleetError
 from surgeon.fleet.order import Here
 from surgeon.fleet.probes import FleetProber
 from surgeon.gguf.file import shards_of
-from surgeon.measure.blocks import counted_by
+from surgeon.measure.collecting.blocks import counted_by
 from surgeon.measure.evaluation import TextJob
 from surgeon.measure.probing import Prober
 from surgeon.whole_files import written_whole

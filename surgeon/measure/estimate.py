@@ -23,7 +23,7 @@ from surgeon.errors import SurgeonError
 from surgeon.fit.vram import Card, cache_bytes
 from surgeon.measure.base_cache import Base, estimated_bytes
 from surgeon.measure.evaluation import SPEED_REPETITIONS, SPEED_TESTS, Subject, Wanted, is_probed, task_kind
-from surgeon.measure.heal_cost import BYTES_PER_TOKEN
+from surgeon.measure.healing.heal_cost import BYTES_PER_TOKEN
 from surgeon.measure.speeds import (
     BASE,
     BENCH,
@@ -48,8 +48,8 @@ from surgeon.resolve.resolve import resolve
 from surgeon.trials.records import is_unchanged
 
 if TYPE_CHECKING:
-    from surgeon.measure.healing import HealRun
-    from surgeon.measure.sensitivities import Sensitivities
+    from surgeon.measure.fitting.sensitivities import Sensitivities
+    from surgeon.measure.healing.heal_run import HealRun
     from surgeon.resolve.resolution import Resolution
 
 _MOST_BYTES_PER_TOKEN = 8  # of any text: a text longer than that surely has the tokens asked for

@@ -16,7 +16,7 @@ from surgeon.plan import plan as plans
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe
-from surgeon.session.experts import pruned_least
+from surgeon.session.experts.grid import pruned_least
 from surgeon.session.session import Session
 
 # Options that are about a run, not about the plan: they have keys of their own.

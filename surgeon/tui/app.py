@@ -36,8 +36,8 @@ from surgeon.tui.autosave import PlanFile
 from surgeon.tui.command_palette import SurgeonCommands
 from surgeon.tui.config import Config, load_config
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.job import JobDialog
-from surgeon.tui.dialogs.progress import ProgressDialog
+from surgeon.tui.dialogs.running.job import JobDialog
+from surgeon.tui.dialogs.running.progress import ProgressDialog
 from surgeon.tui.drawing.ascii_filter import AsciiFilter
 from surgeon.tui.drawing.no_colours import NoColours
 from surgeon.tui.drawing.sixteen_colours import SixteenColours

@@ -26,10 +26,10 @@ from surgeon.fit.candidates import TypeSet
 from surgeon.fit.cost_model import CostModel, encoder_of
 from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.rank_correlation import spearman
+from surgeon.measure.fitting.sensitivities import Sensitivities
+from surgeon.measure.fitting.swap_check import checked
 from surgeon.measure.probing import Place, Prober, Text
 from surgeon.measure.progress import Standing
-from surgeon.measure.sensitivities import Sensitivities
-from surgeon.measure.swap_check import checked
 from surgeon.model.model import load_model
 from surgeon.moments.files import load_moments
 from surgeon.plan.plan import Plan

@@ -31,7 +31,7 @@ from surgeon.engine.libraries import find_libraries  # noqa: E402
 from surgeon.engine.protocol import Engine, ExpertDamage, ExpertScanJob, Finished, ImatrixJob, PerplexityJob  # noqa: E402
 from surgeon.imatrix.files import load_imatrix  # noqa: E402
 from surgeon.imatrix.influence import load_influence  # noqa: E402
-from surgeon.measure.imatrix_run import Collection, ImatrixRun  # noqa: E402
+from surgeon.measure.collecting.imatrix_run import Collection, ImatrixRun  # noqa: E402
 from surgeon.model.model import Model, load_model  # noqa: E402
 from surgeon.resolve.expert_choice import choose_experts  # noqa: E402
 

@@ -29,10 +29,10 @@ from surgeon.measure.estimate import (
     scan_sets,
 )
 from surgeon.measure.evaluation import Subject, Wanted
-from surgeon.measure.healing import HealRequest, HealRun
+from surgeon.measure.fitting.sensitivities import EVERYTHING, Sensitivities
+from surgeon.measure.healing.heal_run import HealRequest, HealRun
 from surgeon.measure.probing import Prober, Text
-from surgeon.measure.prune_choice import candidates
-from surgeon.measure.sensitivities import EVERYTHING, Sensitivities
+from surgeon.measure.scans.prune_choice import candidates
 from surgeon.measure.speeds import BASE, DIVERGENCE, PROBE, SCAN, START, Speeds, Stage, encoding, timed
 from surgeon.model.model import Model, load_model
 from surgeon.moments.account import reckon

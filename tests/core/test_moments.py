@@ -15,7 +15,7 @@ from moments_toy import HEAD, Toy, toy_moments
 from surgeon.engine.errors import EngineError
 from surgeon.engine.raw_moments import Contents, RawInput, RawMoments, panels, raw_path, remove_raw, write
 from surgeon.errors import SurgeonError
-from surgeon.measure.moments_run import merge_moments
+from surgeon.measure.collecting.moments_run import merge_moments
 from surgeon.model.model import load_model
 from surgeon.moments import account
 from surgeon.moments.files import is_moments, load_moments, write_moments

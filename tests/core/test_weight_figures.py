@@ -9,7 +9,7 @@ import pytest
 from gguf_builder import build_gguf, llama_kv
 
 from surgeon.cli import run
-from surgeon.commands.weights_text import weights_text
+from surgeon.commands.printing.weights_text import weights_text
 from surgeon.errors import SurgeonError
 from surgeon.measure.weight_figures import WeightFigures, weight_figures
 from surgeon.model.model import load_model

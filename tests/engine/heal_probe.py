@@ -20,7 +20,7 @@ from surgeon.engine.child.llama.binding import Binding
 from surgeon.engine.child.llama.model import ContextSize, LlamaModel, opened
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import Engine, HealJob, Message
-from surgeon.measure import healing as heals
+from surgeon.measure.healing import heal_run as heals
 from surgeon.measure.layer_files import restored
 from surgeon.model.model import load_model
 

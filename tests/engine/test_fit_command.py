@@ -17,8 +17,8 @@ from surgeon.errors import Cancelled, SurgeonError, UsageError
 from surgeon.fit.candidates import TypeSet
 from surgeon.gguf.file import open_gguf
 from surgeon.imatrix.files import load_imatrix
+from surgeon.measure.fitting.sensitivities import Sensitivities
 from surgeon.measure.probing import Prober, Text
-from surgeon.measure.sensitivities import Sensitivities
 from surgeon.model.model import load_model
 from surgeon.plan.recipe import load_recipe
 

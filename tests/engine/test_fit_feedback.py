@@ -18,8 +18,8 @@ from surgeon.fit.feedback_errors import FeedbackErrors
 from surgeon.fit.tensor_errors import measure_errors
 from surgeon.gguf.file import open_gguf
 from surgeon.imatrix.files import load_imatrix
+from surgeon.measure.fitting.sensitivities import Sensitivities
 from surgeon.measure.probing import Prober, Text
-from surgeon.measure.sensitivities import Sensitivities
 from surgeon.model.model import load_model
 from surgeon.moments.moments import Moments
 from surgeon.plan.recipe import load_recipe

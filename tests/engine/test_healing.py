@@ -26,8 +26,8 @@ from surgeon.engine.protocol import HealedMatrix
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import open_gguf
 from surgeon.healing.heal_file import HeldOut, load_heal
-from surgeon.measure.heal_check import HeldOutCheck
-from surgeon.measure.healing import HealRequest, HealRun
+from surgeon.measure.healing.heal_check import HeldOutCheck
+from surgeon.measure.healing.heal_run import HealRequest, HealRun
 from surgeon.measure.progress import Standing
 from surgeon.model.model import Model, load_model
 from surgeon.plan.plan import Healing, Plan

@@ -21,7 +21,7 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.file import open_gguf
 from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.influence import load_influence
-from surgeon.measure.imatrix_run import Collection, ImatrixRun
+from surgeon.measure.collecting.imatrix_run import Collection, ImatrixRun
 
 CHUNKS, N_CTX = 4, 64
 

@@ -22,9 +22,9 @@ from surgeon.engine.protocol import Engine, ImatrixJob, PerplexityJob, Snapshot
 from surgeon.engine.raw_moments import RawMoments
 from surgeon.errors import Cancelled, SurgeonError, UsageError
 from surgeon.imatrix.files import load_imatrix
-from surgeon.measure.blocks import read_block, write_block
-from surgeon.measure.imatrix_run import Collection, ImatrixRun
-from surgeon.measure.moments_run import MomentsCollection
+from surgeon.measure.collecting.blocks import read_block, write_block
+from surgeon.measure.collecting.imatrix_run import Collection, ImatrixRun
+from surgeon.measure.collecting.moments_run import MomentsCollection
 from surgeon.moments.files import load_moments
 from surgeon.moments.moments import MomentsError
 

@@ -13,7 +13,7 @@ from engine_helpers import TEXT
 from surgeon.commands import prune_scan
 from surgeon.engine.child.healing.scan_repairs import gaps
 from surgeon.engine.protocol import LayerDamage, Message
-from surgeon.measure.prune_choice import PruneChoice, candidates
+from surgeon.measure.scans.prune_choice import PruneChoice, candidates
 
 
 class Told:

@@ -13,7 +13,7 @@ from fit_helpers import TYPES, allocator, types_of
 from surgeon.fit.allocation import Fit, Mixed
 from surgeon.fit.candidates import TypeSet
 from surgeon.fit.cost_model import CostModel
-from surgeon.measure import swap_check
+from surgeon.measure.fitting import swap_check
 from surgeon.model.model import Model
 from surgeon.plan.plan import Plan, TypeRule
 

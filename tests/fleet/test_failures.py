@@ -24,7 +24,7 @@ from surgeon.errors import Cancelled
 from surgeon.fleet.cluster import Fleet
 from surgeon.fleet.errors import FleetError
 from surgeon.fleet.scans import scanned
-from surgeon.measure.prune_scan import PruneScan
+from surgeon.measure.scans.prune_scan import PruneScan
 
 LONG = 400  # chunks: more than any of these tests waits for
 

@@ -24,9 +24,9 @@ from surgeon.tui.dialogs.bench.page import BenchPage, Comparison, key_lines
 from surgeon.tui.dialogs.bench.plot import TrialPlot, plot_lines
 from surgeon.tui.dialogs.bench.queue_lines import entry_line
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.form import Form
+from surgeon.tui.dialogs.forms.form import Form
+from surgeon.tui.dialogs.forms.write import WriteDialog
 from surgeon.tui.dialogs.prompt import Prompt
-from surgeon.tui.dialogs.write import WriteDialog
 from surgeon.tui.drawing.scatter import Point, scatter
 from surgeon.tui.drawing.spans import plain, width_of
 from surgeon.tui.drawing.trial_lines import columns_for, compare_lines, head_line, ordered, trial_line

@@ -19,8 +19,8 @@ from surgeon.plan.plan import with_file_type
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.config import Config
-from surgeon.tui.dialogs.form import Form, Switches
-from surgeon.tui.dialogs.measuring import MeasureDialog
+from surgeon.tui.dialogs.forms.form import Form, Switches
+from surgeon.tui.dialogs.running.measuring import MeasureDialog
 from surgeon.tui.drawing.estimate_lines import estimate_lines
 
 SIZES = ((80, 24), (200, 60))

@@ -20,12 +20,12 @@ from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, save
 from surgeon.plan.plan import expert_sets_id
-from surgeon.session.expert_filters import parse_expert_filter
-from surgeon.session.expert_table import table
-from surgeon.session.experts import Grid, grid, number_pruned, prune_least, shown_sets, toggle, with_plan
+from surgeon.session.experts.filters import parse_expert_filter
+from surgeon.session.experts.grid import Grid, grid, number_pruned, prune_least, shown_sets, toggle, with_plan
+from surgeon.session.experts.table import table
 from surgeon.session.session import Session
 from surgeon.session.typed_edits import parse_command
-from surgeon.tui.dialogs.experts import Experts
+from surgeon.tui.dialogs.views.experts import Experts
 from surgeon.tui.drawing.canvas import Canvas
 from surgeon.tui.drawing.spans import plain
 

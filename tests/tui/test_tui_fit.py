@@ -14,10 +14,10 @@ from surgeon.fit.groups import groups_of
 from surgeon.model.model import Model
 from surgeon.session.candidates import TYPES as ALL_TYPES
 from surgeon.session.session import Session
-from surgeon.tui.dialogs.base_picker import BasePicker
-from surgeon.tui.dialogs.fit import FitDialog
-from surgeon.tui.dialogs.form import Form
-from surgeon.tui.dialogs.type_picker import TypePicker
+from surgeon.tui.dialogs.forms.form import Form
+from surgeon.tui.dialogs.lists.base_picker import BasePicker
+from surgeon.tui.dialogs.lists.type_picker import TypePicker
+from surgeon.tui.dialogs.views.fit import FitDialog
 from surgeon_kernels.formats import FORMATS
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")

@@ -17,13 +17,13 @@ from surgeon.errors import UsageError
 from surgeon.gguf.identity import model_identity
 from surgeon.gguf.layout import Entry
 from surgeon.healing.heal_file import HeldOut, NewTensor, Origin, Refit, load_heal, save_heal
-from surgeon.measure.healing import HealRun
+from surgeon.measure.healing.heal_run import HealRun
 from surgeon.measure.progress import Standing
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
-from surgeon.tui.dialogs.form import Form
-from surgeon.tui.dialogs.heal_form import default_file, request_of
-from surgeon.tui.dialogs.measuring import MeasureDialog
+from surgeon.tui.dialogs.forms.form import Form
+from surgeon.tui.dialogs.forms.heal_form import default_file, request_of
+from surgeon.tui.dialogs.running.measuring import MeasureDialog
 from surgeon_kernels.formats import FORMATS
 
 NAME = "blk.8.ffn_down.weight"

@@ -15,8 +15,8 @@ from surgeon.model.model import load_model
 from surgeon.session.model_map import Grid, step
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
-from surgeon.tui.dialogs.map import MapDialog
-from surgeon.tui.dialogs.type_picker import TypePicker
+from surgeon.tui.dialogs.lists.type_picker import TypePicker
+from surgeon.tui.dialogs.views.map import MapDialog
 from surgeon.tui.drawing.map_lines import LABEL, MapState, bits_sign, key_line, map_lines, place_at, views
 from surgeon.tui.drawing.spans import plain, width_of
 from surgeon_kernels.formats import FORMATS

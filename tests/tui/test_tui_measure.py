@@ -28,9 +28,9 @@ from surgeon.trials.journal import Journal, Measured, new_trial
 from surgeon.tui import answers as kept_answers
 from surgeon.tui.app import LONG_JOB, SurgeonApp
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.form import Form, Switches
-from surgeon.tui.dialogs.measure_forms import number_of, task_files, wanted_of
-from surgeon.tui.dialogs.measuring import Log, MeasureDialog, standing_lines
+from surgeon.tui.dialogs.forms.form import Form, Switches
+from surgeon.tui.dialogs.forms.measure_forms import number_of, task_files, wanted_of
+from surgeon.tui.dialogs.running.measuring import Log, MeasureDialog, standing_lines
 from surgeon.tui.drawing.spans import plain
 from surgeon.tui.jobs.measuring import CollectJob, EvaluateJob, MeasureJob, ScanJob
 from surgeon.tui.terminal import Beside
@@ -292,8 +292,8 @@ async def test_the_tree_grows_and_a_stopped_collection_goes_on(
     async with opened(session) as (app, pilot):
         await pilot.press("I")
         # Chunks longer than a batch go one by one, so that there is a state in between.
-        monkeypatch.setattr("surgeon.tui.dialogs.measure_forms.SAVE_EVERY", 1)
-        monkeypatch.setattr("surgeon.tui.dialogs.measure_forms.BATCH", 32)
+        monkeypatch.setattr("surgeon.tui.dialogs.forms.measure_forms.SAVE_EVERY", 1)
+        monkeypatch.setattr("surgeon.tui.dialogs.forms.measure_forms.BATCH", 32)
         await answer(app, pilot, out=str(out), text=str(text), chunks="96", context="32")
         job = app.main.measure_job
         assert isinstance(job, CollectJob)

@@ -12,8 +12,8 @@ from surgeon.gguf.values import Value, ValueType
 from surgeon.session.metadata import folded, key_rows, whole_lines
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
-from surgeon.tui.dialogs.metadata import Metadata, ValueReader, key_line
 from surgeon.tui.dialogs.prompt import Prompt
+from surgeon.tui.dialogs.views.metadata import Metadata, ValueReader, key_line
 from surgeon.tui.drawing.spans import plain
 
 

@@ -10,9 +10,9 @@ from tui_helpers import opened, session_of
 from surgeon.commands import quantize
 from surgeon.tui.app import SurgeonApp, open_session
 from surgeon.tui.config import Config
-from surgeon.tui.dialogs.difference import DifferenceReader
-from surgeon.tui.dialogs.map import MapDialog
 from surgeon.tui.dialogs.prompt import Prompt
+from surgeon.tui.dialogs.views.difference import DifferenceReader
+from surgeon.tui.dialogs.views.map import MapDialog
 
 
 def other_of(model: Path) -> Path:

@@ -24,10 +24,10 @@ from surgeon.session.candidates import measured_losses
 from surgeon.session.error_child import sample_rows
 from surgeon.session.typed_edits import parse_command
 from surgeon.trials.records import is_unchanged, recipe_text
-from surgeon.tui.dialogs.form import Form
-from surgeon.tui.dialogs.measure_forms import Ground, check_collection
-from surgeon.tui.dialogs.type_picker import TypePicker
-from surgeon.tui.dialogs.write import WriteDialog, encoder_lines
+from surgeon.tui.dialogs.forms.form import Form
+from surgeon.tui.dialogs.forms.measure_forms import Ground, check_collection
+from surgeon.tui.dialogs.forms.write import WriteDialog, encoder_lines
+from surgeon.tui.dialogs.lists.type_picker import TypePicker
 from surgeon.tui.drawing.spans import plain
 from surgeon.tui.jobs.writing import default_output
 from surgeon_kernels import dequantize, quantize
@@ -94,7 +94,7 @@ def test_errors_of_both_encoders_are_those_of_the_output(model: Path) -> None:
 
 
 async def test_the_type_picker_shows_both_encoders(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgeon.tui.dialogs.type_picker.TYPES", ("F16", "Q8_0", "Q4_0"))
+    monkeypatch.setattr("surgeon.tui.dialogs.lists.type_picker.TYPES", ("F16", "Q8_0", "Q4_0"))
     async with opened(session_of(model, model.with_name("model.imatrix.gguf")), (100, 30)) as (app, pilot):
         await pilot.press("l", "j", "t")
         picker = app.screen

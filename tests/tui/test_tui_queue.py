@@ -21,8 +21,8 @@ from surgeon.tui.autosave import plan_path
 from surgeon.tui.dialogs.bench.page import BenchPage
 from surgeon.tui.dialogs.bench.plot import plot_lines
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.form import Form, Switches
-from surgeon.tui.dialogs.measuring import MeasureDialog
+from surgeon.tui.dialogs.forms.form import Form, Switches
+from surgeon.tui.dialogs.running.measuring import MeasureDialog
 from surgeon.tui.drawing.spans import plain
 
 TEXT = Path(__file__).parents[1] / "data" / "lighthouse.txt"

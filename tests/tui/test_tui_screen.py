@@ -27,13 +27,13 @@ from surgeon.tui.app import SurgeonApp, open_session
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.base import Choices
 from surgeon.tui.dialogs.confirm import Confirm
+from surgeon.tui.dialogs.forms.write import WriteDialog
 from surgeon.tui.dialogs.help import Help
-from surgeon.tui.dialogs.picker import Picker
-from surgeon.tui.dialogs.progress import ProgressDialog
+from surgeon.tui.dialogs.lists.picker import Picker
+from surgeon.tui.dialogs.lists.type_picker import TypePicker
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
-from surgeon.tui.dialogs.type_picker import TypePicker
-from surgeon.tui.dialogs.write import WriteDialog
+from surgeon.tui.dialogs.running.progress import ProgressDialog
 from surgeon.tui.jobs import writing
 from surgeon.tui.jobs.writing import default_output
 from surgeon.tui.keys import ACTIONS
@@ -184,7 +184,7 @@ async def test_a_pruned_row_offers_no_types(session: Session) -> None:
 
 
 async def test_measured_errors_come_in(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgeon.tui.dialogs.type_picker.TYPES", ("F16", "Q8_0", "Q4_0"))
+    monkeypatch.setattr("surgeon.tui.dialogs.lists.type_picker.TYPES", ("F16", "Q8_0", "Q4_0"))
     async with opened(session, (140, 45)) as (app, pilot):
         await pilot.press("l", "j", "j", "t")
         errors = app.main.errors["blk.0.ffn_down.weight"]

@@ -11,7 +11,7 @@ from tui_helpers import opened, session_of
 
 from surgeon.imatrix.experts import ExpertSums
 from surgeon.session.rows import LayerRow
-from surgeon.tui.dialogs.weights import WeightsReader, expert_lines
+from surgeon.tui.dialogs.views.weights import WeightsReader, expert_lines
 from surgeon.tui.drawing.spans import plain
 
 

@@ -19,10 +19,10 @@ from surgeon.tui.answers import Answers, remember, remembered
 from surgeon.tui.dialogs.bench.matrix_form import free_name, matrix_entries, matrix_form, runs_of
 from surgeon.tui.dialogs.bench.page import BenchPage
 from surgeon.tui.dialogs.bench.queue_keys import Wish
-from surgeon.tui.dialogs.form import Form
-from surgeon.tui.dialogs.measure_forms import evaluate_form, path_of
-from surgeon.tui.dialogs.measuring import MeasureDialog
-from surgeon.tui.dialogs.progress import ProgressDialog
+from surgeon.tui.dialogs.forms.form import Form
+from surgeon.tui.dialogs.forms.measure_forms import evaluate_form, path_of
+from surgeon.tui.dialogs.running.measuring import MeasureDialog
+from surgeon.tui.dialogs.running.progress import ProgressDialog
 from surgeon.tui.jobs.measuring import MeasureJob
 from surgeon.tui.jobs.workers import with_workers
 from surgeon.tui.jobs.writing import WriteJob

@@ -12,16 +12,16 @@ from surgeon.errors import SurgeonError
 from surgeon.folders import state_folder
 from surgeon.gguf.identity import model_identity
 from surgeon.plan.recipe import Recipe
-from surgeon.session.expert_curve import ExpertCurve, last_curve
+from surgeon.session.experts.curve import ExpertCurve, last_curve
 from surgeon.session.rows import TensorRow
 from surgeon.session.session import Scope, layer_number
 from surgeon.session.typed_edits import parse_command
-from surgeon.tui.dialogs.base_picker import BasePicker
-from surgeon.tui.dialogs.experts import Experts
-from surgeon.tui.dialogs.metadata import Metadata
+from surgeon.tui.dialogs.lists.base_picker import BasePicker
+from surgeon.tui.dialogs.lists.type_picker import BY_MIX, TypePicker, available_scopes
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
-from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker, available_scopes
+from surgeon.tui.dialogs.views.experts import Experts
+from surgeon.tui.dialogs.views.metadata import Metadata
 from surgeon.tui.drawing.spans import Line
 from surgeon.tui.workbench import Workbench
 

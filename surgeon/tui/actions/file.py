@@ -18,10 +18,10 @@ from surgeon.trials.records import recipe_text
 from surgeon.tui.actions.measure import MeasureActions
 from surgeon.tui.dialogs.command import CommandReader
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.difference import DifferenceReader
-from surgeon.tui.dialogs.progress import ProgressDialog
+from surgeon.tui.dialogs.forms.write import Destination, WriteDialog
 from surgeon.tui.dialogs.prompt import Prompt
-from surgeon.tui.dialogs.write import Destination, WriteDialog
+from surgeon.tui.dialogs.running.progress import ProgressDialog
+from surgeon.tui.dialogs.views.difference import DifferenceReader
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.converting import ConversionJob
 from surgeon.tui.jobs.writing import WriteJob, default_output

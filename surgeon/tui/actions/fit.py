@@ -16,8 +16,8 @@ from surgeon.tui.jobs.fitting import Learned, SensitivityJob
 
 if TYPE_CHECKING:
     from surgeon.fit.allocation import Fit
+    from surgeon.measure.fitting.sensitivities import Sensitivities
     from surgeon.measure.probing import Prober
-    from surgeon.measure.sensitivities import Sensitivities
     from surgeon.tui.answers import Answers
 
 
@@ -35,7 +35,7 @@ class FitActions(MeasureActions):
 
     async def _ask_text(self) -> None:
         """What matters is measured first, once."""
-        from surgeon.tui.dialogs.measure_forms import fit_form
+        from surgeon.tui.dialogs.forms.measure_forms import fit_form
 
         if not self._ready():
             return
@@ -48,9 +48,9 @@ class FitActions(MeasureActions):
         return SensitivityJob(self._sensitivities(dict(entry.answers)), self.fleet_workers)
 
     def _sensitivities(self, answers: Answers) -> Sensitivities:
+        from surgeon.measure.fitting.sensitivities import Sensitivities
         from surgeon.measure.probing import Text
-        from surgeon.measure.sensitivities import Sensitivities
-        from surgeon.tui.dialogs.measure_forms import number_of, path_of
+        from surgeon.tui.dialogs.forms.measure_forms import number_of, path_of
 
         n_ctx, n_chunks = number_of(answers, "context", 512, 8), number_of(answers, "chunks", 4, 1)
         text = Text(path_of(answers["text"]), n_ctx, n_chunks)
@@ -72,7 +72,7 @@ class FitActions(MeasureActions):
         from surgeon.fit.allocation import Allocator
         from surgeon.trials.records import is_unchanged
         from surgeon.trials.tables import measured_alike
-        from surgeon.tui.dialogs.fit import FitDialog
+        from surgeon.tui.dialogs.views.fit import FitDialog
 
         session = self.session
         assert session.costs is not None  # action_fit looked
@@ -103,7 +103,7 @@ class FitActions(MeasureActions):
         """What was measured before with this importance matrix and encoder, on whatever text."""
         if self.session.costs is not None:
             return
-        from surgeon.measure.sensitivities import newest_costs
+        from surgeon.measure.fitting.sensitivities import newest_costs
 
         with suppress(SurgeonError):  # without a state folder nothing was measured
             costs = newest_costs(self._prober())

@@ -18,7 +18,7 @@ from surgeon.tui.jobs.healing import HealJob, HealMade
 
 class HealActions(MeasureActions):
     async def action_heal(self) -> None:
-        from surgeon.tui.dialogs.heal_form import ASKED, heal_form
+        from surgeon.tui.dialogs.forms.heal_form import ASKED, heal_form
 
         session = self.session
         if not session.plan.pruned:
@@ -32,8 +32,8 @@ class HealActions(MeasureActions):
 
     def heal_job(self, entry: Queued) -> HealJob:
         from surgeon.folders import cache_folder
-        from surgeon.measure.healing import HealRun
-        from surgeon.tui.dialogs.heal_form import request_of
+        from surgeon.measure.healing.heal_run import HealRun
+        from surgeon.tui.dialogs.forms.heal_form import request_of
 
         plan = read_recipe(entry.recipe, Path("/"), entry.title).plan
         return HealJob(HealRun(request_of(self.session.model, plan, dict(entry.answers)), self.engine, cache_folder()))

@@ -27,7 +27,7 @@ from surgeon.trials.records import output_of, recipe_text, record, written_outpu
 from surgeon.tui.actions.queueing import QueueingActions
 from surgeon.tui.answers import Answers, remembered
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.measuring import MeasureDialog
+from surgeon.tui.dialogs.running.measuring import MeasureDialog
 from surgeon.tui.jobs.measuring import (
     CollectJob,
     Damaged,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from surgeon.imatrix.imatrix import Imatrix
     from surgeon.measure.evaluation import Subject
     from surgeon.resolve.resolution import Resolution
-    from surgeon.tui.dialogs.measure_forms import Ground
+    from surgeon.tui.dialogs.forms.measure_forms import Ground
 
 END_SECONDS = 3.0  # to wait at the end of the program for a child's end and its temporary files
 
@@ -90,7 +90,7 @@ class MeasureActions(QueueingActions):
         """What forms reckon with; of workers no speed is known."""
         from surgeon.folders import cache_folder
         from surgeon.measure.speeds import Speeds
-        from surgeon.tui.dialogs.measure_forms import Ground
+        from surgeon.tui.dialogs.forms.measure_forms import Ground
 
         engine, here = self.engine, self.fleet_workers.address is None
         try:
@@ -183,7 +183,7 @@ class MeasureActions(QueueingActions):
             await self.ask_evaluation(Queued("evaluate", trial.label, {"trial": trial.id}, trial.recipe))
 
     async def ask_evaluation(self, entry: Queued) -> None:
-        from surgeon.tui.dialogs.measure_forms import evaluate_form
+        from surgeon.tui.dialogs.forms.measure_forms import evaluate_form
 
         model = self.session.model
         try:
@@ -197,7 +197,7 @@ class MeasureActions(QueueingActions):
     def evaluate_job(self, entry: Queued) -> EvaluateJob:
         from surgeon.folders import cache_folder
         from surgeon.measure.evaluation import Evaluation
-        from surgeon.tui.dialogs.measure_forms import wanted_of
+        from surgeon.tui.dialogs.forms.measure_forms import wanted_of
 
         subject, wanted = self.subject_of(entry), wanted_of(dict(entry.answers))
         evaluation = Evaluation(subject, wanted, self.engine, self.journal, cache_folder())
@@ -262,7 +262,7 @@ class MeasureActions(QueueingActions):
     # --- collecting an importance matrix
 
     async def action_collect(self) -> None:
-        from surgeon.tui.dialogs.measure_forms import collect_form
+        from surgeon.tui.dialogs.forms.measure_forms import collect_form
 
         if not self._ready():
             return
@@ -272,7 +272,7 @@ class MeasureActions(QueueingActions):
 
     def _before_collecting(self, answers: Answers, go_on: Callable[[Answers], None]) -> None:
         """Ask before a file is replaced."""
-        from surgeon.tui.dialogs.measure_forms import path_of
+        from surgeon.tui.dialogs.forms.measure_forms import path_of
 
         out = path_of(answers["out"])
         try:
@@ -288,9 +288,9 @@ class MeasureActions(QueueingActions):
         self.app.push_screen(confirm)
 
     def collect_job(self, entry: Queued) -> CollectJob:
-        from surgeon.measure.imatrix_run import Collection
-        from surgeon.measure.moments_run import MomentsCollection
-        from surgeon.tui.dialogs.measure_forms import collect_job, path_of
+        from surgeon.measure.collecting.imatrix_run import Collection
+        from surgeon.measure.collecting.moments_run import MomentsCollection
+        from surgeon.tui.dialogs.forms.measure_forms import collect_job, path_of
 
         answers = dict(entry.answers)
         out, how = path_of(answers["out"]), answers["how"].split()
@@ -319,7 +319,7 @@ class MeasureActions(QueueingActions):
     # --- prune-scan
 
     async def action_scan(self) -> None:
-        from surgeon.tui.dialogs.measure_forms import scan_form
+        from surgeon.tui.dialogs.forms.measure_forms import scan_form
 
         if not self._ready():
             return
@@ -330,9 +330,9 @@ class MeasureActions(QueueingActions):
         await self.offer(form, Queued("scan", model.file.path.name))
 
     def scan_job(self, entry: Queued) -> ScanJob:
-        from surgeon.measure.prune_choice import PruneChoice
-        from surgeon.measure.prune_scan import open_scan
-        from surgeon.tui.dialogs.measure_forms import count_of, scan_job
+        from surgeon.measure.scans.prune_choice import PruneChoice
+        from surgeon.measure.scans.prune_scan import open_scan
+        from surgeon.tui.dialogs.forms.measure_forms import count_of, scan_job
 
         answers, model = dict(entry.answers), self.session.model
         scan = open_scan(self.engine, model, scan_job(model, answers))

@@ -9,7 +9,7 @@ from surgeon.errors import SurgeonError
 from surgeon.session.queue import Entry, Queue
 from surgeon.tui.answers import Answers, remember
 from surgeon.tui.autosave import plan_path
-from surgeon.tui.dialogs.form import Form
+from surgeon.tui.dialogs.forms.form import Form
 from surgeon.tui.jobs.measuring import MeasureJob
 from surgeon.tui.workbench import Workbench
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from surgeon.plan.patterns import SlowPatternError
-from surgeon.session.expert_table import expert_sums
+from surgeon.session.experts.table import expert_sums
 from surgeon.session.filters import parse_filter
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import SORTS, LayerRow, TensorRow, View, unfold_matches, visible_rows
 from surgeon.session.session import layer_key
 from surgeon.tui.answers import remember
-from surgeon.tui.dialogs.columns import ColumnChooser
 from surgeon.tui.dialogs.help import Help
-from surgeon.tui.dialogs.map import MapDialog
-from surgeon.tui.dialogs.picker import Entry, Picker
+from surgeon.tui.dialogs.lists.columns import ColumnChooser
+from surgeon.tui.dialogs.lists.picker import Entry, Picker
 from surgeon.tui.dialogs.preflight import Preflight
 from surgeon.tui.dialogs.prompt import Prompt
-from surgeon.tui.dialogs.weights import WeightsReader, expert_lines
+from surgeon.tui.dialogs.views.map import MapDialog
+from surgeon.tui.dialogs.views.weights import WeightsReader, expert_lines
 from surgeon.tui.drawing.cells import COLUMNS
 from surgeon.tui.drawing.spans import Line, clean, fit
 from surgeon.tui.workbench import Workbench

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon import figures
-from surgeon.session.expert_curve import ExpertCurve, ScanPoint
-from surgeon.session.experts import Grid
+from surgeon.session.experts.curve import ExpertCurve, ScanPoint
+from surgeon.session.experts.grid import Grid
 from surgeon.tui.drawing.scatter import Point, scatter
 from surgeon.tui.drawing.spans import Line, fit
 

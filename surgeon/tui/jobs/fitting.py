@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
     from surgeon.fit.cost_model import CostModel
     from surgeon.fleet.cluster import Fleet
+    from surgeon.measure.fitting.sensitivities import Sensitivities
     from surgeon.measure.probing import Prober
-    from surgeon.measure.sensitivities import Sensitivities
 
 
 class Learned(Message):

@@ -15,7 +15,7 @@ from surgeon.tui.jobs.measuring import MeasureJob
 
 if TYPE_CHECKING:
     from surgeon.engine.client import EngineRun
-    from surgeon.measure.healing import HealRun
+    from surgeon.measure.healing.heal_run import HealRun
 
 
 class HealMade(Message):

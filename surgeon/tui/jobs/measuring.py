@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from surgeon.engine.protocol import Engine, LayerDamage
     from surgeon.fleet.cluster import Fleet
     from surgeon.imatrix.influence import Influence
+    from surgeon.measure.collecting.imatrix_run import Collection, ImatrixRun
     from surgeon.measure.evaluation import Evaluation
-    from surgeon.measure.imatrix_run import Collection, ImatrixRun
-    from surgeon.measure.prune_choice import PruneChoice
-    from surgeon.measure.prune_scan import PruneScan
+    from surgeon.measure.scans.prune_choice import PruneChoice
+    from surgeon.measure.scans.prune_scan import PruneScan
 
 TICK = 0.1  # seconds between two reports at most: each is a few hundred bytes on the wire
 GROWTH_SECONDS = 1.0  # between two updates of the tree while an importance matrix grows
@@ -221,7 +221,7 @@ class CollectJob(MeasureJob):
     title, word = "collect an imatrix", "imatrix"
 
     def __init__(self, engine: Engine, collection: Collection, workers: Workers | None = None) -> None:
-        from surgeon.measure.imatrix_run import ImatrixRun
+        from surgeon.measure.collecting.imatrix_run import ImatrixRun
 
         super().__init__(workers)
         self.engine, self.collection = engine, collection
@@ -229,7 +229,7 @@ class CollectJob(MeasureJob):
 
     def use(self, fleet: Fleet) -> None:
         from surgeon.fleet.collection import FleetCollector, in_blocks
-        from surgeon.measure.imatrix_run import ImatrixRun
+        from surgeon.measure.collecting.imatrix_run import ImatrixRun
 
         self.collection = in_blocks(self.collection)
         collector = FleetCollector(fleet, self.collection)

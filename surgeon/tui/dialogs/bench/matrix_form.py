@@ -18,9 +18,9 @@ from surgeon.session.queue import Entry
 from surgeon.session.session import Session
 from surgeon.trials.records import recipe_text
 from surgeon.tui.answers import Answers
-from surgeon.tui.dialogs.form import Field, Form
-from surgeon.tui.dialogs.measure_forms import EVALUATE, TEXTS, path_of, wanted_of
-from surgeon.tui.dialogs.write import free_line
+from surgeon.tui.dialogs.forms.form import Field, Form
+from surgeon.tui.dialogs.forms.measure_forms import EVALUATE, TEXTS, path_of, wanted_of
+from surgeon.tui.dialogs.forms.write import free_line
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.writing import default_output
 

@@ -25,8 +25,8 @@ from surgeon.tui.dialogs.bench.plot import TrialPlot, planned_point
 from surgeon.tui.dialogs.bench.queue_keys import QUEUE_KEYS, QueueKeys, Wish
 from surgeon.tui.dialogs.bench.queue_lines import entry_lines
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.form import Form
-from surgeon.tui.dialogs.picker import Entry, Picker
+from surgeon.tui.dialogs.forms.form import Form
+from surgeon.tui.dialogs.lists.picker import Entry, Picker
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.reader import Reader
 from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, flow, wrap

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from surgeon.engine.protocol import Message
-from surgeon.measure.prune_scan import PruneScan
+from surgeon.measure.scans.prune_scan import PruneScan
 
 ORDERS = ("single", "greedy", "pairs")
 Chosen = tuple[int, ...]

@@ -20,8 +20,8 @@ from surgeon.session.model_map import Grid, step
 from surgeon.session.rows import TensorRow
 from surgeon.session.session import Session
 from surgeon.tui.dialogs.base import Dialog
-from surgeon.tui.dialogs.picker import Entry, Picker
-from surgeon.tui.dialogs.type_picker import BY_MIX, TypePicker
+from surgeon.tui.dialogs.lists.picker import Entry, Picker
+from surgeon.tui.dialogs.lists.type_picker import BY_MIX, TypePicker
 from surgeon.tui.drawing.canvas import Canvas
 from surgeon.tui.drawing.map_lines import (
     MapState,

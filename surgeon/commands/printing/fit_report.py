@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from surgeon.commands.text_table import table
+from surgeon.commands.printing.text_table import table
 from surgeon.figures import divergence, memory, size
 from surgeon.fit.allocation import Fit, Mixed, shares
 from surgeon.fit.fragility import Part, by_kind, parts_of, types_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from surgeon import figures
-from surgeon.tui.dialogs.job import JobDialog
+from surgeon.tui.dialogs.running.job import JobDialog
 from surgeon.tui.drawing.spans import Line, clean, elide_start, fit, wrap
 from surgeon.tui.jobs.writing import WriteJob
 from surgeon.write.operation import Progress, Summary

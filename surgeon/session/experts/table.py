@@ -13,7 +13,7 @@ from surgeon.anatomy.expert_pruning import ExpertModel
 from surgeon.imatrix.experts import ExpertSums, calls_of
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.plan.plan import Plan
-from surgeon.session.expert_filters import ExpertFigures, ExpertFilter
+from surgeon.session.experts.filters import ExpertFigures, ExpertFilter
 from surgeon.session.layer_figures import influence_of
 from surgeon.session.session import Session
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.layer_lists import spans
 from surgeon.measure.estimate import of_heal
-from surgeon.measure.healing import HealRequest, HealRun
+from surgeon.measure.healing.heal_run import HealRequest, HealRun
 from surgeon.model.model import Model
 from surgeon.plan.plan import Plan
 from surgeon.session.session import Session
 from surgeon.tui.answers import Answers
-from surgeon.tui.dialogs.form import Field, Form
-from surgeon.tui.dialogs.measure_forms import TEXTS, Ground, number_of, path_of
+from surgeon.tui.dialogs.forms.form import Field, Form
+from surgeon.tui.dialogs.forms.measure_forms import TEXTS, Ground, number_of, path_of
 from surgeon.tui.drawing.estimate_lines import estimate_lines
 from surgeon.tui.drawing.spans import Line, clean
 

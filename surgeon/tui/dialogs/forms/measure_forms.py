@@ -18,13 +18,13 @@ from surgeon.model.model import Model
 from surgeon.moments.account import reckon, refuse_too_large
 from surgeon.trials.records import is_unchanged
 from surgeon.tui.answers import Answers
-from surgeon.tui.dialogs.form import Field, Form
+from surgeon.tui.dialogs.forms.form import Field, Form
 from surgeon.tui.drawing.estimate_lines import estimate_lines
 from surgeon.tui.drawing.spans import Line, clean, elide_start
 from surgeon.tui.jobs.measuring import partial_of
 
 if TYPE_CHECKING:
-    from surgeon.measure.sensitivities import Sensitivities
+    from surgeon.measure.fitting.sensitivities import Sensitivities
 
 TEXTS = (".txt", ".md", ".raw", ".text")
 SAVE_EVERY = 5  # chunks between two states of the sums that are kept and shown

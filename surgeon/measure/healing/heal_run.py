@@ -20,8 +20,8 @@ from surgeon.gguf.identity import model_identity
 from surgeon.gguf.layout import Entry
 from surgeon.healing.heal_file import HeldOut, NewTensor, Origin, Refit, save_heal
 from surgeon.layer_lists import spans
-from surgeon.measure.heal_check import HeldOutCheck
-from surgeon.measure.heal_cost import HealCost, cost
+from surgeon.measure.healing.heal_check import HeldOutCheck
+from surgeon.measure.healing.heal_cost import HealCost, cost
 from surgeon.measure.layer_files import GAINS, as_dicts, write_layer
 from surgeon.measure.progress import Standing, followed
 from surgeon.measure.scratch import scratch_folder, sweep

@@ -13,7 +13,7 @@ from surgeon.errors import SurgeonError
 from surgeon.plan import plan as plans
 from surgeon.plan.plan import Plan
 from surgeon.resolve.expert_choice import choose_experts
-from surgeon.session.expert_table import MEASURES, ExpertTable, expert_sums, values_of
+from surgeon.session.experts.table import MEASURES, ExpertTable, expert_sums, values_of
 from surgeon.session.session import Session
 
 __all__ = [

@@ -23,9 +23,9 @@ from surgeon.imatrix.files import load_imatrix, save_dat
 from surgeon.imatrix.imatrix import Imatrix, ImatrixEntry
 from surgeon.imatrix.influence import Influence, load_influence, merged, save, with_weight_zd
 from surgeon.imatrix.weight_scores import weight_zd
-from surgeon.measure.blocks import BlockJob, Blocks, collect_block, count_job, counted_by
-from surgeon.measure.collection_state import State, belongs_to, is_partial, read_state
-from surgeon.measure.moments_run import MomentsCollection, MomentsRun
+from surgeon.measure.collecting.blocks import BlockJob, Blocks, collect_block, count_job, counted_by
+from surgeon.measure.collecting.collection_state import State, belongs_to, is_partial, read_state
+from surgeon.measure.collecting.moments_run import MomentsCollection, MomentsRun
 from surgeon.measure.speeds import IMATRIX, MOMENTS, Speeds, timed
 from surgeon.model.kinds import refuse_without_text
 from surgeon.model.model import load_model

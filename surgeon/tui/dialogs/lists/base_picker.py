@@ -14,7 +14,7 @@ from surgeon.plan.file_types import FILE_TYPES
 from surgeon.session.candidates import Candidate, base_candidates
 from surgeon.session.session import Session
 from surgeon.tui.dialogs.base import Choices, Frame
-from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
+from surgeon.tui.dialogs.lists.candidate_list import Came, CandidateDialog
 from surgeon.tui.drawing.spans import Line, fit
 from surgeon_kernels.formats import FORMATS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from surgeon.commands.text_table import table
+from surgeon.commands.printing.text_table import table
 
 if TYPE_CHECKING:
     from surgeon.imatrix.experts import ExpertSums

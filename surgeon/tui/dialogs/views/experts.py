@@ -15,10 +15,10 @@ from surgeon.anatomy import expert_model
 from surgeon.errors import SurgeonError
 from surgeon.layer_lists import spans
 from surgeon.resolve.tensor_op import TensorOp
-from surgeon.session.expert_curve import ExpertCurve, ScanPoint
-from surgeon.session.expert_filters import EXAMPLE, ExpertFilter, parse_expert_filter
-from surgeon.session.expert_table import MEASURES, ORDERS, ExpertTable, expert_sums, table, values_of
-from surgeon.session.experts import Cell, Grid, grid, number_pruned, prune_least, shown_sets, toggle, with_plan
+from surgeon.session.experts.curve import ExpertCurve, ScanPoint
+from surgeon.session.experts.filters import EXAMPLE, ExpertFilter, parse_expert_filter
+from surgeon.session.experts.grid import Cell, Grid, grid, number_pruned, prune_least, shown_sets, toggle, with_plan
+from surgeon.session.experts.table import MEASURES, ORDERS, ExpertTable, expert_sums, table, values_of
 from surgeon.session.session import Session
 from surgeon.tui.dialogs.base import Dialog, Frame
 from surgeon.tui.dialogs.prompt import Prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from surgeon.commands.text_table import table
+from surgeon.commands.printing.text_table import table
 
 if TYPE_CHECKING:
     from surgeon.imatrix.influence import Influence

@@ -26,7 +26,7 @@ from surgeon.session.candidates import (
 from surgeon.session.rows import Row, TensorRow
 from surgeon.session.session import Scope, Session
 from surgeon.tui.dialogs.base import Choices, Frame
-from surgeon.tui.dialogs.candidate_list import Came, CandidateDialog
+from surgeon.tui.dialogs.lists.candidate_list import Came, CandidateDialog
 from surgeon.tui.drawing.spans import Line, clean, fit
 from surgeon_kernels.formats import FORMATS
 

@@ -10,8 +10,8 @@ from textual.binding import Binding, BindingType
 from surgeon import figures
 from surgeon.measure.progress import Standing
 from surgeon.trials.figure_table import shown_in
-from surgeon.tui.dialogs.job import JobDialog
 from surgeon.tui.dialogs.reader import Reader
+from surgeon.tui.dialogs.running.job import JobDialog
 from surgeon.tui.drawing.canvas import Canvas
 from surgeon.tui.drawing.spans import Line, clean, fit, wrap
 from surgeon.tui.jobs.measuring import MeasureJob

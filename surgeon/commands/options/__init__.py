@@ -1,0 +1,1 @@
+"""What commands share of their options, their errors and their signals. Imports no command."""

@@ -1,0 +1,1 @@
+"""What commands print: progress, tables, reports. Imports no command."""

@@ -1,0 +1,4 @@
+"""Measurements for a fit: sensitivities of groups, the swap check, ladders of sizes.
+
+Imports the modules of `measure` beside it.
+"""

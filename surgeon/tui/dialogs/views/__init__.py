@@ -1,0 +1,4 @@
+"""Whole views of the model: map, experts, metadata, weights, differences, fit.
+
+They import `lists` and the modules of `dialogs` beside this room.
+"""
