@@ -42,7 +42,7 @@ class Tensor:
         return self.info.n_elements
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layer:
     """The tensors `blk.<index>.…`, in stored order."""
 
@@ -53,7 +53,7 @@ class Layer:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
 
-    @property
+    @cached_property
     def n_elements(self) -> int:
         return sum(tensor.n_elements for tensor in self.tensors)
 

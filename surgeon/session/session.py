@@ -56,6 +56,16 @@ class LayerSummary:
         return 8 * self.nbytes / self.elements if self.elements else 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class _Resolved:
+    """What a plan came to under an importance matrix. ops: by source; layers: the summaries that were asked for."""
+
+    resolution: Resolution
+    imatrix: Imatrix | None
+    ops: dict[str, TensorOp]
+    layers: Summaries
+
+
 @dataclass(repr=False, eq=False)
 class Session:
     model: Model
@@ -329,21 +339,26 @@ class Session:
     # --- what the plan comes to
 
     def refresh(self) -> None:
-        self.resolution = self._remembered() or self.preview(self.plan)
-        self._lately = ((self.resolution, self.imatrix), *self._lately)[:_LATELY]
-        self.ops = {op.source: op for op in self.resolution.ops}
-        self.layers = Summaries(self)
+        found = self._remembered()
+        if found is None:
+            self.resolution = self.preview(self.plan)
+            self.ops = {op.source: op for op in self.resolution.ops}
+            self.layers = Summaries(self)
+        else:
+            self.resolution, self.ops, self.layers = found.resolution, found.ops, found.layers
+        self._lately = (_Resolved(self.resolution, self.imatrix, self.ops, self.layers), *self._lately)[:_LATELY]
         if self.imatrix is not self._measured:
             self.measure()
 
-    def _remembered(self) -> Resolution | None:
+    def _remembered(self) -> _Resolved | None:
         """What the present plan came to a few steps ago, for undo and redo; a heal file may have changed since."""
         if self.plan.healing is not None:
             return None
         now = self.plan, self.moments, self.imatrix
-        for resolution, imatrix in self._lately:
-            if all(a is b for a, b in zip(now, (resolution.plan, resolution.moments, imatrix), strict=True)):
-                return resolution
+        for one in self._lately:
+            before = one.resolution.plan, one.resolution.moments, one.imatrix
+            if all(a is b for a, b in zip(now, before, strict=True)):
+                return one
         return None
 
     def preview(self, plan: Plan) -> Resolution:
@@ -380,7 +395,7 @@ class Session:
             "fragile": Fragilities(self.model, lambda: self.costs),
         }
 
-    _lately: tuple[tuple[Resolution, Imatrix | None], ...] = field(default=(), init=False)
+    _lately: tuple[_Resolved, ...] = field(default=(), init=False)
     _costs: list[tuple[Imatrix | None, CostModel]] = field(default_factory=list, init=False)
     _predicted: tuple[Resolution, Predicted | None] | None = field(default=None, init=False)
     _shared: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
@@ -394,18 +409,25 @@ class Session:
         return {layer.index: layer.tensors for layer in self.model.layers}
 
     def summary(self, index: int) -> LayerSummary:
-        tensors = self.tensors_of[index]
-        ops = [self.ops[tensor.name] for tensor in tensors]
-        kept = [op for op in ops if op.action != "drop"]
-        return LayerSummary(
-            index=index,
-            number=self.resolution.renumbering.get(index, index),
-            before=sum(op.tensor.nbytes for op in ops),
-            nbytes=sum(op.nbytes for op in kept),
-            elements=sum(op.n_elements for op in kept),
-            types=tuple(dict.fromkeys(op.to_type for op in kept if is_matrix(op.tensor))),
-            changed=any(op.to_type != op.from_type for op in kept),
-        )
+        before = nbytes = elements = 0
+        types: dict[str, None] = {}
+        changed = False
+        for tensor in self.tensors_of[index]:
+            op = self.ops[tensor.name]
+            before += tensor.nbytes
+            if op.action == "drop":
+                continue
+            nbytes += op.nbytes
+            elements += op.n_elements
+            changed = changed or op.to_type != op.from_type
+            if tensor.name in self._matrices:
+                types[op.to_type] = None
+        number = self.resolution.renumbering.get(index, index)
+        return LayerSummary(index, number, before, nbytes, elements, tuple(types), changed)
+
+    @cached_property
+    def _matrices(self) -> frozenset[str]:
+        return frozenset(tensor.name for tensor in self.model.tensors if is_matrix(tensor))
 
 
 def statistics_of(imatrix: Imatrix) -> tuple[list[TensorStatistics], list[LayerStatistics], Influence | None]:
