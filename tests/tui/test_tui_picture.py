@@ -181,8 +181,8 @@ def test_a_filter_paints_the_tree_once(screen: Screen) -> None:
     screen.drawn(lambda out: "━".encode() in out)  # the statistics come after the first paint
     screen.key("/", b"filter", BETWEEN_BLINKS)
     screen.key("ffn_down", b"250 of 3000", BETWEEN_BLINKS)
-    painted = screen.key("\r", b"500 rows")
+    painted = screen.key("\r", b"500 rows", 1.5)
     assert painted.count(b"ffn_down  ") >= 25
     assert len(painted) <= 40_000
-    again = screen.key("\x0c", b"500 rows")
+    again = screen.key("\x0c", b"500 rows", 1.5)
     assert again.count(b"blk.") == painted.count(b"blk."), "Ctrl+L draws everything anew"
