@@ -35,11 +35,11 @@ def _healed_on(text: Path, plan: Plan, model: Model, per_column: float, threads:
     from surgeon.commands.heal import run_shown
     from surgeon.engine.protocol import Engine
     from surgeon.folders import cache_folder
-    from surgeon.gguf.identity import model_identity
+    from surgeon.gguf.identity import open_identity
     from surgeon.measure.healing.heal_run import HealRequest, HealRun
 
     digest = hashlib.sha256(text.read_bytes())
-    digest.update(f"{model_identity(model.file.paths[0])} {sorted(plan.pruned)} {per_column}".encode())
+    digest.update(f"{open_identity(model.file)} {sorted(plan.pruned)} {per_column}".encode())
     folder = cache_folder()
     out = folder / "heals" / f"{model.file.path.stem[:60]}-{digest.hexdigest()[:16]}.heal.gguf"
     if out.is_file():

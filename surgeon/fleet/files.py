@@ -10,14 +10,12 @@ from pathlib import Path
 
 from surgeon.fleet.errors import FleetError
 from surgeon.gguf.file import shards_of
-from surgeon.gguf.identity import model_identity
-
-_known: dict[tuple[str, int, int], str] = {}  # (path, size, time of change) -> identity, of this process
+from surgeon.gguf.identity import file_identity
 
 
 @dataclass(frozen=True)
 class SharedFile:
-    """A file that both sides read. identity: of its size and both ends, which hold a GGUF's header."""
+    """A file that both sides read. identity: its `file_identity`."""
 
     path: str
     size: int
@@ -50,11 +48,7 @@ def shared_files(paths: Iterable[Path | str | None]) -> tuple[SharedFile, ...]:
 
 
 def _shared(path: Path) -> SharedFile:
-    state = path.stat()
-    key = str(path), state.st_size, state.st_mtime_ns
-    if key not in _known:
-        _known[key] = model_identity(path)
-    return SharedFile(str(path), state.st_size, _known[key])
+    return SharedFile(str(path), path.stat().st_size, file_identity(path))
 
 
 def digest_of(*parts: object) -> str:

@@ -151,6 +151,15 @@ def _close_all(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
+def shard_header(path: Path) -> Shard:
+    """The header of this one file, be it a shard or a whole model; raises GGUFError."""
+    fds: list[int] = []
+    try:
+        return _parsed(path, fds, parse_shard)
+    finally:
+        _close_all(fds)
+
+
 def metadata_of(path: str | os.PathLike[str]) -> dict[str, Value]:
     """The key-value pairs of one GGUF file, whatever its tensors are; raises GGUFError."""
     fds: list[int] = []

@@ -22,12 +22,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import ValueType
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import open_identity, same_identity
 from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.values import Value
 from surgeon.layer_lists import spans
@@ -104,7 +103,7 @@ class Heal:
 
     def misfit(self, model: Model, pruned: frozenset[int]) -> str | None:
         """Why this heal is not for this model without these layers, as one sentence; None where it is."""
-        if self.origin.source_id != _identity(model):
+        if not same_identity(self.origin.source_id, open_identity(model.file)):
             return f"{self.path}: was made for another model ({self.origin.source}); heal this one with surgeon heal"
         if self.origin.pruned != pruned:
             now = f"layers {spans(pruned)}" if pruned else "nothing"
@@ -145,15 +144,6 @@ def is_heal_file(path: str | os.PathLike[str]) -> bool:
             return file.read(4) == b"GGUF"
     except OSError as error:
         raise SurgeonError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-_identities: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
-
-
-def _identity(model: Model) -> str:
-    if model not in _identities:
-        _identities[model] = model_identity(model.file.paths[0])
-    return _identities[model]
 
 
 # --- metadata

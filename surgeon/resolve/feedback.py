@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import open_identity, same_identity
 from surgeon.model.categories import TOKEN_EMBEDDINGS
 from surgeon.model.model import Model
 from surgeon.moments.thresholds import ENOUGH, FEWEST
@@ -87,7 +85,7 @@ class FeedbackDecider:
                 f"{path}: the second moments of {named(self._other)} have another shape: they were collected from "
                 "another model"
             )
-        elif self.moments.head.model != _identity(model.file.paths[0], model.file.states[0]):
+        elif not same_identity(self.moments.head.model, open_identity(model.file)):
             findings.warning(
                 f"{path}: was collected from another file, {self.moments.head.model_name}; right if both are the same "
                 "model"
@@ -103,8 +101,3 @@ class FeedbackDecider:
 
 def _tensors(names: list[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
-
-
-@lru_cache(8)
-def _identity(path: Path, _state: tuple[int, ...]) -> str:
-    return model_identity(path)

@@ -18,7 +18,7 @@ from typing import Any
 from surgeon.errors import SurgeonError
 from surgeon.folders import make_private, state_folder
 from surgeon.gguf.file import shards_of
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import before_places, model_identity
 from surgeon.json_text import json_text, read_json
 from surgeon.write_guard import Kind, Permit, kind_of, may_write
 
@@ -86,15 +86,25 @@ _FIELDS: dict[str, Any] = {
 
 
 class Journal:
-    """The trials of one source model, in the file `path`; `inputs` are files it must not be."""
+    """The trials of one source model, in the file `path`; `inputs` are files it must not be.
 
-    def __init__(self, path: Path, inputs: tuple[Path, ...] = ()) -> None:
-        self.path, self.inputs = path, inputs
+    earlier: the file of an earlier version; read before `path`, and left as it is.
+    """
+
+    def __init__(self, path: Path, inputs: tuple[Path, ...] = (), earlier: Path | None = None) -> None:
+        self.path, self.inputs, self.earlier = path, inputs, earlier
 
     @classmethod
     def of_model(cls, source: Path, folder: Path | None = None) -> Journal:
         """The journal of a source model, wherever that lies now and whatever it is called."""
-        return cls((folder or state_folder()) / "journal" / f"{model_identity(source)}.jsonl", shards_of(source))
+        journals, identity = (folder or state_folder()) / "journal", model_identity(source)
+        earlier = journals / f"{before_places(identity)}.jsonl"
+        return cls(journals / f"{identity}.jsonl", shards_of(source), earlier)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What its trials are read from, oldest first."""
+        return (self.path,) if self.earlier is None else (self.earlier, self.path)
 
     def trials(self) -> list[Trial]:
         """All trials, oldest first. A line that is cut off, or holds what none of ours does, is passed over alone."""
@@ -150,13 +160,7 @@ class Journal:
                 yield _event(line)
 
     def _raw(self) -> bytes:
-        try:
-            raw = self.path.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise SurgeonError(f"{self.path}: cannot be read: {error.strerror}") from error
-        return raw
+        return b"\n".join(map(_bytes_of, self.files))
 
     def _append(self, event: dict[str, Any]) -> None:
         import fcntl
@@ -189,6 +193,16 @@ def new_trial(label: str, size: int, source_size: int, **rest: Any) -> Trial:
         source_size,
         **rest,
     )
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Nothing where there is no such file. Raises SurgeonError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise SurgeonError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _plain(value: Trial | Measured) -> dict[str, Any]:

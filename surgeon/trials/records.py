@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import before_places, model_identity, same_identity
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import load_model
 from surgeon.moments.moments import Moments
@@ -90,7 +90,7 @@ def record(
     measured = measured or Measured()
     identity, trials = model_identity(output), journal.trials()
     place = str(output.absolute()) if kept else ""
-    known = next((trial for trial in trials if trial.output_identity == identity), None)
+    known = next((trial for trial in trials if _is_of(trial, identity, place, recipe)), None)
     if known is None:
         unwritten = planned(journal, recipe)
         if unwritten is not None and not unwritten.output_identity:  # measured as a plan; its file has come now
@@ -99,11 +99,22 @@ def record(
         size, bpw = _size(output, resolution)
         fields = {"bpw": bpw, "recipe": recipe, "output": place, "output_identity": identity, "measured": measured}
         return journal.add(new_trial(free_label(label, trials), size, source_size, **fields))
-    if (place and place != known.output) or (recipe and not known.recipe):
-        journal.add(replace(known, output=place or known.output, recipe=known.recipe or recipe))
+    newest = replace(known, output=place or known.output, recipe=known.recipe or recipe, output_identity=identity)
+    if newest != known:
+        journal.add(newest)
     if measured != Measured():
         journal.add_measured(known.id, measured)
     return next(trial for trial in journal.trials() if trial.id == known.id)
+
+
+def _is_of(trial: Trial, identity: str, place: str, recipe: str) -> bool:
+    """Whether a row is that of this output.
+
+    What earlier versions called a file two prunings of a model may share: then name and recipe decide too.
+    """
+    if trial.output_identity != before_places(identity):
+        return trial.output_identity == identity
+    return bool(place) and trial.output == place and trial.recipe in ("", recipe or trial.recipe)
 
 
 def written_output(journal: Journal, recipe: str) -> Path | None:
@@ -117,7 +128,7 @@ def output_of(trial: Trial) -> Path | None:
     path = Path(trial.output) if trial.output else None
     if path is None or not path.is_file():
         return None
-    return path if model_identity(path) == trial.output_identity else None
+    return path if same_identity(trial.output_identity, model_identity(path)) else None
 
 
 def free_label(label: str, trials: list[Trial]) -> str:

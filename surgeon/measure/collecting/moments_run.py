@@ -8,7 +8,7 @@ from pathlib import Path
 
 from surgeon.engine.protocol import ImatrixJob, Step
 from surgeon.engine.raw_moments import RawMoments, raw_path, remove_raw
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import open_identity, same_identity
 from surgeon.model.model import load_model
 from surgeon.moments.account import Account, reckon, refuse_too_large
 from surgeon.moments.files import Source, load_moments, write_moments
@@ -45,7 +45,7 @@ class MomentsRun:
         self._stem = f"{wanted.out}.partial"
         model = load_model(job.model)
         with model.file:
-            self._identity, self._name = model_identity(model.file.paths[0]), model.file.path.name
+            self._identity, self._name = open_identity(model.file), model.file.path.name
             self._layers = [layer.index for layer in model.layers]
             self.account: Account = reckon(model, wanted.block, wanted.halves, wanted.layers)
 
@@ -139,15 +139,16 @@ def _joined(out: Path, heads: Sequence[Head]) -> Head:
                 f"{out}: one file has blocks of {first.block} columns and {first.halves} halves, another {other.block} "
                 f"and {other.halves}; collect both with the same --moments-block and halves"
             )
-        if other.model != first.model:
+        if not same_identity(other.model, first.model):
             raise MomentsError(f"{out}: {first.model_name} and {other.model_name} are different models; no sum of both")
     datasets = tuple(name for head in heads for name in head.datasets)
-    return replace(first, datasets=datasets, chunk_count=sum(head.chunk_count for head in heads))
+    model = max((head.model for head in heads), key=len)  # the newer form tells more models apart
+    return replace(first, model=model, datasets=datasets, chunk_count=sum(head.chunk_count for head in heads))
 
 
 def _refuse_other(before: Moments, head: Head, out: Path) -> None:
     """Inputs of other layers must come from the same tokens of the same model."""
-    if before.head != head:
+    if not same_identity(before.head.model, head.model) or replace(before.head, model=head.model) != head:
         raise MomentsError(
             f"{out}: its layers were collected from another model, text, -c, number of chunks or --moments-block; "
             "name another file, or give --overwrite"

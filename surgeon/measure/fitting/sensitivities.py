@@ -21,7 +21,7 @@ from surgeon.fit.cost_model import CostModel, GroupProbes, Probe, encoder_of
 from surgeon.fit.groups import groups_of
 from surgeon.fit.tensor_errors import Errors
 from surgeon.folders import state_folder
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import open_identity
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.json_text import json_text, read_json
 from surgeon.measure.probing import Place, Prober, Text
@@ -117,7 +117,7 @@ class Sensitivities:
         """Of model, importances and encoder: what the errors belong to."""
         prober = self.prober
         importances = "" if prober.importances is None else self._weighed_by(prober.importances)
-        parts = (model_identity(prober.model.file.paths[0]), importances, self._encoder)
+        parts = (open_identity(prober.model.file), importances, self._encoder)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property

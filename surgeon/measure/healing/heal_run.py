@@ -16,7 +16,7 @@ import surgeon_kernels
 from surgeon.engine.client import EngineRun
 from surgeon.engine.protocol import Engine, Finished, HealedMatrix, HealJob, HealLayer, Started
 from surgeon.errors import SurgeonError
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import open_identity
 from surgeon.gguf.layout import Entry
 from surgeon.healing.heal_file import HeldOut, NewTensor, Origin, Refit, save_heal
 from surgeon.layer_lists import spans
@@ -173,7 +173,7 @@ class HealRun:
         request = self.request
         source = request.model.file.paths[0]
         return Origin(
-            source.name, model_identity(source), request.pruned, tuple(text.name for text in request.texts),
+            source.name, open_identity(request.model.file), request.pruned, tuple(text.name for text in request.texts),
             tuple(_sha256(text) for text in request.texts), chunks, request.n_ctx, tokens,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, LayerDamage, Message, PruneScanJob
 from surgeon.folders import make_private, state_folder
 from surgeon.gguf.file import shards_of
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import open_identity
 from surgeon.json_text import json_text, read_json
 from surgeon.measure.layer_files import repair_layers
 from surgeon.measure.scratch import scan_folder
@@ -32,7 +32,7 @@ def open_scan(engine: Engine, model: Model, job: PruneScanJob, *, restart: bool 
     n_fit > 0: measured after the matrix before each gap is refitted. Raises SurgeonError, EngineError.
     """
     digest = hashlib.sha256(Path(job.text).read_bytes()).hexdigest()[:16]
-    identity = f"{model_identity(model.file.path)}-{digest}-c{job.n_ctx}-n{job.n_chunks}"
+    identity = f"{open_identity(model.file)}-{digest}-c{job.n_ctx}-n{job.n_chunks}"
     if job.n_fit:
         identity += f"-healed{job.n_fit}"
     scan = PruneScan(engine, job, state_folder() / "prune-scan" / f"{identity}.json", identity)

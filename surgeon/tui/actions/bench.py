@@ -204,6 +204,6 @@ class BenchActions(FileActions, FitActions, HealActions):
         unchanged = [trial for trial in trials if trial.label.endswith("(unchanged)")][-1:]
         references = [trial for trial in trials if not trial.recipe and trial not in unchanged]
         path = free_name(path_of(entry.answers["card"]))
-        inputs = (*shards_of(self.session.model.file.path), self.journal.path)
+        inputs = (*shards_of(self.session.model.file.path), *self.journal.files)
         write_whole(path, markdown([*unchanged, *rows, *references]), permit=Permit(inputs))
         return str(path)

@@ -10,7 +10,7 @@ from surgeon import figures
 from surgeon.anatomy import expert_model
 from surgeon.errors import SurgeonError
 from surgeon.folders import state_folder
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import open_identity
 from surgeon.plan.recipe import Recipe
 from surgeon.session.experts.curve import ExpertCurve, last_curve
 from surgeon.session.rows import TensorRow
@@ -91,7 +91,7 @@ class EditActions(Workbench):
     def _expert_curve(self) -> ExpertCurve:
         """What the last expert-scan of this model found."""
         with suppress(SurgeonError):  # without a state folder there is no scan either
-            return last_curve(state_folder() / "expert-scan", model_identity(self.session.model.file.path))
+            return last_curve(state_folder() / "expert-scan", open_identity(self.session.model.file))
         return ExpertCurve()
 
     async def action_type(self) -> None:

@@ -14,7 +14,7 @@ from textual import on
 from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.folders import state_folder
-from surgeon.gguf.identity import model_identity
+from surgeon.gguf.identity import open_identity
 from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.scratch import sweep
 from surgeon.moments.files import beside, load_moments
@@ -363,7 +363,7 @@ class MeasureActions(QueueingActions):
     def load_damages(self) -> None:
         """What the last scan of this model found."""
         try:
-            folder, identity = state_folder() / "prune-scan", model_identity(self.session.model.file.path)
+            folder, identity = state_folder() / "prune-scan", open_identity(self.session.model.file)
         except SurgeonError:
             return  # no state directory: there is no scan either
         found = last_damages(folder, identity)

@@ -368,7 +368,7 @@ class BenchPage(QueueKeys, Dialog[Wish]):
         )
 
     def _save_card(self, path: Path, tables: str, *, replace: bool) -> None:
-        inputs = (*shards_of(self.model), self.journal.path)
+        inputs = (*shards_of(self.model), *self.journal.files)
         try:
             write_whole(path, tables, permit=Permit(inputs, replace=replace))
         except SurgeonError as error:
