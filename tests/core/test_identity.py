@@ -41,7 +41,7 @@ def large_model(path: Path, changed: Callable[[dict[str, np.ndarray]], None] = l
         tensors[f"blk.{layer}.{name}.weight"] = rng.standard_normal(shape).astype(np.float32)
     tensors["output.weight"] = np.zeros((2048, 256), np.float32)
     changed(tensors)
-    keys = llama_kv(16) | {"tokenizer.ggml.tokens": [f"token {number:>20}" for number in range(60_000)]}
+    keys = llama_kv(16) | {"tokenizer.chat_template": "a long one" * (MIB // 8)}
     return build_gguf(path, keys | kv, tensors)
 
 
