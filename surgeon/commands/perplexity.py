@@ -70,12 +70,18 @@ def main(arguments: list[str]) -> int:
     values = _embeddings(options) if options.embedding else _measure(_job(options), options)
     values = {"model": options.model, **values}
     if options.journal:
-        record_figures(options, values, text=options.file or options.kl_divergence_base or "")
+        record_figures(options, values, text=_measured_on(options) or options.kl_divergence_base or "")
     if options.json:
         print(json_text(values))
     else:
         print(_report(values))
     return 0
+
+
+def _measured_on(options: argparse.Namespace) -> str | None:
+    """The text or task file; -bf is for multiple choice alone, as in llama-perplexity."""
+    found: str | None = (options.binary_file if options.multiple_choice else None) or options.file
+    return found
 
 
 def _job(options: argparse.Namespace) -> Job:
@@ -86,7 +92,7 @@ def _job(options: argparse.Namespace) -> Job:
     if len(tasks) + options.kl_divergence > 1:
         raise UsageError("one of --kl-divergence, --hellaswag, --winogrande, --multiple-choice at a time")
     if tasks:
-        file = (options.binary_file if tasks[0] == "multiple_choice" else None) or options.file
+        file = _measured_on(options)
         if file is None:
             raise UsageError(f"--{tasks[0].replace('_', '-')} needs its task file (-f, or -bf for multiple choice)")
         count = getattr(options, f"{tasks[0]}_tasks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,3 +40,20 @@ class Base:
 
     path: Path
     values: dict[str, Any]
+
+
+def multiple_choice_file(path: Path, tasks: list[tuple[str, list[str], int]]) -> Path:
+    """A task file as llama-perplexity reads it. tasks: question, answers, the right one's index."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<I", len(value.encode())) + value.encode()
+
+    records = []
+    for question, answers, right in tasks:
+        labels = struct.pack(f"<{len(answers)}i", *(int(index == right) for index in range(len(answers))))
+        choice = struct.pack("<I", len(answers)) + b"".join(map(text, answers)) + labels
+        records.append(text(question) + choice + struct.pack("<I", 0))
+    start = 4 + 4 * len(records)
+    positions = [start + sum(map(len, records[:index])) for index in range(len(records))]
+    path.write_bytes(struct.pack(f"<I{len(records)}I", len(records), *positions) + b"".join(records))
+    return path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_helpers import TEXT, Base
+from engine_helpers import TEXT, Base, multiple_choice_file
 
 from surgeon.commands import bench, imatrix, journal, perplexity, prune_scan, stats
 from surgeon.commands.prune_scan import layer_sets
@@ -182,10 +182,13 @@ def test_figures_go_into_the_journal(
     divergence = ["--kl-divergence", "--kl-divergence-base", str(base.path), "--recipe", str(recipe)]
     assert perplexity.main([*common, *divergence]) == 0
     assert bench.main([*common, "-p", "4", "-n", "0", "-r", "1"]) == 0
+    tasks = multiple_choice_file(tmp_path / "arc.bin", [("The sea was", [" calm.", " xq zt"], 0)])
+    assert perplexity.main([*common, "--multiple-choice", "-bf", str(tasks)]) == 0
     capsys.readouterr()
     assert journal.main([str(demo_model), "--json"]) == 0
     (trial,) = json.loads(output(capsys))
     assert trial["label"] == "the whole"
+    assert list(trial["measured"]["tasks"]) == ["arc"], "named by its file"
     assert trial["size"] == trial["source_size"] == demo_model.stat().st_size
     assert trial["measured"]["conditions"]["n_chunks"] == 4
     assert set(trial["measured"]["speed"]) == {"pp4"}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_helpers import TEXT, Base, figures, run
+from engine_helpers import TEXT, Base, figures, multiple_choice_file, run
 
 from surgeon.engine.child.evaluation.base_file import BaseFile
 from surgeon.engine.protocol import (
@@ -141,21 +140,6 @@ def test_winogrande_prefers_english(demo_model: Path, tmp_path: Path) -> None:
     )
     values = figures(TaskJob(str(demo_model), "winogrande", str(file)))
     assert (values["n_tasks"], values["score"], values["score_corrected"]) == (2, 100.0, 100.0)
-
-
-def multiple_choice_file(path: Path, tasks: list[tuple[str, list[str], int]]) -> Path:
-    def text(value: str) -> bytes:
-        return struct.pack("<I", len(value.encode())) + value.encode()
-
-    records = []
-    for question, answers, right in tasks:
-        labels = struct.pack(f"<{len(answers)}i", *(int(index == right) for index in range(len(answers))))
-        choice = struct.pack("<I", len(answers)) + b"".join(map(text, answers)) + labels
-        records.append(text(question) + choice + struct.pack("<I", 0))
-    start = 4 + 4 * len(records)
-    positions = [start + sum(map(len, records[:index])) for index in range(len(records))]
-    path.write_bytes(struct.pack(f"<I{len(records)}I", len(records), *positions) + b"".join(records))
-    return path
 
 
 def test_multiple_choice_prefers_english(demo_model: Path, tmp_path: Path) -> None:
