@@ -94,14 +94,24 @@ def scan(options: argparse.Namespace, *words: object) -> dict:
 
 
 def by_measurement(options: argparse.Namespace, counts: list[int]) -> dict[tuple[str, int], tuple[int, ...]]:
-    found = {}
-    for count in counts:
-        for way, words in SCANS.items():
-            among = ["--among", options.among] if way in ("greedy", "healed") else []
+    found: dict[tuple[str, int], tuple[int, ...]] = {}
+    for way, words in SCANS.items():
+        among = ["--among", options.among] if way in ("greedy", "healed") else []
+        for count in counts if way == "pairs" else [max(counts)]:
             report = scan(options, "-f", options.file, "--chunks", options.chunks, "--count", count, *words, *among)
-            found[way, count] = tuple(sorted(report["prune"]))
-            print(f"{count} by {way}: {found[way, count]}", file=sys.stderr, flush=True)
+            sets = {count: report["prune"]} if way == "pairs" else of_each_size(way, report["damages"], counts)
+            found |= {(way, size): tuple(sorted(layers)) for size, layers in sets.items()}
+            print(f"{way}: {sets}", file=sys.stderr, flush=True)
     return found
+
+
+def of_each_size(way: str, damages: list[dict], counts: list[int]) -> dict[int, list[int]]:
+    """The set of every size from one scan of the largest: each step of these orders keeps what the one before chose."""
+    ranked = sorted(damages, key=lambda one: float(one["mean_kld"]))
+    if way == "single":
+        singles = [one["layers"][0] for one in ranked if len(one["layers"]) == 1]
+        return {count: singles[:count] for count in counts}
+    return {count: next(one["layers"] for one in ranked if len(one["layers"]) == count) for count in counts}
 
 
 def main() -> None:
