@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from humanize import naturalsize
-
 LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def size(nbytes: float) -> str:
     """Of files, models and disks, in decimal units and three figures: `23.2 MB`, `826 MB`, `1.02 kB`."""
-    return _three_figures(naturalsize(nbytes, format="%.2f"))
+    return _three_figures(nbytes, binary=False)
 
 
 def memory(nbytes: float) -> str:
     """Of cards and of the computer's memory, in binary units and three figures: `24.0 GiB`, `512 MiB`."""
-    return _three_figures(naturalsize(nbytes, binary=True, format="%.2f"))
+    return _three_figures(nbytes, binary=True)
 
 
-def _three_figures(text: str) -> str:
-    number, _, unit = text.partition(" ")
+def _three_figures(nbytes: float, *, binary: bool) -> str:
+    from humanize import naturalsize  # not for `--help`
+
+    number, _, unit = naturalsize(nbytes, binary=binary, format="%.2f").partition(" ")
     if "." in number:
         digits = max(0, 3 - len(number.lstrip("-").partition(".")[0]))
         number = f"{float(number):.{digits}f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from typing import Any
 
 
@@ -11,6 +10,8 @@ def read_toml(text: str) -> dict[str, Any]:
 
     That is also nesting as deep as Python's stack and a number of thousands of digits.
     """
+    import tomllib  # not for `--help`
+
     try:
         return tomllib.loads(text.removeprefix("\ufeff"))
     except RecursionError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -226,6 +225,8 @@ def _expert_sets(sets: Mapping[int, frozenset[int]]) -> tuple[tuple[int, tuple[i
 
 def expert_sets_id(sets: Mapping[int, Iterable[int]]) -> str:
     """16 hex digits, the same for the same experts, however they were chosen."""
+    import hashlib  # loads OpenSSL, and `--help` hashes nothing
+
     text = repr(sorted((layer, sorted(gone)) for layer, gone in sets.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

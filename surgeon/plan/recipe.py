@@ -38,7 +38,6 @@ The same recipe, model and importance matrix give the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -139,6 +138,8 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 @lru_cache(8)
 def _sha256(path: str, *_version: int) -> str:
     """The screen keeps its plan, with this hash, after every few edits; the file may be hundreds of megabytes."""
+    import hashlib  # loads OpenSSL, and `--help` hashes nothing
+
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
