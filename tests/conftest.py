@@ -17,6 +17,13 @@ DEMO = TESTS.parent / "surgeon" / "demo"
 sys.path.insert(0, str(TESTS / "core"))  # gguf_builder, for tests in every folder
 
 
+@pytest.fixture(autouse=True)
+def _size_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot test leaves its size in these, and a program on a pseudo terminal would take it for its own."""
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def golden_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the golden set's inputs, made once per run and shared by all workers; nobody writes into it."""
