@@ -317,7 +317,7 @@ def edit_counts(
     that --override-kv sets. Returns the remarks.
     """
     experts, prefix = expert_model(model), model.architecture + "."
-    edits = _count_edits(kv, experts, result.count, prefix)
+    edits = _count_edits(kv, result.count, prefix)
     if experts.groups > 1:
         edits |= _group_edits(experts, chosen, prefix)
     problems = []
@@ -337,7 +337,7 @@ def edit_counts(
     return problems
 
 
-def _count_edits(kv: Mapping[str, Value], experts: ExpertModel, left: int, prefix: str) -> Edits:
+def _count_edits(kv: Mapping[str, Value], left: int, prefix: str) -> Edits:
     count, used = kv.get(f"{prefix}expert_count"), kv.get(f"{prefix}expert_used_count")
     edits: Edits = {}
     if count is not None and isinstance(count.decode(), int):

@@ -52,10 +52,6 @@ class ExpertSums:
         """Of a layer's calls; 1/n_expert each where the load is even, NaN without data."""
         return _shares(self.calls)
 
-    def share_of_gate(self) -> Float64:
-        """Of the weight that the router gave in a layer; NaN without data."""
-        return _shares(self.gate)
-
     def pruned(self, layers: Sequence[int], gone: Mapping[int, Collection[int]]) -> ExpertSums:
         """Of a model that keeps these layers, in this order, and loses these experts of each: as many everywhere."""
         count = self.calls.shape[1] - max(map(len, gone.values()), default=0)

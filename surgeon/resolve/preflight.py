@@ -18,7 +18,6 @@ from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.plan import Plan
 from surgeon.problems import Problem
 from surgeon.resolve.hparams import loader_refusal
-from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.tensor_facts import ModelFacts
 from surgeon_kernels.formats import FORMATS, LOW_BIT
 from surgeon_kernels.registry import dequantizable, quantizable
@@ -67,7 +66,6 @@ def report(
     model: Model,
     plan: Plan,
     facts: ModelFacts,
-    numbering: Numbering,
     ops: Sequence[TensorOp],
     findings: Findings,
     *,
@@ -76,7 +74,7 @@ def report(
     """All problems, worst first, each with the tensors it concerns and what to do."""
     _structure(model, plan, findings)
     _keys(model, plan, findings)
-    _layers(plan, facts, numbering, ops, findings)
+    _layers(plan, facts, ops, findings)
     _conversions(plan, ops, findings)
     _imatrix(model, findings, has_imatrix)
     _unseen(findings, plan.compat)
@@ -116,7 +114,7 @@ def _keys(model: Model, plan: Plan, findings: Findings) -> None:
         findings.warning(f"without {named(gone)} llama.cpp may not load the model, or run it otherwise")
 
 
-def _layers(plan: Plan, facts: ModelFacts, numbering: Numbering, ops: Sequence[TensorOp], findings: Findings) -> None:
+def _layers(plan: Plan, facts: ModelFacts, ops: Sequence[TensorOp], findings: Findings) -> None:
     if not plan.pruned:
         return
     if plan.compat:

@@ -89,7 +89,7 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None, moments: M
         ops=ops,
         metadata=tuple(metadata.items()),
         alignment=DEFAULT_ALIGNMENT if plan.compat else _alignment(metadata, findings),
-        problems=report(model, plan, facts, numbering, ops, findings, has_imatrix=imatrix is not None),
+        problems=report(model, plan, facts, ops, findings, has_imatrix=imatrix is not None),
         renumbering=numbering.layers,
         needs_imatrix=tuple(findings.needs_imatrix),
         fallbacks=findings.fallbacks,

@@ -126,7 +126,7 @@ def visible_rows(session: Session, view: View) -> list[Row]:
     if view.flat:
         inside = (TensorRow(session, tensor, 0) for layer in session.model.layers for tensor in layer.tensors)
         return list(_sorted([row for row in [*others, *inside] if accepts(row)], view))
-    above, below = _around(session, [row for row in others if accepts(row)])
+    above, below = _around([row for row in others if accepts(row)])
     layers = [row for row in _layers(session, view, accepts) if row[0].shown]
     tops = _sorted([row for row, _ in layers], view)
     inside_of = {row.key: tensors for row, tensors in layers}
@@ -167,7 +167,7 @@ def _layers(
         yield LayerRow(session, layer, unfolded, len(tensors)), tensors
 
 
-def _around(session: Session, others: list[TensorRow]) -> tuple[list[TensorRow], list[TensorRow]]:
+def _around(others: list[TensorRow]) -> tuple[list[TensorRow], list[TensorRow]]:
     """Tensors outside the layers: the input side above them, the output side below, wherever the file has them."""
     below = [row for row in others if row.tensor.name.startswith(("output", "cls", "nextn"))]
     return [row for row in others if row not in below], below
@@ -201,16 +201,3 @@ def unfold_matches(session: Session, filter_: Filter) -> frozenset[int]:
         for layer in session.model.layers
         if any(filter_.accepts(TensorRow(session, tensor, 1)) for tensor in layer.tensors)
     )
-
-
-def as_dict(rows: list[Row]) -> dict[str, list[str]]:
-    """The tree as a dictionary, for tests: top rows' keys -> keys of the tensors shown under them."""
-    tree: dict[str, list[str]] = {}
-    last = ""
-    for row in rows:
-        if isinstance(row, TensorRow) and row.depth:
-            tree[last].append(row.key)
-        else:
-            last = row.key
-            tree[last] = []
-    return tree

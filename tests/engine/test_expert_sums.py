@@ -143,7 +143,7 @@ def test_sums_are_kept_beside_the_imatrix_and_added(tmp_path: Path) -> None:
     assert both.experts.saliency == pytest.approx(first.saliency + second.saliency)
     assert first.layers == [1, 2]
     assert np.isnan(first.share_of_calls()[0]).all()
-    assert first.share_of_gate()[1].sum() == pytest.approx(1)
+    assert first.share_of_calls()[1].sum() == pytest.approx(1)
     assert added([first, None]) is None
 
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tui_helpers import session_of
+from tui_helpers import rows_as_dict, session_of
 
 from surgeon.errors import SurgeonError
 from surgeon.layer_lists import spans
 from surgeon.plan.recipe import load_recipe, save_recipe
 from surgeon.session.filters import parse_filter
 from surgeon.session.metrics import METRICS
-from surgeon.session.rows import View, as_dict, unfold_matches, visible_rows
+from surgeon.session.rows import View, unfold_matches, visible_rows
 from surgeon.session.session import Session, layer_key, layer_number
 from surgeon.session.typed_edits import option_words, parse_command, without_option
 
@@ -160,7 +160,7 @@ def test_layer_keys() -> None:
 
 
 def test_layers_are_folded_at_first(session: Session) -> None:
-    shown = as_dict(visible_rows(session, View()))
+    shown = rows_as_dict(visible_rows(session, View()))
     assert list(shown) == [
         "token_embd.weight",
         *(layer_key(layer) for layer in range(12)),
@@ -171,7 +171,7 @@ def test_layers_are_folded_at_first(session: Session) -> None:
 
 
 def test_an_unfolded_layer_shows_its_tensors(session: Session) -> None:
-    shown = as_dict(visible_rows(session, View(unfolded=frozenset({3}))))
+    shown = rows_as_dict(visible_rows(session, View(unfolded=frozenset({3}))))
     assert shown[layer_key(2)] == []
     assert shown[layer_key(3)] == [tensor.name for tensor in session.model.layers[3].tensors]
 
@@ -180,7 +180,7 @@ def test_a_filter_leaves_only_what_matches(session: Session) -> None:
     found = parse_filter("ffn_down")
     assert found is not None
     view = View(filter=found, unfolded=unfold_matches(session, found))
-    assert as_dict(visible_rows(session, view)) == {
+    assert rows_as_dict(visible_rows(session, view)) == {
         layer_key(layer): [f"blk.{layer}.ffn_down.weight"] for layer in range(12)
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from surgeon.model.model import load_model
-from surgeon.session.rows import as_dict
+from surgeon.session.rows import Row, TensorRow
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.config import Config
@@ -24,9 +24,22 @@ def session_of(model: Path, imatrix: Path | None = None) -> Session:
     return session
 
 
+def rows_as_dict(rows: list[Row]) -> dict[str, list[str]]:
+    """The tree as a dictionary: top rows' keys -> keys of the tensors shown under them."""
+    tree: dict[str, list[str]] = {}
+    last = ""
+    for row in rows:
+        if isinstance(row, TensorRow) and row.depth:
+            tree[last].append(row.key)
+        else:
+            last = row.key
+            tree[last] = []
+    return tree
+
+
 def tree(screen: MainScreen) -> dict[str, list[str]]:
     """What the tree shows: top rows -> rows under them."""
-    return as_dict(screen.tree_.rows)
+    return rows_as_dict(screen.tree_.rows)
 
 
 def text_of(app: SurgeonApp, part: str) -> str:

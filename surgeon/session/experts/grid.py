@@ -13,21 +13,8 @@ from surgeon.errors import SurgeonError
 from surgeon.plan import plan as plans
 from surgeon.plan.plan import Plan
 from surgeon.resolve.expert_choice import choose_experts
-from surgeon.session.experts.table import MEASURES, ExpertTable, expert_sums, values_of
+from surgeon.session.experts.table import ExpertTable, expert_sums
 from surgeon.session.session import Session
-
-__all__ = [
-    "MEASURES",
-    "Cell",
-    "Grid",
-    "expert_sums",
-    "grid",
-    "number_pruned",
-    "prune_least",
-    "toggle",
-    "values_of",
-    "with_plan",
-]
 
 Float64 = NDArray[np.float64]
 Sets = dict[int, tuple[int, ...]]

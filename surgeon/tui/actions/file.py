@@ -154,9 +154,11 @@ class FileActions(MeasureActions):
             self.fail(error)
             return
         self.take_for_comparison(other)
-        reader = DifferenceReader(difference(self.session.model, other))
-        reader.on_map = lambda: self.app.before_next_key(self.run_action("map('change')"))
-        reader.on_take = lambda: self.apply_recipe(text)
+        reader = DifferenceReader(
+            difference(self.session.model, other),
+            show_on_map=lambda: self.app.before_next_key(self.run_action("map('change')")),
+            take_types=lambda: self.apply_recipe(text),
+        )
         self.app.push_screen(reader)
 
     async def action_copy_command(self) -> None:

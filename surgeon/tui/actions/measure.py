@@ -155,9 +155,6 @@ class MeasureActions(QueueingActions):
         if self.app.job is None or not self.app.job.running:
             self.show_status(text)
 
-    def redraw_part(self, name: str) -> None:
-        self.query_one(f"#{name}").redraw()  # type: ignore[attr-defined]
-
     def on_unmount(self) -> None:
         if self.measure_job is not None and self.measure_job.running:
             self.measure_job.stop(END_SECONDS)

@@ -30,18 +30,15 @@ class Measured(Message):
 
 
 class DifferenceReader(Reader):
-    """on_map: shows the difference on the map; on_take: takes the other's types into the plan."""
-
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("M", "leave_for('on_map')", show=False, priority=True),
-        Binding("o", "leave_for('on_take')", show=False, priority=True),
+        Binding("M", "show_on_map", show=False, priority=True),
+        Binding("o", "take_types", show=False, priority=True),
     ]
-    on_map: Callable[[], None]
-    on_take: Callable[[], None]
 
-    def __init__(self, found: Difference) -> None:
+    def __init__(self, found: Difference, *, show_on_map: Callable[[], None], take_types: Callable[[], None]) -> None:
+        """show_on_map: shows the difference on the map; take_types: takes the other's types into the plan."""
         super().__init__("compare", "↑ ↓ move · M on the map · o take its types · Esc close", tall=True)
-        self.found = found
+        self.found, self._show_on_map, self._take_types = found, show_on_map, take_types
         self.errors: dict[str, float] = {}
         self.note = "measuring how far the weights are apart …"
         self._stop = threading.Event()
@@ -49,9 +46,13 @@ class DifferenceReader(Reader):
     def lines(self, width: int) -> list[Line]:
         return difference_lines(self.found, self.errors, self.note, width)
 
-    def action_leave_for(self, what: str) -> None:
+    def action_show_on_map(self) -> None:
         self.dismiss()
-        getattr(self, what)()
+        self._show_on_map()
+
+    def action_take_types(self) -> None:
+        self.dismiss()
+        self._take_types()
 
     def on_mount(self) -> None:
         threading.Thread(target=self._run, name="difference", daemon=True).start()
