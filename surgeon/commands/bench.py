@@ -8,13 +8,12 @@ from typing import Any
 
 from surgeon.commands.options.engine_options import (
     add_engine_options,
-    add_journal_options,
     engine_of,
     log_shown,
     positive,
-    record_figures,
 )
 from surgeon.commands.options.parser import Parser
+from surgeon.commands.options.recording import add_journal_options, recording_of
 from surgeon.commands.printing.progress_line import ProgressLine
 from surgeon.commands.printing.text_table import table
 from surgeon.errors import UsageError
@@ -56,20 +55,24 @@ def main(arguments: list[str]) -> int:
     tests += [pair for pair in options.pg if sum(pair) > 0]
     if not tests:
         raise UsageError("nothing to measure: -p, -n or -pg above 0")
+    recording = recording_of(options)
     values = _measure(tests, options)
-    if options.journal:
-        record_figures(options, values)
-    if options.json:
-        print(json_text(values))
-        return 0
+    print(json_text(values) if options.json else _report(values))
+    if recording is not None:
+        recording.keep(values)
+    return 0
+
+
+def _report(values: dict[str, Any]) -> str:
     rows = [
         [test["test"], f"{test['mean']:.2f} ± {test['deviation']:.2f}", f"{test['best']:.2f}"]
         for test in values["tests"]
     ]
-    print(f"{values['description']}, {size(values['nbytes'])}, {values['n_params'] / 1e9:.2f} B parameters")
-    print(f"{values['engine']}, {values['threads']} threads, load {_load()}")
-    print(table(["test", "t/s", "best"], rows))
-    return 0
+    return (
+        f"{values['description']}, {size(values['nbytes'])}, {values['n_params'] / 1e9:.2f} B parameters\n"
+        f"{values['engine']}, {values['threads']} threads, load {_load()}\n"
+        f"{table(['test', 't/s', 'best'], rows)}"
+    )
 
 
 def _measure(tests: list[tuple[int, int]], options: argparse.Namespace) -> dict[str, Any]:

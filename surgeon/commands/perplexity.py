@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.commands.options.engine_options import (
     add_engine_options,
-    add_journal_options,
     add_scheduler_option,
     add_window_options,
     engine_of,
     fleet_of,
     log_shown,
-    record_figures,
     require_file,
 )
 from surgeon.commands.options.parser import Once, Parser
+from surgeon.commands.options.recording import add_journal_options, recording_of
 from surgeon.commands.printing.progress_line import ProgressLine
 from surgeon.errors import UsageError
 from surgeon.json_text import json_text
@@ -67,14 +66,12 @@ def _parser() -> Parser:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
+    recording = recording_of(options)
     values = _embeddings(options) if options.embedding else _measure(_job(options), options)
     values = {"model": options.model, **values}
-    if options.journal:
-        record_figures(options, values, text=_measured_on(options) or options.kl_divergence_base or "")
-    if options.json:
-        print(json_text(values))
-    else:
-        print(_report(values))
+    print(json_text(values) if options.json else _report(values))
+    if recording is not None:
+        recording.keep(values, text=_measured_on(options) or options.kl_divergence_base or "")
     return 0
 
 

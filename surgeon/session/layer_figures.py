@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from surgeon.errors import SurgeonError
 from surgeon.imatrix.experts import ExpertSums
 from surgeon.imatrix.influence import Influence, load_influence
+from surgeon.session.kept_scans import OF_ANOTHER_VERSION, kept_scans
 
 Figures = dict[str, dict[int, float]]  # metric key -> layer number -> value
 
@@ -46,22 +47,11 @@ def expert_figures(sums: ExpertSums) -> Figures:
 
 def last_damages(folder: Path, identity: str) -> dict[int, float]:
     """KL divergence by layer from the newest scan of the model in `folder`; empty where there is none to read."""
-    found = sorted(folder.glob(f"{identity}-*.json"), key=_age, reverse=True)
-    for path in found:
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+    for kept in kept_scans(folder, identity):
+        with suppress(*OF_ANOTHER_VERSION):
             return {
                 int(damage["layers"][0]): float(damage["mean_kld"])
                 for damage in kept["damages"]
                 if len(damage["layers"]) == 1
             }
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # being written, or of another version: the one before it may do
     return {}
-
-
-def _age(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

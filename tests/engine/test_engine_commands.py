@@ -173,6 +173,20 @@ def test_layer_sets() -> None:
             layer_sets(wrong, 5, pairs=False)
 
 
+@pytest.mark.parametrize(
+    ("option", "wrong"), [("--journal", "absent.gguf"), ("--recipe", "absent.toml"), ("--recipe", "latin.toml")]
+)
+def test_a_wrong_name_for_the_journal_is_said_before_anything_is_measured(
+    demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, wrong: str
+) -> None:
+    (tmp_path / "latin.toml").write_bytes(b"# caf\xe9\n")
+    arguments = ["-m", str(demo_model), "--journal", str(demo_model), option, str(tmp_path / wrong)]
+    for command, more in ((perplexity, ["-f", str(demo_model)]), (bench, [])):
+        with pytest.raises(SurgeonError, match=wrong):
+            command.main([*arguments, *more])
+    assert capsys.readouterr() == ("", ""), "no progress: nothing has begun"
+
+
 def test_figures_go_into_the_journal(
     demo_model: Path, base: Base, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

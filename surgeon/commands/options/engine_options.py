@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from surgeon.errors import SurgeonError
 from surgeon.machine import MOST_THREADS
@@ -73,28 +73,6 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="tokens at once (2048)")
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="per graph (512)")
     parser.add_argument("--chunks", type=chunks, default=-1, metavar="N", help="at most N chunks (-1: all)")
-
-
-def add_journal_options(parser: argparse.ArgumentParser) -> None:
-    """`--journal --label --recipe`: where the figures are recorded."""
-    parser.add_argument("--journal", metavar="SOURCE", help="record the figures in the journal of this source model")
-    parser.add_argument("--label", default="", help="name of the trial in the journal (default: the file's name)")
-    parser.add_argument("--recipe", metavar="FILE", help="the recipe MODEL was made by, kept with the trial")
-
-
-def record_figures(options: argparse.Namespace, values: dict[str, Any], text: str = "") -> None:
-    """Put the figures into the journal that `--journal` names. Raises SurgeonError."""
-    from surgeon.model.model import load_model
-    from surgeon.trials.journal import Journal
-    from surgeon.trials.records import measured, record
-
-    source = load_model(require_file(options.journal))
-    recipe = Path(require_file(options.recipe)).read_text(encoding="utf-8") if options.recipe else ""
-    output = Path(options.model)
-    with source.file:
-        journal, size = Journal.of_model(source.file.path), source.file.nbytes
-    label = options.label or output.stem
-    record(journal, output, label, measured=measured(values, text=text), source_size=size, recipe=recipe)
 
 
 def positive(text: str) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.plan.plan import expert_sets_id
+from surgeon.session.kept_scans import OF_ANOTHER_VERSION, kept_scans
 
 _EVERY_LAYER = -1
 
@@ -53,17 +54,15 @@ class ExpertCurve:
 
 def last_curve(folder: Path, identity: str) -> ExpertCurve:
     """The newest scan of the model in `folder`; empty where there is none to read."""
-    for path in sorted(folder.glob(f"{identity}-*.json"), key=_age, reverse=True):
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+    for kept in kept_scans(folder, identity):
+        points: tuple[ScanPoint, ...] = ()
+        with suppress(*OF_ANOTHER_VERSION):
             damages = kept["damages"]
             points = tuple(
                 _point(damages[key], str(key), float(share), int(layer), str(by))
                 for key, share, layer, by in kept["cuts"]
                 if key in damages
             )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # being written, or of another version: the one before it may do
         if points:
             return ExpertCurve(points)
     return ExpertCurve()
@@ -72,10 +71,3 @@ def last_curve(folder: Path, identity: str) -> ExpertCurve:
 def _point(damage: Mapping[str, float], key: str, share: float, layer: int, by: str) -> ScanPoint:
     kld, error, ppl, same_top = (float(damage[name]) for name in ("mean_kld", "mean_kld_error", "ppl", "same_top"))
     return ScanPoint(share, None if layer == _EVERY_LAYER else layer, by, kld, error, ppl, same_top, key)
-
-
-def _age(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
