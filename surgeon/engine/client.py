@@ -17,18 +17,8 @@ from pathlib import Path
 from typing import IO, Self
 
 from surgeon.engine.errors import EngineDied, EngineError, EngineMissing
-from surgeon.engine.protocol import (
-    Beat,
-    Engine,
-    Failed,
-    Finished,
-    Message,
-    PerplexityJob,
-    ProtocolError,
-    Request,
-    read_message,
-    write_message,
-)
+from surgeon.engine.frames import ProtocolError, read_message, write_message
+from surgeon.engine.protocol import Beat, Engine, Failed, Finished, Message, PerplexityJob, Request
 from surgeon.errors import Cancelled, DiskFull, SurgeonError
 from surgeon.folders import log_folder
 from surgeon.gguf.file import shards_of

@@ -19,15 +19,8 @@ from surgeon.engine.child.evaluation.windows import Rows
 from surgeon.engine.child.llama.layouts import LAYOUTS, layout_for, wrong_default
 from surgeon.engine.comparison import Comparison, statistics
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import (
-    Engine,
-    ImatrixJob,
-    ProtocolError,
-    Snapshot,
-    Step,
-    read_message,
-    write_message,
-)
+from surgeon.engine.frames import ProtocolError, read_message, write_message
+from surgeon.engine.protocol import Engine, ImatrixJob, Snapshot, Step
 
 
 def logits_and_targets(rows: int, n_vocab: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:

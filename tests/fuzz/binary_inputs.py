@@ -12,7 +12,8 @@ import numpy as np
 
 from surgeon.engine.child.evaluation.base_file import BaseWriter
 from surgeon.engine.child.evaluation.windows import Rows
-from surgeon.engine.protocol import Finished, Snapshot, Step, write_message
+from surgeon.engine.frames import write_message
+from surgeon.engine.protocol import Finished, Snapshot, Step
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.values import Value, ValueType

@@ -31,7 +31,7 @@ import text_inputs
 from surgeon.anatomy import layer_roles
 from surgeon.engine.child.evaluation.base_file import BaseFile
 from surgeon.engine.child.evaluation.task_files import multiple_choice
-from surgeon.engine.protocol import ProtocolError, read_message
+from surgeon.engine.frames import ProtocolError, read_message
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.fit.vram import Card, cache_bytes
 from surgeon.healing.heal_file import load_heal

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, cast
 
 from surgeon.engine.errors import EngineError, EngineMissing
+from surgeon.engine.frames import read_message, write_message
 from surgeon.engine.protocol import (
     Beat,
     BenchJob,
@@ -36,8 +37,6 @@ from surgeon.engine.protocol import (
     PruneScanJob,
     Request,
     TaskJob,
-    read_message,
-    write_message,
 )
 from surgeon.machine import available_cores
 
