@@ -11,7 +11,7 @@ import termios
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,10 +24,7 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
-from surgeon.model.kinds import refuse_imatrix
-from surgeon.model.model import load_model
 from surgeon.plan.plan import Plan
-from surgeon.plan.recipe import load_recipe
 from surgeon.session.session import Session, statistics_of
 from surgeon.signals import ENDING, exit_code, heeded
 from surgeon.streams import lasting_terminal
@@ -49,6 +46,7 @@ from surgeon.tui.jobs.warm_up import WarmUp
 from surgeon.tui.jobs.workers import with_workers
 from surgeon.tui.jobs.writing import WriteJob
 from surgeon.tui.main_screen import MainScreen
+from surgeon.tui.opening import Opened, open_session
 from surgeon.tui.picture import Changes, Picture
 from surgeon.tui.terminal import Beside, SparingDriver
 
@@ -57,15 +55,6 @@ TERMINAL_SECONDS = 5.0  # between two looks whether the terminal is still there
 LAST_SECONDS = 10.0  # for a write to end in order once the program has to end
 LONG_JOB = 10.0  # seconds after which nobody is taken to wait for a job's end
 WARM_DELAY = 0.4  # seconds after the first paint, or a change of types, before kernels are compiled
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A session, what to say at its start, and where its plan is kept (None: nowhere)."""
-
-    session: Session
-    greeting: str
-    plan_file: PlanFile | None
 
 
 class SurgeonApp(Host):
@@ -429,40 +418,6 @@ class SurgeonApp(Host):
         self.beside.leave()
         if self._autosave is not None:
             self.keep_plan()
-
-
-def open_session(
-    path: Path, imatrix: Path | None, recipe: Path | None, *, restore: bool = True, measure_later: bool = False
-) -> Opened:
-    """The session for a model; raises SurgeonError for files that cannot be read.
-
-    The importance matrix and the recipe of the command line are what it starts with. The plan of last time is a step
-    that can be undone.
-    """
-    model = load_model(path)
-    refuse_imatrix(model)
-    session = Session(model, measure_later=measure_later)
-    greeting = ""
-    if recipe is not None:
-        greeting = session.use_recipe(load_recipe(recipe), f"recipe {recipe.name}")
-    if imatrix is not None:
-        session.use_imatrix(imatrix)
-    session.begin_here()
-    plan_file = PlanFile.of(path)
-    if plan_file.number > 1:
-        greeting = "another surgeon has this model open: the plan here is a second one, kept apart"
-    if restore and recipe is None:
-        try:
-            known = plan_file.kept()
-            if known is not None:
-                if session.imatrix is not None:
-                    mine = session.plan.imatrix_file
-                    known = replace(known, plan=replace(known.plan, imatrix_file=mine), imatrix=mine)
-                restored = f"{session.use_recipe(known, 'the plan of the last session')}; u undoes it"
-                greeting = f"{greeting} · {restored}" if greeting else restored
-        except SurgeonError as error:
-            greeting = f"the saved plan cannot be used: {error}"
-    return Opened(session, greeting, plan_file)
 
 
 def run(

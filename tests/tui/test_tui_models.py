@@ -8,11 +8,12 @@ from test_tui_keys import Screen, kept
 from tui_helpers import opened, session_of
 
 from surgeon.commands import quantize
-from surgeon.tui.app import SurgeonApp, open_session
+from surgeon.tui.app import SurgeonApp
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.views.difference import DifferenceReader
 from surgeon.tui.dialogs.views.map import MapDialog
+from surgeon.tui.opening import open_session
 
 
 def other_of(model: Path) -> Path:

@@ -19,11 +19,12 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.values import Value, ValueType
 from surgeon.model.model import load_model
-from surgeon.plan.recipe import load_recipe
+from surgeon.plan.plan import Plan
+from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
 from surgeon.problems import Problem
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import Session, layer_key
-from surgeon.tui.app import SurgeonApp, open_session
+from surgeon.tui.app import SurgeonApp
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.base import Choices
 from surgeon.tui.dialogs.confirm import Confirm
@@ -38,6 +39,7 @@ from surgeon.tui.jobs import writing
 from surgeon.tui.jobs.writing import default_output
 from surgeon.tui.keys import ACTIONS
 from surgeon.tui.main_screen import MainScreen
+from surgeon.tui.opening import open_session
 from surgeon.write.operation import Progress, Summary
 
 LAYERS = [layer_key(number) for number in range(12)]
@@ -573,6 +575,18 @@ async def test_the_plan_is_kept_and_comes_back(model_copy: Path, demo_imatrix: P
     again.session.undo()
     assert again.session.plan.pruned == frozenset()
     for one in (second, again):
+        assert one.plan_file is not None
+        one.plan_file.release()
+
+
+def test_a_second_session_is_told_so_also_with_a_recipe(model_copy: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.toml"
+    save_recipe(Recipe(Plan("Q4_K_M")), recipe)
+    first, second = (open_session(model_copy, None, recipe) for _ in range(2))
+    assert first.greeting.startswith("recipe small.toml")
+    assert second.greeting.startswith("another surgeon has this model open")
+    assert second.greeting.endswith(first.greeting)
+    for one in (first, second):
         assert one.plan_file is not None
         one.plan_file.release()
 
