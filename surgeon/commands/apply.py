@@ -8,7 +8,7 @@ from surgeon.commands.options.engine_options import add_scheduler_option
 from surgeon.commands.options.parser import Parser
 
 
-def main(arguments: list[str]) -> int:
+def _parser() -> Parser:
     parser = Parser(
         prog="surgeon apply",
         description="Write what a recipe makes of IN. The same recipe, model and imatrix give the same bytes.",
@@ -29,6 +29,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout: tensors, total_bytes, bpw")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     parser.add_argument("--resume", action="store_true", help="continue a run that was cut off")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    parser = _parser()
     options = parser.parse_args(arguments)
     if options.output is None and not options.dry_run:
         parser.error("OUT is needed, or --dry-run")

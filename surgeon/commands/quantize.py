@@ -8,7 +8,8 @@ import sys
 def main(arguments: list[str]) -> int:
     from surgeon.commands.headless import run_job
     from surgeon.llama_quantize.arguments import OptionError
-    from surgeon.llama_quantize.options import parse_job, usage
+    from surgeon.llama_quantize.options import parse_job
+    from surgeon.llama_quantize.usage import SYNTAX, usage
 
     if not arguments or any(word in ("-h", "--help") for word in arguments[:1]):
         print(usage())
@@ -16,6 +17,6 @@ def main(arguments: list[str]) -> int:
     try:
         job = parse_job(arguments)
     except OptionError:
-        print("usage: surgeon quantize [options] INPUT.gguf [OUTPUT.gguf] TYPE [threads]", file=sys.stderr)
+        print(f"usage: {SYNTAX}", file=sys.stderr)
         raise
     return run_job(job)

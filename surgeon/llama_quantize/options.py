@@ -13,56 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from surgeon.llama_quantize.arguments import FLOAT, INTEGER, OptionError, leading_number, parse_split_size
+from surgeon.llama_quantize.usage import SYNTAX
 from surgeon.llama_quantize.words import Words, plan_of, read_words
 from surgeon.plan.file_types import FILE_TYPES, FileType, find_file_type
 from surgeon.plan.plan import Plan
 from surgeon.plan.recipe import Recipe, load_recipe
-
-USAGE = """\
-usage: surgeon quantize [options] INPUT.gguf [OUTPUT.gguf] TYPE [threads]
-
-Options of llama-quantize (all before INPUT):
-  --allow-requantize           quantize tensors again that are quantized already
-  --leave-output-tensor        copy output.weight as it is
-  --pure                       no mix: every tensor that can be quantized gets the base type
-  --imatrix F                  importance matrix, GGUF or .dat
-  --include-weights TEXT       use only imatrix entries whose name contains TEXT (repeatable)
-  --exclude-weights TEXT       leave out imatrix entries whose name contains TEXT (repeatable)
-  --output-tensor-type T       type of output.weight
-  --token-embedding-type T     type of token_embd.weight
-  --tensor-type RE=T           type of tensors whose name matches (repeatable, the first match wins)
-  --tensor-type-file F         such rules from a file, separated by blanks
-  --prune-layers L0,L1,...     leave out these layers; without --compat also 3-5
-  --keep-split                 write as many shards as the input has
-  --override-kv KEY=TYPE:VALUE set metadata; TYPE is int, float, bool or str (repeatable)
-  --dry-run                    print types and sizes; write nothing
-  --max-buffer-size MiB        memory for rows in work (default 256)
-
-Options of our own:
-  --set KEY=VALUE              set metadata, of the type that the key has (repeatable)
-  --delete-key KEY             leave a metadata key out (repeatable)
-  --chat-template-file F       set tokenizer.chat_template to the text in F
-  --json                       one JSON object on stdout: tensors, total_bytes, bpw
-  --recipe F                   begin with the plan in F; TYPE may then be left out
-  --compat                     llama-quantize's bytes to the last one, its defects included
-  --moments F                  second moments (surgeon imatrix --moments): the feedback encoder, same types and sizes
-  --feedback-rounds N          rounds of better scales and codes in it (default 1)
-  --shrink B                   of the moments towards their diagonal, 0 to 1 (default: chosen for each input)
-  --save-moments F             also save the moments renumbered as the layers are
-  --hide-imatrix               keep the imatrix's path and data set out of the metadata
-  --save-imatrix F             also save the imatrix without the pruned layers and experts
-  --prune-experts N|P%         leave out N (or P %) experts in every layer, the least salient in the imatrix
-  --experts-by WHAT            choose them by saliency (default) or calls
-  --heal F                     take refitted matrices from heal file F (surgeon heal), or heal on text F first
-  --heal-tokens N              tokens to fit on for each column of ffn_down, where F is a text (default 30)
-  --split-max-size N(M|G)      write shards of at most N megabytes or gigabytes of tensor data
-  --i-know                     prune an architecture although not everything about it could be checked
-  --scheduler ADDRESS          write over the workers of this Dask scheduler (extra `fleet`; none: not)
-  --overwrite                  replace an existing OUTPUT
-  --resume                     continue a run that was cut off
-
-TYPE (name or number):
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +48,6 @@ class QuantizeCommand:
     heal: str | None = None
     heal_tokens: float = 30.0
     scheduler: str | None = None
-
-
-def usage() -> str:
-    rows = [f"  {kind.number:>3}  {kind.name:<10} {kind.description}" for kind in FILE_TYPES.values() if kind.base]
-    return USAGE + "\n".join([*rows, f"       {'COPY':<10} {FILE_TYPES['COPY'].description}"])
 
 
 def parse_job(arguments: list[str]) -> QuantizeCommand:
@@ -144,18 +94,16 @@ def _positional(words: Words, recipe: Recipe | None) -> tuple[Path, Path, FileTy
     """(input, output, type, threads); every mistake of llama-quantize's users gets its own sentence."""
     rest = list(words.positional)
     if len(rest) < (1 if recipe else 2):
-        raise OptionError(
-            "INPUT and TYPE are needed: surgeon quantize [options] INPUT.gguf [OUTPUT.gguf] TYPE [threads]"
-        )
+        raise OptionError(f"INPUT and TYPE are needed: {SYNTAX}")
     source = rest.pop(0)
     keep_split = "--keep-split" in words.flags or (recipe is not None and recipe.plan.keep_split)
     kind = find_file_type(rest[0]) if rest else None
     if kind is not None:
         rest.pop(0)
-        return Path(source), default_output(source, kind, keep_split), kind, _threads(rest, words)
+        return Path(source), _default_output(source, kind, keep_split), kind, _threads(rest, words)
     if not rest and recipe is not None:
         kind = FILE_TYPES[recipe.plan.file_type]
-        return Path(source), default_output(source, kind, keep_split), kind, 0
+        return Path(source), _default_output(source, kind, keep_split), kind, 0
     output = rest.pop(0)
     if output.startswith("--"):
         raise OptionError(f"{output} after INPUT: options come before INPUT")
@@ -181,7 +129,7 @@ def _bad_type(text: str) -> str:
     )
 
 
-def default_output(source: str, kind: FileType, keep_split: bool) -> Path:
+def _default_output(source: str, kind: FileType, keep_split: bool) -> Path:
     """Beside the input, in the table's spelling of the type."""
     return Path(source).parent / f"ggml-model-{kind.name}{'' if keep_split else '.gguf'}"
 
