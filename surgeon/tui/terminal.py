@@ -74,6 +74,15 @@ class SparingDriver(LinuxDriver):
         self.picture = Picture()
         super().start_application_mode()  # type: ignore[no-untyped-call]
 
+    def _get_terminal_size(self) -> tuple[int, int]:
+        """The terminal's own size. Textual asks LINES and COLUMNS first, but what uses readline (Python's prompt among
+        others) leaves them to its children, and no resize changes them."""
+        try:
+            columns, lines = os.get_terminal_size(self.fileno)
+        except OSError:
+            columns = lines = 0
+        return (columns, lines) if columns and lines else super()._get_terminal_size()
+
     def run_input_thread(self) -> None:
         """Hand on what comes, until the driver ends."""
         parser, decode = BurstParser(), codecs.getincrementaldecoder("utf-8")("replace").decode

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
 
@@ -99,7 +100,6 @@ def test_the_same_stands_on_the_terminal(seed: int) -> None:
 
 
 LAYERS = 250
-BETWEEN_BLINKS = 0.2  # seconds: less than a field's cursor rests
 SHAPES = {
     "attn_norm": (64,), "attn_q": (64, 64), "attn_k": (64, 32), "attn_v": (64, 32), "attn_output": (64, 64),
     "attn_q_norm": (32,), "attn_k_norm": (32,), "ffn_norm": (64,), "ffn_gate": (64, 128), "ffn_up": (64, 128),
@@ -135,34 +135,35 @@ def tall_model(folder: Path) -> tuple[Path, Path]:
 
 
 class Screen:
-    """The program on a pseudo terminal of 200x60."""
+    """The program on a pseudo terminal of 200x60, with another size in the environment, as readline leaves it."""
 
     def __init__(self, model: Path, imatrix: Path) -> None:
         self.master, slave = pty.openpty()
-        self.resize(60, 200)
+        ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 200, 0, 0))
+        environment = dict(os.environ, TERM="xterm-256color", LINES="24", COLUMNS="80")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "surgeon", model, "--imatrix", imatrix],
-            stdin=slave, stdout=slave, stderr=slave, env=dict(os.environ, TERM="xterm-256color"),
-            start_new_session=True,
+            stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
 
-    def resize(self, lines: int, columns: int) -> None:
-        ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-    def drawn(self, until: Callable[[bytes], bool], rest: float = 0.7) -> bytes:
-        """What is drawn until `until` says yes to it, and then nothing comes for `rest` seconds."""
-        out, end = b"", time.monotonic() + 60
-        while time.monotonic() < end:
-            if select.select([self.master], [], [], rest)[0]:
+    def drawn(self, until: str) -> bytes:
+        """What is drawn up to the words `until`."""
+        out, end = b"", time.monotonic() + 120
+        while until.encode() not in out:
+            assert time.monotonic() < end, f"waited in vain; drawn so far: {out[-2000:]!r}"
+            if select.select([self.master], [], [], 0.5)[0]:
                 out += os.read(self.master, 1 << 20)
-            elif until(out):
-                return out
-        raise AssertionError(f"waited in vain; drawn so far: {out[-2000:]!r}")
+        return out
 
-    def key(self, key: str, until: bytes, rest: float = 0.7) -> bytes:
-        os.write(self.master, key.encode())
-        return self.drawn(lambda out: until in out, rest)
+    def keys(self, keys: str, until: str) -> bytes:
+        os.write(self.master, keys.encode())
+        return self.drawn(until)
+
+    def all_of(self, key: str, until: str) -> bytes:
+        """What `key` has drawn, and drawn again. A digit, which changes the lowest line alone, is looked at when all of
+        that is done."""
+        return self.keys(key, until) + self.keys("7", "goes to that layer")
 
     def close(self) -> None:
         self.process.kill()
@@ -177,12 +178,16 @@ def screen(tmp_path: Path) -> Iterator[Screen]:
     screen.close()
 
 
+def layers_drawn(data: bytes) -> Counter[str]:
+    """How often each layer's row was drawn."""
+    return Counter(re.findall(r"blk\.\d+(?= )", data.decode(errors="replace")))
+
+
 def test_a_filter_paints_the_tree_once(screen: Screen) -> None:
-    screen.drawn(lambda out: "━".encode() in out)  # the statistics come after the first paint
-    screen.key("/", b"filter", BETWEEN_BLINKS)
-    screen.key("ffn_down", b"250 of 3000", BETWEEN_BLINKS)
-    painted = screen.key("\r", b"500 rows", 1.5)
-    assert painted.count(b"ffn_down  ") >= 25
+    screen.drawn("━")  # the statistics come after the first paint
+    screen.keys("/ffn_down", "250 of 3000")
+    painted = screen.all_of("\r", "500 rows")
+    assert layers_drawn(painted) == {f"blk.{layer}": 1 for layer in range(28)}
     assert len(painted) <= 40_000
-    again = screen.key("\x0c", b"500 rows", 1.5)
-    assert again.count(b"blk.") == painted.count(b"blk."), "Ctrl+L draws everything anew"
+    again = screen.all_of("\x0c", "500 rows")
+    assert layers_drawn(again) == layers_drawn(painted), "Ctrl+L draws everything anew, once"
