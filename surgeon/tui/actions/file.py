@@ -196,14 +196,10 @@ class FileActions(MeasureActions):
         if destination is None:
             return
         out, replace = destination
-        session = self.session
-        try:
-            recipe = recipe_text(session.plan, session.imatrix, session.moments)
-        except SurgeonError as error:
-            self.fail(error)
-            return
-        answers = {"out": str(out.absolute()), "replace": "yes" if replace else ""}
-        self.enqueue(Queued("write", out.stem, answers, recipe))
+        recipe = self.own_recipe()
+        if recipe is not None:
+            answers = {"out": str(out.absolute()), "replace": "yes" if replace else ""}
+            self.enqueue(Queued("write", out.stem, answers, recipe))
 
     def write_job(self, entry: Queued) -> WriteJob:
         """The write of an entry of the queue. Raises SurgeonError."""

@@ -167,13 +167,19 @@ class MeasureActions(QueueingActions):
             return
         if not self._ready():
             return
+        recipe = self.own_recipe()
+        if recipe is not None:
+            title = default_output(self.session.resolution).stem
+            await self.ask_evaluation(Queued("evaluate", title, recipe=recipe))
+
+    def own_recipe(self) -> str | None:
+        """The plan as a recipe; None, and a line that says why, where it cannot be one."""
         session = self.session
         try:
-            recipe = recipe_text(session.plan, session.imatrix, session.moments)
+            return recipe_text(session.plan, session.imatrix, session.moments)
         except SurgeonError as error:
             self.fail(error)
-            return
-        await self.ask_evaluation(Queued("evaluate", default_output(session.resolution).stem, recipe=recipe))
+            return None
 
     async def measure_trial(self, trial: Trial) -> None:
         if self._ready():

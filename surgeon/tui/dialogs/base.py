@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 from rich.text import Text
 from textual import events, on
+from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -100,6 +101,14 @@ class NamedList(Dialog[Result]):
     def __init__(self) -> None:
         super().__init__()
         self.type_ahead = TypeAhead(())
+
+    def compose(self) -> ComposeResult:
+        with Frame(classes="dialog") as frame:
+            frame.border_title, frame.border_subtitle = self.title_, self.hint
+            yield Choices()
+
+    def on_mount(self) -> None:
+        self.set_focus(self.query_one(Choices))
 
     @abstractmethod
     def action_take(self) -> None:

@@ -16,8 +16,9 @@ from textual.theme import Theme
 from textual.widgets import Input, Static
 
 from surgeon.tui.answers import Answers
-from surgeon.tui.dialogs.base import Dialog, Frame, text_of
+from surgeon.tui.dialogs.base import Frame, text_of
 from surgeon.tui.dialogs.entry import Entry, LastPathEntry
+from surgeon.tui.dialogs.forms.begin_or_queue import BeginOrQueue
 from surgeon.tui.drawing.spans import Line, cut, plain
 
 FormCheck = Callable[[Answers], tuple[bool, list[Line]]]
@@ -77,19 +78,13 @@ class Switches(Static, can_focus=True):
         self.post_message(self.Switched())
 
 
-class Form(Dialog[Answers]):
+class Form(BeginOrQueue[Answers]):
     """Answers with the texts by key, which `check` has accepted."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down", "app.focus_next", show=False),
         Binding("up", "app.focus_previous", show=False),
-        Binding("enter", "take", show=False, priority=True),
-        Binding("ctrl+l", "queue", show=False, priority=True),
     ]
-    to_queue: Callable[[Answers], None] | None = None
-    """What ^L does with the answers; None where they cannot wait in the queue."""
-    busy = False
-    """Something runs: Enter queues, too."""
 
     def __init__(self, title: str, fields: Sequence[Field], check: FormCheck, *, do: str, rows: int = 0) -> None:
         """do: what Enter does, in a word; rows: for what the check says, at least."""
@@ -173,9 +168,8 @@ class Form(Dialog[Answers]):
 
     def action_queue(self) -> None:
         answers = self._taken() if self.to_queue is not None else None
-        if answers is not None and self.to_queue is not None:
-            self.dismiss(None)
-            self.to_queue(answers)
+        if answers is not None:
+            self.leave_to_queue(answers)
 
     def _taken(self) -> Answers | None:
         """The answers, which can be recalled from now on; None (and a bell) where they do not do."""

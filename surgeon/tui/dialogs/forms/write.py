@@ -17,9 +17,10 @@ from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.machine import available_cores
 from surgeon.resolve.resolve import Resolution
-from surgeon.tui.dialogs.base import Dialog, Frame
+from surgeon.tui.dialogs.base import Frame
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.entry import Entry
+from surgeon.tui.dialogs.forms.begin_or_queue import BeginOrQueue
 from surgeon.tui.dialogs.preflight import problem_lines
 from surgeon.tui.drawing.spans import Line, clean, elide_start, plain
 from surgeon.write.feedback import feedback_seconds
@@ -29,19 +30,13 @@ from surgeon_kernels.formats import FORMATS
 Destination = tuple[Path, bool]  # the path to write to; whether the file there may be replaced
 
 
-class WriteDialog(Dialog[Destination]):
+class WriteDialog(BeginOrQueue[Destination]):
     """Answers with where to write; an existing file only after a yes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down,pagedown", "scroll(1)", show=False),
         Binding("up,pageup", "scroll(-1)", show=False),
-        Binding("enter", "take", show=False, priority=True),
-        Binding("ctrl+l", "queue", show=False, priority=True),
     ]
-    to_queue: Callable[[Destination], None] | None = None
-    """What ^L does with the destination."""
-    busy = False
-    """A write runs: Enter queues, too."""
 
     def __init__(
         self, resolution: Resolution, out: Path, resumable: Path | None = None, seconds: float | None = None
@@ -122,12 +117,7 @@ class WriteDialog(Dialog[Destination]):
         await self._take(self.dismiss)
 
     async def action_queue(self) -> None:
-        def queue(destination: Destination) -> None:
-            self.dismiss(None)
-            if self.to_queue is not None:
-                self.to_queue(destination)
-
-        await self._take(queue)
+        await self._take(self.leave_to_queue)
 
     async def _take(self, then: Callable[[Destination], object]) -> None:
         value = self.query_one(Input).value

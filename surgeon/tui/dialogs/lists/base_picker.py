@@ -44,7 +44,6 @@ class BasePicker(CandidateDialog):
             yield Choices()
 
     def on_mount(self) -> None:
-        self.set_focus(self.query_one(Choices))
         self.query_one(Choices).fill(self.entries(), self.session.plan.file_type)
         self.begin(self._source)
 

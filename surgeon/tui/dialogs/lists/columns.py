@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from surgeon.tui.dialogs.base import Choices, Frame, NamedList, text_of
+from surgeon.tui.dialogs.base import Choices, NamedList, text_of
 from surgeon.tui.dialogs.type_ahead import TypeAhead
 from surgeon.tui.drawing.cells import COLUMNS, DEFAULT_COLUMNS
 from surgeon.tui.drawing.spans import Line, fit
@@ -27,13 +26,7 @@ class ColumnChooser(NamedList[tuple[str, ...]]):
         self.order = [*chosen, *(key for key in COLUMNS if key not in chosen)]
         self.type_ahead = TypeAhead([(key, (column.title, key)) for key, column in COLUMNS.items()], within=True)
 
-    def compose(self) -> ComposeResult:
-        with Frame(classes="dialog") as frame:
-            frame.border_title, frame.border_subtitle = self.title_, self.hint
-            yield Choices()
-
     def on_mount(self) -> None:
-        self.set_focus(self.query_one(Choices))
         self.show_columns()
 
     def show_columns(self, at: str | None = None) -> None:

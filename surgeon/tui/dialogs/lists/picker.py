@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from textual.app import ComposeResult
-
-from surgeon.tui.dialogs.base import ChoiceDialog, Choices, Frame, text_of
+from surgeon.tui.dialogs.base import ChoiceDialog, Choices, text_of
 from surgeon.tui.dialogs.type_ahead import TypeAhead
 from surgeon.tui.drawing.spans import Line
 
@@ -33,12 +31,6 @@ class Picker(ChoiceDialog):
         self.title_, self.entries, self.at, self.hint = title, entries, at, hint
         self.type_ahead = TypeAhead([(entry.key, (*entry.called, entry.key)) for entry in entries], within=True)
 
-    def compose(self) -> ComposeResult:
-        with Frame(classes="dialog") as frame:
-            frame.border_title, frame.border_subtitle = self.title_, self.hint
-            yield Choices()
-
     def on_mount(self) -> None:
-        self.set_focus(self.query_one(Choices))
         theme = self.app.current_theme
         self.query_one(Choices).fill([(entry.key, text_of([entry.line], theme)) for entry in self.entries], self.at)

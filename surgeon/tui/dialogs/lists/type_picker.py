@@ -70,7 +70,6 @@ class TypePicker(CandidateDialog):
             yield Static(id="answer")
 
     def on_mount(self) -> None:
-        self.set_focus(self.query_one(Choices))
         self.query_one(Choices).fill(self.entries(), self._present())
         self._preview()
 
