@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
-from surgeon import figures, streams
+from surgeon import streams
 from surgeon.commands.options.interruption import stopped_by_signals
+from surgeon.commands.printing.write_report import (
+    WriteBar,
+    WriteLines,
+    as_json,
+    print_sizes,
+    print_summary,
+    tensor_line,
+)
 from surgeon.errors import SurgeonError
 from surgeon.json_text import json_text
 from surgeon.llama_quantize.options import QuantizeCommand
-from surgeon.terminal import redraw, tell
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
     import threading
@@ -25,11 +33,8 @@ if TYPE_CHECKING:
     from surgeon.moments.moments import Moments
     from surgeon.problems import Problem
     from surgeon.resolve.resolution import Resolution
-    from surgeon.resolve.tensor_op import TensorOp
-    from surgeon.write.operation import Elsewhere, Progress, Summary
+    from surgeon.write.operation import Elsewhere, Summary
     from surgeon.write.output_set import Extra
-
-MIB = 1 << 20
 
 
 def run_job(job: QuantizeCommand) -> int:
@@ -60,7 +65,7 @@ def run_job(job: QuantizeCommand) -> int:
         if not job.json:
             streams.output_is_log()
         summary = _write(job, resolution, imatrix, extras)
-        _report(job, resolution, summary)
+        print_summary(job, resolution, summary)
     return 0
 
 
@@ -116,7 +121,7 @@ def _dry_run(job: QuantizeCommand, resolution: Resolution) -> int:
         print(json_text(as_json(job, resolution), indent=1))
     else:
         tell(tensor_line(op, number, len(resolution.kept)) for number, op in enumerate(resolution.kept, 1))
-        _print_sizes(resolution)
+        print_sizes(resolution)
         if resolution.needs_imatrix:
             print("WARNING: dry run completed, but writing this will require an imatrix!")
     fatal = len(resolution.errors) - bool(resolution.needs_imatrix)
@@ -179,7 +184,9 @@ def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None
     )
     if job.max_buffer_bytes:
         options = replace(options, max_buffer_bytes=job.max_buffer_bytes)
-    show = _Bar(sys.stderr) if sys.stderr.isatty() else _Lines(resolution, sys.stderr if job.json else sys.stdout)
+    show = (
+        WriteBar(sys.stderr) if sys.stderr.isatty() else WriteLines(resolution, sys.stderr if job.json else sys.stdout)
+    )
     with stopped_by_signals() as cancelled, _fleet(job, resolution, imatrix, cancelled) as elsewhere:
         for step in write(resolution, imatrix, job.output, options, cancelled, extras, elsewhere):
             if isinstance(step, Summary):
@@ -206,131 +213,3 @@ def _fleet(
         from surgeon.fleet.writing import workers_of
 
         yield partial(workers_of, fleet, resolution, imatrix)
-
-
-class _Lines:
-    """One line per finished tensor, for logs; quiet with --json."""
-
-    def __init__(self, resolution: Resolution, stream: TextIO) -> None:
-        self.ops = resolution.kept
-        self.stream = stream
-        self.shown = 0
-
-    def update(self, progress: Progress) -> None:
-        if self.stream is sys.stdout:
-            for number in range(self.shown, progress.index):
-                tell([tensor_line(self.ops[number], number + 1, len(self.ops))], self.stream)
-                self.stream.flush()
-            self.shown = max(self.shown, progress.index)
-
-    def finish(self) -> None:
-        if self.stream is sys.stdout:
-            for number in range(self.shown, len(self.ops)):
-                tell([tensor_line(self.ops[number], number + 1, len(self.ops))], self.stream)
-
-
-class _Bar:
-    """One line on a terminal, redrawn."""
-
-    WIDTH = 24
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def update(self, progress: Progress) -> None:
-        import shutil
-
-        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
-        filled = round(share * self.WIDTH)
-        left = progress.seconds_left
-        text = (
-            f"{'#' * filled}{'.' * (self.WIDTH - filled)} {share:4.0%} {progress.bytes_per_second / 1e6:6.0f} MB/s "
-            f"{figures.duration(left) if left is not None else '--:--'} {progress.stage} "
-            f"{progress.index}/{progress.count} {progress.tensor}"
-        )
-        redraw(self.stream, text[: shutil.get_terminal_size().columns - 1])
-
-    def finish(self) -> None:
-        redraw(self.stream, "")
-
-
-def ggml_name(type_name: str) -> str:
-    """As ggml prints it: lower case but for the K of k-quants (`q4_K`)."""
-    lower = type_name.lower()
-    return f"{lower[:-1]}K" if lower.endswith("_k") else lower
-
-
-def tensor_line(op: TensorOp, number: int, count: int) -> str:
-    """llama-quantize's line for a tensor, and the reason behind it."""
-    width = len(str(count))
-    ne = ", ".join(str(n) for n in (*op.ne, 1, 1, 1)[: max(4, len(op.ne))])
-    line = f"[{number:>{width}}/{count}] {op.name:<36} - [{ne}], type = {ggml_name(op.from_type):>7}, "
-    line += f"size = {op.tensor.nbytes / MIB:9.3f} MiB"
-    if op.action == "convert":
-        line += f" -> {op.nbytes / MIB:9.3f} MiB ({ggml_name(op.to_type)})"
-    return f"{line}  {op.reason}"
-
-
-def _print_sizes(resolution: Resolution) -> None:
-    """The closing lines that llama-quantize's users look for."""
-    before, after = resolution.source_bytes, resolution.data_bytes
-    print(f"model size  = {before / MIB:8.2f} MiB ({resolution.bits_per_weight(before):.2f} BPW)")
-    print(f"quant size  = {after / MIB:8.2f} MiB ({resolution.bpw:.2f} BPW)")
-    if resolution.unseen_experts:
-        print(f"WARNING: {resolution.unseen_experts} expert(s) had no data in the imatrix")
-    if resolution.fallbacks:
-        total = len(resolution.model.tensors)
-        print(f"WARNING: {resolution.fallbacks} of {total} tensor(s) required fallback quantization")
-
-
-def _report(job: QuantizeCommand, resolution: Resolution, summary: Summary) -> None:
-    if job.json:
-        print(json_text(as_json(job, resolution, summary), indent=1))
-        return
-    _print_sizes(resolution)
-    names = str(summary.paths[0]) + (f" and {len(summary.paths) - 1} more" if len(summary.paths) > 1 else "")
-    speed = summary.source_bytes / 1e6 / summary.seconds if summary.seconds else 0.0
-    resumed = f", {summary.resumed} tensors already finished" if summary.resumed else ""
-    resumed += f", {summary.damaged} found damaged and written again" if summary.damaged else ""
-    tell([f"{names}: {summary.nbytes} bytes in {summary.seconds:.1f} s ({speed:.0f} MB/s{resumed})"])
-
-
-def as_json(job: QuantizeCommand, resolution: Resolution, summary: Summary | None = None) -> dict[str, Any]:
-    """The object that `--json` prints.
-
-    tensors: those written, in output order, sizes without padding; pruned: names in the input; total_bytes: of the
-    file or files; bpw: bits per weight over the parameters written.
-    """
-    return {
-        "input": str(job.input),
-        "outputs": [str(path) for path in summary.paths] if summary else [],
-        "type": job.plan.file_type,
-        "dry_run": job.dry_run,
-        "tensors": [
-            {
-                "source": op.source,
-                "name": op.name,
-                "from": op.from_type,
-                "to": op.to_type,
-                "bytes": op.nbytes,
-                "reason": op.reason,
-                "imatrix": op.imatrix_name is not None,
-                "encoder": "stock" if op.feedback is None else "feedback",
-            }
-            for op in resolution.kept
-        ],
-        "experts_without_data": resolution.unseen_experts,
-        "pruned": [op.source for op in resolution.ops if op.action == "drop"],
-        "data_bytes": resolution.data_bytes,
-        "total_bytes": summary.nbytes if summary else _planned_bytes(job, resolution),
-        "bpw": resolution.bpw,
-        "problems": [asdict(problem) for problem in resolution.problems],
-    }
-
-
-def _planned_bytes(job: QuantizeCommand, resolution: Resolution) -> int:
-    if not job.split_max_bytes:
-        return resolution.total_bytes
-    from surgeon.write.layouts import lay_out
-
-    return sum(layout.header.total_bytes for layout in lay_out(resolution, job.output, job.split_max_bytes))
