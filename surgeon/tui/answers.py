@@ -1,4 +1,8 @@
-"""What was answered the last time, for each model and dialog; for a model not seen before, what was answered last."""
+"""What was answered the last time, for each model and dialog; for a model not seen before, what was answered last.
+
+A text is shared: whichever dialog it was chosen in, every dialog that asks for one of its use offers it. There are two
+uses, because what was calibrated on shall not be offered for measuring.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,17 @@ from surgeon.write_guard import REPLACE, Permit
 
 Answers = dict[str, str]
 
+_TEXTS = "texts"  # beside the dialogs: use -> the text last chosen for it
+_MEASURE, _CALIBRATE = "measure", "calibrate"
+_USES: dict[str, dict[str, str]] = {  # dialog -> field -> use
+    "evaluate": {"text": _MEASURE},
+    "matrix": {"text": _MEASURE},
+    "scan": {"text": _MEASURE},
+    "collect": {"text": _CALIBRATE},
+    "sensitivities": {"text": _CALIBRATE},
+    "heal": {"text": _CALIBRATE, "held_out": _MEASURE},
+}
+
 
 def _path(model: Path | None) -> Path:
     if model is None:
@@ -25,18 +40,28 @@ def _path(model: Path | None) -> Path:
 def remembered(model: Path, dialog: str, general: tuple[str, ...] = ()) -> Answers:
     """The last answers; of another model only those named in `general` (a text, but not an output)."""
     try:
-        own = _read(_path(model)).get(dialog)
-        last = _read(_path(None)).get(dialog, {})
+        own, last = _read(_path(model)), _read(_path(None))
     except SurgeonError:  # no folder to remember anything in
         return {}
-    return own if own is not None else {key: value for key, value in last.items() if key in general}
+    known = {key: value for key, value in last.get(dialog, {}).items() if key in general}
+    answers = own.get(dialog, known)
+    texts = own.get(_TEXTS) or last.get(_TEXTS, {})
+    shared = {field: texts[use] for field, use in _USES.get(dialog, {}).items() if use in texts}
+    return answers | {field: text for field, text in shared.items() if "," not in answers.get(field, "")}  # lists stay
+
+
+def _texts_of(dialog: str, answers: Answers) -> Answers:
+    """Use -> text, of the fields that name one file (a folder is what a field begins with)."""
+    named = {use: answers.get(field, "") for field, use in _USES.get(dialog, {}).items()}
+    return {use: text for use, text in named.items() if text and Path(text).expanduser().is_file()}
 
 
 def remember(model: Path, dialog: str, answers: Answers) -> None:
     """Keep them; where that is not possible the next dialog merely starts empty."""
     with contextlib.suppress(OSError, SurgeonError):
         for path in (_path(model), _path(None)):
-            known = _read(path) | {dialog: answers}
+            known = _read(path)
+            known |= {dialog: answers, _TEXTS: known.get(_TEXTS, {}) | _texts_of(dialog, answers)}
             make_private(path.parent)
             write_whole(path, json_text(known), permit=Permit((model,), replace=True))
 

@@ -431,6 +431,40 @@ def test_answers_of_another_model_are_offered_where_they_can_hold(tmp_path: Path
     assert kept_answers.remembered(one, "collect", ("text",)) == {}
 
 
+def test_a_list_of_texts_is_not_replaced_by_one(tmp_path: Path) -> None:
+    model = tmp_path / "one.gguf"
+    kept_answers.remember(model, "heal", {"text": f"{TEXT},{TEXT}", "held_out": str(TEXT)})
+    assert "text" not in kept_answers.remembered(model, "collect"), "a list is no text to collect from"
+    assert kept_answers.remembered(model, "evaluate")["text"] == str(TEXT)
+    kept_answers.remember(model, "collect", {"text": str(TEXT)})
+    assert kept_answers.remembered(model, "heal")["text"] == f"{TEXT},{TEXT}"
+
+
+@pytest.mark.parametrize(("first", "second"), [("S", "e"), ("e", "S"), ("F", "I"), ("I", "F")])
+async def test_a_text_is_offered_wherever_one_is_asked_for(
+    session: Session, tmp_path: Path, first: str, second: str
+) -> None:
+    """Measured on and calibrated on are two things: the one is not offered for the other."""
+    text = tmp_path / "text.txt"
+    text.write_bytes(TEXT.read_bytes())
+
+    async def offered(key: str) -> str:
+        await pilot.press(key)
+        return app.screen.query_one("#text", Input).value
+
+    async with opened(session) as (app, pilot):
+        app.main.queue.pause(True)
+        await pilot.press(first)
+        app.screen.query_one("#text", Input).value = str(text)
+        await pilot.pause()
+        await pilot.press("ctrl+l")
+        assert app.main.queue.waiting
+        assert await offered(second) == str(text)
+        await pilot.press("escape")
+        other = "I" if first in "Se" else "e"
+        assert await offered(other) == f"{session.model.file.path.parent}/"
+
+
 def test_what_the_form_says_is_what_is_wanted() -> None:
     wanted = wanted_of({"what": "kld speed", **SMALL, "tasks": "ignored", "n_tasks": ""})
     assert (wanted.divergence, wanted.perplexity, wanted.speed, wanted.tasks) == (True, False, True, ())
