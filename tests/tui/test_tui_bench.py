@@ -29,7 +29,7 @@ from surgeon.tui.dialogs.forms.write import WriteDialog
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.drawing.scatter import Point, scatter
 from surgeon.tui.drawing.spans import plain, width_of
-from surgeon.tui.drawing.trial_lines import columns_for, compare_lines, head_line, ordered, trial_line
+from surgeon.tui.drawing.trial_lines import columns_for, compare_lines, filled_columns, head_line, ordered, trial_line
 
 
 def trial(label: str, size: int, kld: float | None = None, plan: Plan | None = None, **rest: Any) -> Trial:
@@ -268,6 +268,26 @@ def test_lines_are_as_wide_as_the_list(width: int) -> None:
     for line in (head_line(width, "size", True), trial_line(TRIALS[0], width, chosen=True, sign="◆")):
         assert width_of(line) == 4 + name + sum(column.width + 2 for column in columns) == width
     assert all(width_of(line) <= width for line in key_lines(width))
+
+
+def test_columns_in_which_nothing_was_measured_are_left_out() -> None:
+    assert [column.key for column in filled_columns([TRIALS[4]])] == ["size", "when"]
+    measured = {column.key for column in filled_columns(TRIALS, 0.0001)}
+    assert {"ppl", "mean_kld", "factor", "same_top"} <= measured
+    assert not {"tasks", "tg128", "pp512"} & measured
+
+
+async def test_the_bench_shows_the_columns_that_say_something(session: Session, journal: Journal) -> None:
+    async with opened(session, (200, 60)) as (app, pilot):
+        dialog = await open_bench(app, pilot)
+        heads = str(dialog.query_one("#heads").render())  # type: ignore[attr-defined]
+        assert "same top" in heads
+        assert "tasks" not in heads
+        journal.add(trial("fast", 1, measured=Measured(speed={"tg128": Speed(20.0, 1.0, 21.0)})))
+        dialog.reload()
+        heads = str(dialog.query_one("#heads").render())  # type: ignore[attr-defined]
+        assert "tg t/s" in heads
+        assert "pp t/s" not in heads
 
 
 def test_what_was_not_measured_comes_last_in_any_order() -> None:

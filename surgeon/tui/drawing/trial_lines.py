@@ -14,6 +14,7 @@ from surgeon.tui.drawing.spans import Line, clean, fit, fit_end, flow, wrap
 
 NAME_LEAST = 18
 _FIGURE = 22  # cells of a figure's name
+_NONE = "–"  # not measured
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TrialColumn:
 def _cell(figure: Figure) -> Callable[[Trial, float | None], str]:
     def text(trial: Trial, _: float | None) -> str:
         value = trial.figure(figure.key)
-        return "–" if value is None else figure.text(value).removesuffix(figure.unit)
+        return _NONE if value is None else figure.text(value).removesuffix(figure.unit)
 
     return text
 
@@ -44,7 +45,7 @@ def factor(trial: Trial, best: float | None) -> str:
     """How many times the best one's KL divergence: `1.83×`."""
     value = trial.figure("mean_kld")
     if value is None or not best:
-        return "–"
+        return _NONE
     return f"{value / best:.2f}×" if value < 100 * best else f"{value / best:.0f}×"
 
 
@@ -81,21 +82,27 @@ COLUMNS: tuple[TrialColumn, ...] = (
 )
 
 
-def columns_for(width: int) -> tuple[tuple[TrialColumn, ...], int]:
+def filled_columns(trials: Sequence[Trial], best: float | None = None) -> tuple[TrialColumn, ...]:
+    """Those that say something of a trial; where there are no trials, all that there will be."""
+    filled = tuple(column for column in COLUMNS if any(column.text(trial, best) != _NONE for trial in trials))
+    return filled if trials else COLUMNS
+
+
+def columns_for(width: int, among: Sequence[TrialColumn] = COLUMNS) -> tuple[tuple[TrialColumn, ...], int]:
     """The columns that fit into `width` cells beside marks and names, in order, and what is left for the names."""
     room = width - 4 - NAME_LEAST
     kept = set()
-    for column in sorted(COLUMNS, key=lambda column: column.rank):
+    for column in sorted(among, key=lambda column: column.rank):
         if column.width + 2 > room:
             break
         kept.add(column.key)
         room -= column.width + 2
-    return tuple(column for column in COLUMNS if column.key in kept), NAME_LEAST + room
+    return tuple(column for column in among if column.key in kept), NAME_LEAST + room
 
 
-def head_line(width: int, sort: str, descending: bool) -> Line:
+def head_line(width: int, sort: str, descending: bool, among: Sequence[TrialColumn] = COLUMNS) -> Line:
     """The titles; the column that sorts carries an arrow."""
-    columns, name = columns_for(width)
+    columns, name = columns_for(width, among)
     line: Line = [(fit("    trial", name + 4), "accent" if sort == "label" else "head")]
     for column in columns:
         arrow = ("▼" if descending else "▲") if column.key == sort else ""
@@ -103,9 +110,17 @@ def head_line(width: int, sort: str, descending: bool) -> Line:
     return line
 
 
-def trial_line(trial: Trial, width: int, *, chosen: bool, sign: str = "", best: float | None = None) -> Line:
+def trial_line(
+    trial: Trial,
+    width: int,
+    *,
+    chosen: bool,
+    sign: str = "",
+    best: float | None = None,
+    among: Sequence[TrialColumn] = COLUMNS,
+) -> Line:
     """One trial: ● chosen for comparison, * the best, and one of `signs`; best: KL divergence of the best."""
-    columns, name = columns_for(width)
+    columns, name = columns_for(width, among)
     line: Line = [
         ("● " if chosen else "  ", "marked"),
         ("*" if trial.best else " ", "changed"),

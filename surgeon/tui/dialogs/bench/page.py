@@ -35,6 +35,7 @@ from surgeon.tui.drawing.trial_lines import (
     best_divergence,
     compare_lines,
     figure_lines,
+    filled_columns,
     head_line,
     ordered,
     trial_line,
@@ -168,16 +169,19 @@ class BenchPage(QueueKeys, Dialog[Wish]):
     def show_trials(self, at: str | None = None) -> None:
         theme, width = self.app.current_theme, self.room - 2
         sign, best = signs(self.trials), best_divergence(self.trials)
-        rows = []
+        among, rows = filled_columns(self.trials, best), []
         for trial in ordered(self.trials, self.sort, self.descending):
-            line = trial_line(trial, width, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""), best=best)
+            line = trial_line(
+                trial, width, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""), best=best, among=among
+            )
             rows.append((trial.id, text_of([line], theme)))
         empty: Line = [("no trials yet: w writes one, e measures the plan", "muted")]
         choices = self.trials_list
         choices.fill(rows or [("", text_of([empty], theme))], at)
         if at is not None:
             choices.highlighted = next((index for index, row in enumerate(rows) if row[0] == at), choices.highlighted)
-        self.query_one("#heads", Static).update(self.text([[(" ", ""), *head_line(width, self.sort, self.descending)]]))
+        head = head_line(width, self.sort, self.descending, among)
+        self.query_one("#heads", Static).update(self.text([[(" ", ""), *head]]))
         self.show_keys()
         self.about()
 
@@ -254,7 +258,7 @@ class BenchPage(QueueKeys, Dialog[Wish]):
         choices.highlighted = min(at + 1, choices.option_count - 1)
 
     def action_sort(self) -> None:
-        sorting = [column for column in COLUMNS if column.sorts and "±" not in column.title]
+        sorting = [column for column in filled_columns(self.trials) if column.sorts and "±" not in column.title]
         titles = {"label": "trial"} | {column.key: column.title for column in sorting}
         entries = [Entry(key, [(title, "text")]) for key, title in titles.items()]
 
