@@ -34,7 +34,7 @@ from surgeon.resolve.resolution import Resolution
 from surgeon.session.session import Session
 from surgeon.trials.journal import Journal, Measured, Trial
 from surgeon.trials.records import recipe_text
-from surgeon.tui.jobs.measuring import ScanJob
+from surgeon.tui.jobs.scanning import ScanJob
 from surgeon_kernels.formats import FORMATS
 
 SHAPES = Path(__file__).parents[1] / "tests/golden/types/gemma-3-12b.json"

@@ -32,7 +32,10 @@ from surgeon.tui.dialogs.forms.form import Form, Switches
 from surgeon.tui.dialogs.forms.measure_forms import number_of, task_files, wanted_of
 from surgeon.tui.dialogs.running.measuring import Log, MeasureDialog, standing_lines
 from surgeon.tui.drawing.spans import plain
-from surgeon.tui.jobs.measuring import CollectJob, EvaluateJob, MeasureJob, ScanJob
+from surgeon.tui.jobs.collecting import CollectJob
+from surgeon.tui.jobs.evaluating import EvaluateJob
+from surgeon.tui.jobs.measuring import MeasureJob
+from surgeon.tui.jobs.scanning import ScanJob
 from surgeon.tui.terminal import Beside
 
 TEXT = Path(__file__).parents[1] / "data" / "lighthouse.txt"
@@ -285,7 +288,7 @@ async def test_collecting_loads_what_was_collected(model_copy: Path) -> None:
 async def test_the_tree_grows_and_a_stopped_collection_goes_on(
     model_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("surgeon.tui.jobs.measuring.GROWTH_SECONDS", 0.0)
+    monkeypatch.setattr("surgeon.tui.jobs.collecting.GROWTH_SECONDS", 0.0)
     session = session_of(model_copy)
     out, text = model_copy.with_name("mine.gguf"), model_copy.with_name("long.txt")
     text.write_text(4 * TEXT.read_text())  # so that it does not end while a busy machine brings the keys

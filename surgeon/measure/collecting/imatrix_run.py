@@ -58,7 +58,7 @@ class Collection:
     @property
     def partial(self) -> Path:
         """Where the sums so far are kept until the end; a GGUF matrix that can be used as it is."""
-        return self.out.with_name(f"{self.out.name}.partial")
+        return partial_of(self.out)
 
     @property
     def folder(self) -> Path:
@@ -71,6 +71,11 @@ class Collection:
         if self.moments is not None:
             inputs, outputs = (*inputs, *self.moments.merge), (*outputs, self.moments.out)
         return Permit(inputs, outputs, replace)
+
+
+def partial_of(out: Path) -> Path:
+    """Where a collection that was cut off left its sums."""
+    return out.with_name(f"{out.name}.partial")
 
 
 class ImatrixRun:

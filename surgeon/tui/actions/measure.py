@@ -28,17 +28,10 @@ from surgeon.tui.actions.queueing import QueueingActions
 from surgeon.tui.answers import Answers, remembered
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.running.measuring import MeasureDialog
-from surgeon.tui.jobs.measuring import (
-    CollectJob,
-    Damaged,
-    Ended,
-    EvaluateJob,
-    Grew,
-    MeasureJob,
-    ScanJob,
-    Stood,
-    engine_missing,
-)
+from surgeon.tui.jobs.collecting import CollectJob, Grew
+from surgeon.tui.jobs.evaluating import EvaluateJob
+from surgeon.tui.jobs.measuring import Ended, MeasureJob, Stood, engine_missing
+from surgeon.tui.jobs.scanning import Damaged, ScanJob
 from surgeon.tui.jobs.workers import Workers, with_workers
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.write.operation import Summary

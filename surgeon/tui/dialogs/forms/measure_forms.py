@@ -11,6 +11,7 @@ from surgeon import figures
 from surgeon.engine.protocol import Engine, ImatrixJob, PruneScanJob
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.fit.groups import groups_of
+from surgeon.measure.collecting.imatrix_run import partial_of
 from surgeon.measure.estimate import Estimate, of_collection, of_evaluation, of_fit, of_scan, scan_sets
 from surgeon.measure.evaluation import Subject, Wanted, is_probed, task_kind
 from surgeon.measure.speeds import Speeds
@@ -21,7 +22,6 @@ from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.forms.form import Field, Form
 from surgeon.tui.drawing.estimate_lines import estimate_lines
 from surgeon.tui.drawing.spans import Line, clean, elide_start
-from surgeon.tui.jobs.measuring import partial_of
 
 if TYPE_CHECKING:
     from surgeon.measure.fitting.sensitivities import Sensitivities
