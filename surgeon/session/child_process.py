@@ -26,9 +26,9 @@ def lines_of(arguments: Sequence[str], job: str, cancelled: threading.Event) -> 
     except OSError as error:
         raise SurgeonError(f"{sys.executable}: cannot be started: {error.strerror}") from None
     try:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(job)  # type: ignore[union-attr]
-            process.stdin.close()  # type: ignore[union-attr]
+        assert process.stdin is not None  # `_start` asks for a pipe
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(job)
         lines = _reader(process)
         while not cancelled.is_set():
             with contextlib.suppress(queue.Empty):

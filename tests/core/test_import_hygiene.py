@@ -43,6 +43,15 @@ except SystemExit as stop:
         assert not imported_by(code) & HEAVY, command
 
 
+def test_the_screen_opens_without_what_forms_reckon_with() -> None:
+    code = """
+import sys, surgeon.tui.app
+late = {"surgeon.measure.estimate", "surgeon.measure.evaluation", "surgeon.measure.collecting.imatrix_run"}
+assert not late & set(sys.modules), late & set(sys.modules)
+"""
+    assert "textual" in imported_by(code)
+
+
 def test_the_format_table_imports_nothing_heavy() -> None:
     assert not imported_by("import surgeon_kernels, surgeon_kernels.formats") & HEAVY
 

@@ -230,7 +230,9 @@ class _Kept:
 
 def _kept(message: HealedMatrix, folder: Path) -> _Kept:
     name = f"blk.{message.layer}.{message.kind}.weight"
-    names = {"weight": name, "gain": f"blk.{message.layer}.{GAINS.get(message.kind)}.weight"}
+    names = {"weight": name}
+    if message.kind in GAINS:  # experts have none
+        names["gain"] = f"blk.{message.layer}.{GAINS[message.kind]}.weight"
     files = {name: Path(message.file)} if message.file else {}
     for part, values in message.arrays.items():
         files[names[part]] = folder / f"healed-{message.layer}-{message.kind}-{part}.npy"

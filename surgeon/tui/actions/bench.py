@@ -15,12 +15,11 @@ from surgeon.trials.tables import markdown
 from surgeon.tui.actions.file import FileActions
 from surgeon.tui.actions.fit import FitActions
 from surgeon.tui.actions.heal import HealActions
+from surgeon.tui.actions.measure import ASKED
 from surgeon.tui.answers import Answers, remember, remembered
-from surgeon.tui.dialogs.bench.matrix_form import free_name, matrix_entries, matrix_form, runs_of
 from surgeon.tui.dialogs.bench.page import BenchPage
 from surgeon.tui.dialogs.bench.queue_keys import Wish
 from surgeon.tui.dialogs.forms.form import Form
-from surgeon.tui.dialogs.forms.measure_forms import evaluate_form, path_of
 from surgeon.tui.dialogs.running.measuring import MeasureDialog
 from surgeon.tui.dialogs.running.progress import ProgressDialog
 from surgeon.tui.jobs.measuring import MeasureJob
@@ -83,13 +82,16 @@ class BenchActions(FileActions, FitActions, HealActions):
 
     def matrix_form(self) -> Form:
         """As answered the last time; before the first, as a single plan was measured the last time, and KLD."""
-        source, measured = self.session.model.file.path, ("what", "text", "chunks", "context", "tasks", "n_tasks")
-        alone = remembered(source, "evaluate", measured)
-        first = {name: alone[name] for name in measured if name in alone}
+        from surgeon.tui.dialogs.bench.matrix_form import matrix_form
+
+        first = {name: answer for name, answer in self.asked_last.items() if name in ASKED}
         first["what"] = f"write kld {first.get('what', '')}"
-        return matrix_form(self.session, first | remembered(source, "matrix", ("types", *measured)))
+        known = remembered(self.session.model.file.path, "matrix", ("types", *ASKED))
+        return matrix_form(self.session, first | known)
 
     def add_matrix(self, answers: Answers) -> None:
+        from surgeon.tui.dialogs.bench.matrix_form import matrix_entries, runs_of
+
         remember(self.session.model.file.path, "matrix", answers)
         try:
             self.enqueue(*matrix_entries(runs_of(self.session, answers["types"]), answers))
@@ -97,10 +99,10 @@ class BenchActions(FileActions, FitActions, HealActions):
             self.fail(error)
 
     def reference_form(self, path: Path) -> Form:
-        source = self.session.model.file.path
-        known = remembered(source, "evaluate", ("what", "text", "chunks", "context", "tasks", "n_tasks"))
+        from surgeon.tui.dialogs.forms.measure_forms import evaluate_form
+
         entry = Entry("evaluate", path.stem, {"file": str(path)})
-        form = evaluate_form(self.subject_of(entry), self.session.model, known, self.ground)
+        form = evaluate_form(self.subject_of(entry), self.session.model, self.asked_last, self.ground)
         form.do = "queue"
         return form
 
@@ -154,6 +156,8 @@ class BenchActions(FileActions, FitActions, HealActions):
                 self.begin(entry, seen=False)
             except (SurgeonError, OSError) as error:
                 self._mark(entry.id, FAILED, str(error))
+            except (LookupError, TypeError, ValueError) as error:  # answers of another version, kept from then
+                self._mark(entry.id, FAILED, f"cannot be begun ({type(error).__name__}: {error}); queue it anew")
         self.show_bench()
 
     def job_ended(self, job: MeasureJob | WriteJob) -> bool:
@@ -195,6 +199,9 @@ class BenchActions(FileActions, FitActions, HealActions):
 
     def _make_card(self, entry: Entry) -> str:
         """The tables of the matrix's trials, with the unchanged model; a file that is there is not replaced."""
+        from surgeon.tui.dialogs.bench.matrix_form import free_name
+        from surgeon.tui.dialogs.forms.measure_forms import path_of
+
         wanted = read_json(entry.answers["recipes"])
         trials = self.journal.trials()
         newest = {trial.recipe: trial for trial in trials}

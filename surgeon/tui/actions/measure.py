@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from surgeon.resolve.resolution import Resolution
     from surgeon.tui.dialogs.forms.measure_forms import Ground
 
+ASKED = ("what", "text", "chunks", "context", "tasks", "n_tasks")  # of a measurement, for any model
 END_SECONDS = 3.0  # to wait at the end of the program for a child's end and its temporary files
 
 
@@ -187,8 +188,12 @@ class MeasureActions(QueueingActions):
         except SurgeonError as error:
             self.fail(error)
             return
-        known = remembered(model.file.path, "evaluate", ("what", "text", "chunks", "context", "tasks", "n_tasks"))
-        await self.offer(evaluate_form(subject, model, known, self.ground), entry)
+        await self.offer(evaluate_form(subject, model, self.asked_last, self.ground), entry)
+
+    @property
+    def asked_last(self) -> Answers:
+        """What was measured the last time, and on what."""
+        return remembered(self.session.model.file.path, "evaluate", ASKED)
 
     def evaluate_job(self, entry: Queued) -> EvaluateJob:
         from surgeon.folders import cache_folder
