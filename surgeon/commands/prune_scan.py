@@ -72,6 +72,7 @@ def _parser() -> Parser:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
+    statistics = _statistics(options.imatrix) if options.imatrix else {}
     scan = _scan(options)
     choice = _choice(scan, options)
     messages = scan.messages() if choice is None else choice.messages()
@@ -90,7 +91,7 @@ def main(arguments: list[str]) -> int:
     finally:
         if options.show_log and scan.run is not None:
             print(scan.run.log_text(), file=sys.stderr)
-    _print(scan, options, choice)
+    _print(scan, options, choice, statistics)
     return 0
 
 
@@ -157,11 +158,12 @@ def layer_sets(text: str | None, n_layer: int, *, pairs: bool) -> list[list[int]
     return singles
 
 
-def _print(scan: PruneScan, options: argparse.Namespace, choice: PruneChoice | None) -> None:
+def _print(
+    scan: PruneScan, options: argparse.Namespace, choice: PruneChoice | None, statistics: dict[str, dict[int, float]]
+) -> None:
     damages = [scan.damages[tuple(layers)] for layers in scan.job.layer_sets]
     if choice is not None:
         damages = sorted(scan.damages.values(), key=lambda damage: (len(damage.layers), damage.mean_kld))
-    statistics = _statistics(options.imatrix) if options.imatrix else {}
     correlations = {name: _correlation(scan, values) for name, values in statistics.items()}
     if options.json:
         print(json_text({"model": options.model, "damages": [vars(damage) for damage in damages],
@@ -194,7 +196,7 @@ def _statistics(path: str) -> dict[str, dict[int, float]]:
     from surgeon.imatrix.influence import load_influence
     from surgeon.imatrix.statistics import layer_statistics, tensor_statistics
 
-    layers = layer_statistics(tensor_statistics(load_imatrix(path)))
+    layers = layer_statistics(tensor_statistics(load_imatrix(require_file(path))))
     found = {
         "Σ(Bias)": {row.layer: row.sum_bias for row in layers},
         "ZD": {row.layer: row.zd for row in layers},

@@ -187,6 +187,13 @@ def test_a_wrong_name_for_the_journal_is_said_before_anything_is_measured(
     assert capsys.readouterr() == ("", ""), "no progress: nothing has begun"
 
 
+def test_a_scan_reads_the_imatrix_that_it_compares_with_first(demo_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("too short a text")
+    arguments = ["-m", str(demo_model), "-f", str(tmp_path / "text.txt"), "--imatrix", str(tmp_path / "absent.gguf")]
+    with pytest.raises(SurgeonError, match="absent"):
+        prune_scan.main(arguments)
+
+
 def test_figures_go_into_the_journal(
     demo_model: Path, base: Base, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
