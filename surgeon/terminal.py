@@ -60,9 +60,17 @@ def tell(lines: Iterable[str], stream: TextIO | None = None) -> None:
 
 
 def redraw(stream: TextIO, text: str, end: str = "") -> None:
-    """Replace the line that the cursor is in by `text`: for progress on a terminal."""
+    """Replace the line that the cursor is in by `text`: for progress on a terminal.
+
+    Without an `end` it is cut to the terminal's width: what is wrapped is in two lines, of which one would stay.
+    """
+    import shutil
+
+    line = escaped(text)
+    if not end:
+        line = line[: shutil.get_terminal_size().columns - 1]
     write = stream.control if isinstance(stream, EscapingStream) else stream.write
-    write(f"\r\x1b[K{escaped(text)}{end}")
+    write(f"\r\x1b[K{line}{end}")
     stream.flush()
 
 

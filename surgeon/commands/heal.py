@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.options.engine_options import add_llama_options, positive
 from surgeon.commands.options.parser import Parser
+from surgeon.commands.printing.progress_line import StandingLine
 from surgeon.json_text import json_text
-from surgeon.terminal import redraw, tell
+from surgeon.terminal import tell
 
 if TYPE_CHECKING:
+    from surgeon.engine.protocol import HealedMatrix
     from surgeon.measure.healing.heal_run import HealRequest, HealRun
-    from surgeon.measure.progress import Standing
 
 DESCRIPTION = """Make up for pruned layers without training: ffn_down before each gap, then attn_output and ffn_down
 of every later layer are refitted by least squares, so that the pruned model's streams come near the unpruned model's
@@ -24,7 +24,6 @@ file; `surgeon quantize --prune-layers … --heal HEAL` uses it for any type. Gi
 for (-f may be repeated): with several, the strength of each refit is the one that serves a kind best that was not
 fitted. With --held-out, the pruned and the healed model are measured on other texts, and nothing is written where
 healing makes one of them worse."""
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def _parser() -> Parser:
@@ -116,21 +115,20 @@ def run_shown(run: HealRun) -> None:
     from surgeon.commands.options.interruption import stopped_by_signals
     from surgeon.engine.protocol import HealedMatrix
 
-    line = _Line()
+    line = StandingLine()
     with stopped_by_signals() as cancelled:
         run.cancelled = cancelled
-        for item in run.steps():
-            if isinstance(item, HealedMatrix):
-                line.show(_matrix(item))
-            else:
-                line.progress(item)
-    line.clear()
+        try:
+            for item in run.steps():
+                if isinstance(item, HealedMatrix):
+                    line.keep(_matrix(item))
+                else:
+                    line.show(item)
+        finally:
+            line.clear()
 
 
-def _matrix(message: object) -> str:
-    from surgeon.engine.protocol import HealedMatrix
-
-    assert isinstance(message, HealedMatrix)
+def _matrix(message: HealedMatrix) -> str:
     name = f"blk.{message.layer}.{message.kind}"
     note = f"; {message.note}" if message.note else ""
     if message.method == "kept":
@@ -141,38 +139,6 @@ def _matrix(message: object) -> str:
         f"{name:<22} error {message.before:.4f} -> {message.after:.4f}  {message.method}, λ {message.penalty:g}, "
         f"shrunk to {message.shrink:.2f}{note}"
     )
-
-
-class _Line:
-    """Progress on stderr: rewritten on a terminal, now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._last = time.monotonic()
-
-    def show(self, text: str) -> None:
-        self.clear()
-        tell([text], sys.stderr)
-        sys.stderr.flush()
-
-    def progress(self, standing: Standing) -> None:
-        from surgeon.figures import duration
-
-        now = time.monotonic()
-        if now - self._last < (0.1 if self._terminal else _SECONDS_BETWEEN_LINES):
-            return
-        self._last = now
-        left = f"  {duration(standing.seconds_left)} left" if standing.seconds_left is not None else ""
-        text = f"{standing.stage}: {standing.note}{left}"
-        if self._terminal:
-            redraw(sys.stderr, text[:110])
-        else:
-            tell([text], sys.stderr)
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        if self._terminal:
-            redraw(sys.stderr, "")
 
 
 def _report(run: HealRun, request: HealRequest, *, as_json: bool) -> None:

@@ -57,6 +57,14 @@ def test_a_stream_lets_lines_and_redrawing_through_and_nothing_else() -> None:
     assert plain.getvalue() == f"one\ntwo {SHOWN.replace(chr(92) + 'n', chr(10))}\n\r\x1b[K{SHOWN}"
 
 
+def test_a_line_that_is_rewritten_is_never_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = io.StringIO()
+    redraw(stream, "perplexity: 3/100 chunks")
+    redraw(stream, "a line that stays may be longer", end="\n")
+    assert stream.getvalue() == "\r\x1b[Kperplexity: 3/100 c\r\x1b[Ka line that stays may be longer\n"
+
+
 def test_what_a_widget_draws_is_clean() -> None:
     assert merged([(NASTY, "text")]) == [(SHOWN, "text")]
 

@@ -51,8 +51,6 @@ class WriteBar:
         self.stream = stream
 
     def update(self, progress: Progress) -> None:
-        import shutil
-
         share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
         filled = round(share * self.WIDTH)
         left = progress.seconds_left
@@ -61,7 +59,7 @@ class WriteBar:
             f"{figures.duration(left) if left is not None else '--:--'} {progress.stage} "
             f"{progress.index}/{progress.count} {progress.tensor}"
         )
-        redraw(self.stream, text[: shutil.get_terminal_size().columns - 1])
+        redraw(self.stream, text)
 
     def finish(self) -> None:
         redraw(self.stream, "")
