@@ -196,6 +196,9 @@ class HealLayer:
     branches: dict[str, dict[str, str]]
 
 
+FEWEST_TOKENS = 4.0  # a column: a fit of fewer is no better than chance on another text
+
+
 @dataclass(frozen=True)
 class HealJob(Message):
     """Refit matrices of `model` without its pruned layers, over `texts`.

@@ -148,6 +148,20 @@ def test_a_folder_is_not_a_text(session: Session, text: Path) -> None:
         request_of(session.model, session.plan, answers)
 
 
+async def test_too_few_tokens_are_refused_before_anything_runs(session: Session, text: Path) -> None:
+    session.toggle_prune([9])
+    async with opened(session, (120, 40)) as (app, pilot):
+        await pilot.press("H")
+        form = app.screen
+        assert isinstance(form, Form)
+        for key, value in (("text", str(text)), ("tokens", "3")):
+            form.query_one(f"#{key}").value = value  # type: ignore[attr-defined]
+        await pilot.pause()
+        assert form.answer == "tokens: at least 4 a column of ffn_down are needed, 30 are good"
+        await pilot.press("enter")
+        assert app.screen is form
+
+
 async def test_a_text_that_is_both_fitted_and_held_out_is_refused(session: Session, text: Path) -> None:
     session.toggle_prune([9])
     async with opened(session, (120, 40)) as (app, pilot):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import surgeon_kernels
 from surgeon.engine.client import EngineRun
-from surgeon.engine.protocol import Engine, Finished, HealedMatrix, HealJob, HealLayer, Started
+from surgeon.engine.protocol import FEWEST_TOKENS, Engine, Finished, HealedMatrix, HealJob, HealLayer, Started
 from surgeon.errors import SurgeonError
 from surgeon.gguf.identity import open_identity
 from surgeon.gguf.layout import Entry
@@ -75,6 +75,8 @@ class HealRequest:
             raise SurgeonError(f"{path}: cannot prune every layer; keep at least one")
         if not self.texts:
             raise SurgeonError(f"{path}: healing needs a calibration text (-f TEXT)")
+        if self.per_column < FEWEST_TOKENS:
+            raise SurgeonError(f"tokens: at least {FEWEST_TOKENS:.0f} a column of ffn_down are needed, 30 are good")
         for text in (*self.texts, *self.held_out):
             if not text.is_file():
                 raise SurgeonError(f"{text}: no such file")
@@ -199,7 +201,8 @@ class HealRun:
         worst = worse[0]
         raise SurgeonError(
             f"{self.request.out}: not written: on {worst.text} healing is worse than pruning alone (KL divergence "
-            f"{worst.plain:.3f} -> {worst.healed:.3f}); give more text of that kind (-f), or pass --keep-worse"
+            f"{worst.plain:.3f} -> {worst.healed:.3f}); give more text of that kind "
+            "(surgeon heal --keep-worse writes it all the same)"
         )
 
     def _choices(self, refits: list[_Kept]) -> Iterator[list[_Kept]]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from surgeon.engine.child.healing.ridge import Fit, Float32, Moments, Sums, best_penalty, solved
 from surgeon.engine.child.healing.samples import Samples
-from surgeon.engine.child.healing.selection import FEWEST
 from surgeon.engine.child.healing.store import Store
 from surgeon.engine.child.healing.streams import CHOSEN, EXPERTS, FACTORS, OUTPUT, Layer
+from surgeon.engine.protocol import FEWEST_TOKENS
 
 _ROUNDS = 3  # of more hardly anything comes
 _BLOCK = 4096  # tokens at once
@@ -122,7 +122,7 @@ class ExpertFit:
 
     def __post_init__(self) -> None:
         self._missing, self._chunks = self.samples.inputs, self.samples.chunks
-        least = FEWEST * self.routing.columns
+        least = FEWEST_TOKENS * self.routing.columns
         counts = [len(self.routing.places(expert)) for expert in range(self.routing.experts)]
         self._enough = [expert for expert, count in enumerate(counts) if count >= least]
 

@@ -12,10 +12,9 @@ from surgeon.engine.child.healing.experts import ExpertBranch, ExpertFit, Healed
 from surgeon.engine.child.healing.ridge import Float32
 from surgeon.engine.child.healing.runner import Runner
 from surgeon.engine.child.healing.samples import Samples, token_weights
-from surgeon.engine.child.healing.selection import FEWEST
 from surgeon.engine.child.healing.streams import ATTENTION, EXPERTS, FEED_FORWARD, MIDDLE, OUTPUT, Layer
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import HealedMatrix, HealLayer, Message
+from surgeon.engine.protocol import FEWEST_TOKENS, HealedMatrix, HealLayer, Message
 
 _TOLERANCE = 0.05  # of a branch computed from its weight, against the graph's: back ends round what goes in
 _BLOCK = 4096  # tokens at once
@@ -177,7 +176,9 @@ def experts_message(spec: HealLayer, branch: ExpertBranch, found: HealedExperts)
     """The message about a layer's experts; their weights stay in the file that they came from."""
     note = f"{len(found.choices)} of {len(branch.weights)} experts"
     if found.few:
-        note += f", {found.few} got fewer than {FEWEST:.0f} tokens for each of {branch.weights.shape[2]:,} columns"
+        note += (
+            f", {found.few} got fewer than {FEWEST_TOKENS:.0f} tokens for each of {branch.weights.shape[2]:,} columns"
+        )
     if not found.choices:
         return HealedMatrix(spec.number, EXPERTS, "kept", 0.0, 0.0, found.before, found.before, {}, note=note)
     penalty = float(np.median([choice.penalty for choice in found.choices.values()]))

@@ -11,9 +11,8 @@ from surgeon.engine.child.evaluation.windows import read_tokens
 from surgeon.engine.child.healing.samples import Chunks
 from surgeon.engine.child.llama.model import LlamaModel, Tokens
 from surgeon.engine.errors import EngineError
-from surgeon.engine.protocol import HealJob
+from surgeon.engine.protocol import FEWEST_TOKENS, HealJob
 
-FEWEST = 4.0  # tokens a column: a fit of fewer is no better than chance on another text
 _HELD_EVERY = 5
 
 
@@ -43,10 +42,10 @@ def select(model: LlamaModel, job: HealJob) -> Selection:
     wanted = math.ceil(job.tokens_per_column * job.columns / job.n_ctx)
     counts = shares([len(chunks) for chunks in texts], wanted)
     tokens = sum(counts) * job.n_ctx
-    if tokens < FEWEST * job.columns:
+    if tokens < FEWEST_TOKENS * job.columns:
         raise EngineError(
             f"{', '.join(job.texts)}: {tokens:,} tokens are {tokens / job.columns:.1f} for each of {job.columns:,} "
-            f"columns of ffn_down; at least {FEWEST:.0f} are needed and 30 are good: give more text (-f)"
+            f"columns of ffn_down; at least {FEWEST_TOKENS:.0f} are needed and 30 are good: give more text"
         )
     fed, kinds, held = [], [], []
     for kind, (chunks, count) in enumerate(zip(texts, counts, strict=True)):
