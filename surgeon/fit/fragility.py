@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from surgeon.fit.cost_model import CostModel, Probe
@@ -36,6 +36,12 @@ def parts_of(model: Model, costs: CostModel) -> list[Part]:
             weights = sum(facts.tensor.n_elements for facts in members)
             found.append(Part(group, kind_of(members[0]), layers_of(members), weights, probes.low, probes.middle))
     return found
+
+
+def weights_unit(parts: Sequence[Part]) -> tuple[str, float]:
+    """What fragilities are told for, a million or a billion weights, and the factor: in large models a million is next
+    to nothing."""
+    return ("million", 1.0) if max((part.fragility for part in parts), default=1.0) > 0.01 else ("billion", 1e3)
 
 
 def by_kind(parts: list[Part]) -> Mapping[str, list[Part]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from textual.pilot import Pilot
@@ -18,6 +19,8 @@ from surgeon.tui.dialogs.forms.form import Form
 from surgeon.tui.dialogs.lists.base_picker import BasePicker
 from surgeon.tui.dialogs.lists.type_picker import TypePicker
 from surgeon.tui.dialogs.views.fit import FitDialog
+from surgeon.tui.drawing.spans import plain
+from surgeon.tui.jobs.fitting import SensitivityJob
 from surgeon_kernels.formats import FORMATS
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -96,6 +99,31 @@ async def test_tab_shows_which_parts_are_fragile(session: Session) -> None:
         assert lines[start + 1].split()[-1] == "Q2_K"
         assert all("██" in line for line in lines[start + 1 : start + 8])
         await pilot.press("tab", "escape")
+
+
+async def test_the_mixes_about_the_fit_are_named_where_there_is_no_room_for_all(session: Session) -> None:
+    async with opened(session) as (app, pilot):
+        await pilot.press("F")
+        for size, near, far in (("3.9", "Q3_K_M", "Q8_0"), ("6.56", "Q6_K", "Q2_K"), ("3.5", "Q2_K", "Q8_0")):
+            await pilot.press("ctrl+u")
+            await typed(pilot, size)
+            lines = str(app.screen.query_one("#answer").render()).splitlines()
+            names = lines[lines.index("next best bytes") - 1]
+            assert near in names.split(), names
+            assert far not in names.split(), names
+            assert len(names) <= 72
+
+
+def test_the_most_fragile_parts_are_told_by_what_ranks_them(session: Session) -> None:
+    prober = SimpleNamespace(model=session.model)
+    job = SensitivityJob(SimpleNamespace(prober=prober, costs=lambda: session.costs))  # type: ignore[arg-type]
+    first, *parts, last = map(plain, job.result())
+    assert first == "measured 23 parts; the most fragile:"
+    figures = [float(line.split("KLD ")[1].split()[0]) for line in parts]
+    assert figures == sorted(figures, reverse=True)
+    assert parts[0].startswith("output ")
+    assert " weights at Q2_K" in parts[0]
+    assert last == "F chooses a size"
 
 
 async def test_an_edit_by_hand_says_what_it_costs(session: Session) -> None:

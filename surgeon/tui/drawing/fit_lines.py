@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 from surgeon import figures
 from surgeon.fit.allocation import Fit, Mixed, improvements, shares
-from surgeon.fit.fragility import Part, by_kind, types_of
+from surgeon.fit.fragility import Part, by_kind, types_of, weights_unit
 from surgeon.trials.journal import Trial
 from surgeon.tui.drawing.scatter import LETTERS, Point, scatter
 from surgeon.tui.drawing.spans import Line, clean, cut, flow
 from surgeon.tui.drawing.spans import fit as fitted
 
 _KIND = 16  # cells of a kind's name
+_CUT: Line = [("… ", "faint")]
 # Neighbours differ without colours, too.
 _FILLS = tuple(zip("█▒▓░█▒▓░", ("ramp4", "ramp2", "ramp3", "ramp1", "muted", "ramp0", "text", "faint"), strict=True))
 
@@ -74,7 +75,18 @@ def curve_lines(
             points.append(Point(trial.size, kld, "×"))
     points.append(Point(fit.resolution.total_bytes, fit.predicted.kld, "◆", best=True))
     lines = scatter([point for point in points if point.y > 0], width, height, "predicted KLD; × trials as measured")
-    return [*lines, *flow(names, width)[:most]]
+    nearest = min(range(len(names)), key=lambda at: abs(mixes[at].nbytes - fit.resolution.total_bytes), default=0)
+    return [*lines, *_names_near(names, nearest, width, most)]
+
+
+def _names_near(names: Sequence[Line], nearest: int, width: int, most: int) -> list[Line]:
+    """All names where they fit into `most` lines, else those about the nearest, from which some others are left out."""
+    if len(lines := flow(names, width)) <= most:
+        return lines
+    start = max(0, nearest - 3 * most)
+    while start and len(flow([_CUT, *names[start - 1 :]], width)) <= most:
+        start -= 1
+    return flow([_CUT, *names[start:]] if start else names, width)[:most]
 
 
 def improvement_lines(fit: Fit, count: int) -> list[Line]:
@@ -100,7 +112,7 @@ def fragile_lines(parts: Sequence[Part], width: int, height: int) -> list[Line]:
     cell = max(8, min(14, (width - _KIND - 8) // len(stretches)))
     logs = [math.log10(part.fragility) for part in parts if part.fragility > 0] or [0.0]
     low, high = min(logs), max(logs)
-    weights, unit = ("million", 1.0) if high > -2 else ("billion", 1e3)  # of large models a million is next to nothing
+    weights, unit = weights_unit(parts)
     head: Line = [(fitted("fragile parts", _KIND), "head")]
     head += [(fitted(layers, cell), "muted") for layers in stretches]
     lines: list[Line] = [[*head, ("at", "muted")]]

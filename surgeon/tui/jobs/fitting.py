@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 from surgeon.figures import divergence
-from surgeon.fit.fragility import parts_of, types_of
+from surgeon.fit.fragility import parts_of, types_of, weights_unit
 from surgeon.measure.progress import Standing
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.measuring import MeasureJob
@@ -61,8 +61,9 @@ class SensitivityJob(MeasureJob):
         parts = parts_of(self.sensitivities.prober.model, self.sensitivities.costs())
         ranked = sorted(parts, key=lambda part: -part.fragility)
         lines: list[Line] = [[("measured ", "good"), (f"{len(ranked)} parts; the most fragile:", "text")]]
+        weights, unit = weights_unit(parts)
         for part in ranked[:5]:
             where = f"layers {part.layers}: " if part.layers else ""
-            said = f"{where}KLD {divergence(part.low.kld)} with it alone at {types_of(part.low)}"
+            said = f"{where}KLD {divergence(unit * part.fragility)} per {weights} weights at {types_of(part.low)}"
             lines.append([(f"{clean(part.kind):<14}", "text"), (said, "muted")])
         return [*lines, [("F chooses a size", "accent")]]

@@ -84,7 +84,7 @@ class LlamaModel:
         """llama.cpp's own words: `llama 12M F16`."""
         buffer = c.create_string_buffer(128)
         self.binding.llama.llama_model_desc(self._handle, buffer, len(buffer))
-        return buffer.value.decode(errors="replace")
+        return buffer.value.decode(errors="replace").replace(" ?B", "")  # a size that it has no name for
 
     def tokenize(self, text: bytes, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         """Token numbers of a UTF-8 text, with BOS/EOS as the vocabulary says if `add_special`."""
