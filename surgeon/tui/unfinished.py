@@ -8,10 +8,9 @@ from pathlib import Path
 
 from surgeon.errors import SurgeonError
 from surgeon.folders import make_private
-from surgeon.imatrix.files import load_imatrix
 from surgeon.json_text import json_text, read_json
 from surgeon.plan.recipe import read_recipe
-from surgeon.resolve.resolve import resolve
+from surgeon.session.kept_plans import resolved_recipe
 from surgeon.session.session import Session
 from surgeon.trials.records import recipe_text
 from surgeon.tui.autosave import plan_path
@@ -44,7 +43,7 @@ def note(job: WriteJob) -> str:
     try:
         path = note_path(model)
         make_private(path.parent)
-        recipe = recipe_text(job.resolution.plan, job.imatrix)
+        recipe = recipe_text(job.resolution.plan, job.imatrix, job.resolution.moments)
         kept = Unfinished(str(job.out.absolute()), job.options.overwrite, recipe, str(job.resume_log))
         write_whole(path, json_text(asdict(kept)), permit=Permit((model,), replace=True))
     except (OSError, SurgeonError) as error:
@@ -69,11 +68,7 @@ def unfinished(model: Path) -> Unfinished | None:
 
 
 def job_of(kept: Unfinished, session: Session) -> WriteJob:
-    """The job that goes on with it. Raises SurgeonError where its recipe or imatrix cannot be read."""
+    """The job that goes on with it. Raises SurgeonError where its recipe, imatrix or moments cannot be read."""
     recipe = read_recipe(kept.recipe, Path("/"), "the plan of the unfinished write")
-    imatrix = None
-    if recipe.imatrix is not None:
-        known = session.imatrix
-        imatrix = known if known is not None and str(known.path) == recipe.imatrix else load_imatrix(recipe.imatrix)
-    options = WriteOptions(overwrite=kept.overwrite, resume=True)
-    return WriteJob(resolve(session.model, recipe.plan, imatrix), imatrix, Path(kept.out), options)
+    resolution, imatrix = resolved_recipe(session, recipe)
+    return WriteJob(resolution, imatrix, Path(kept.out), WriteOptions(overwrite=kept.overwrite, resume=True))

@@ -29,7 +29,9 @@ from surgeon.tui.dialogs.forms.measure_forms import Ground, check_collection
 from surgeon.tui.dialogs.forms.write import WriteDialog, encoder_lines
 from surgeon.tui.dialogs.lists.type_picker import TypePicker
 from surgeon.tui.drawing.spans import plain
-from surgeon.tui.jobs.writing import default_output
+from surgeon.tui.jobs.writing import WriteJob, default_output
+from surgeon.tui.unfinished import job_of, note, unfinished
+from surgeon.write.operation import WriteOptions
 from surgeon_kernels import dequantize, quantize
 
 
@@ -119,6 +121,19 @@ def test_a_plan_is_restored_with_its_encoder(model: Path) -> None:
     assert other.resolution.with_feedback == session.resolution.with_feedback
     Path(recipe.moments).unlink()
     assert "without its second moments" in session_of(model).use_recipe(recipe, "restored")
+
+
+def test_a_write_with_the_feedback_encoder_is_resumed_with_it(model: Path, tmp_path: Path) -> None:
+    session = session_of(model, model.with_name("model.imatrix.gguf"))
+    session.change(with_file_type(session.plan, "Q4_0"), "base type")
+    written = WriteJob(session.resolution, session.imatrix, tmp_path / "out.gguf", WriteOptions())
+    assert note(written) == ""
+    written.resume_log.touch()
+    kept = unfinished(model)
+    assert kept is not None
+    job = job_of(kept, session_of(model))
+    assert len(session.resolution.with_feedback) == 4
+    assert [op.source for op in job.resolution.with_feedback] == [op.source for op in written.resolution.with_feedback]
 
 
 def test_a_damaged_file_beside_is_told_not_fatal(model: Path) -> None:

@@ -213,7 +213,7 @@ class FileActions(MeasureActions):
         """Where a write of this very plan was stopped, so that it can be resumed."""
         session = self.session
         kept = unfinished(session.model.file.path)
-        same = kept is not None and kept.recipe == recipe_text(session.plan, session.imatrix)
+        same = kept is not None and kept.recipe == recipe_text(session.plan, session.imatrix, session.moments)
         return Path(kept.out) if kept is not None and same else None
 
     def offer_resume(self) -> None:

@@ -15,11 +15,10 @@ from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.folders import state_folder
 from surgeon.gguf.identity import open_identity
-from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.scratch import sweep
-from surgeon.moments.files import beside, load_moments
+from surgeon.moments.files import beside
 from surgeon.plan.recipe import read_recipe
-from surgeon.resolve.resolve import resolve
+from surgeon.session.kept_plans import resolved_recipe
 from surgeon.session.layer_figures import last_damages
 from surgeon.session.queue import Entry as Queued
 from surgeon.trials.journal import Journal, Trial
@@ -227,16 +226,7 @@ class MeasureActions(QueueingActions):
         session = self.session
         if entry.recipe == recipe_text(session.plan, session.imatrix, session.moments):
             return session.resolution, session.imatrix
-        recipe = read_recipe(entry.recipe, Path("/"), entry.title)
-        known = session.imatrix
-        if recipe.imatrix is None:
-            imatrix = None
-        elif known is not None and str(known.path) == recipe.imatrix:
-            imatrix = known
-        else:
-            imatrix = load_imatrix(recipe.imatrix, judged=True)
-        moments = load_moments(recipe.moments) if recipe.moments else None
-        return resolve(session.model, recipe.plan, imatrix, moments), imatrix
+        return resolved_recipe(session, read_recipe(entry.recipe, Path("/"), entry.title))
 
     def restore(self, trial: Trial) -> None:
         """The trial's plan, as one step that undo takes back."""

@@ -1,0 +1,28 @@
+"""What a plan that was kept as a recipe comes to: of the queue, of a trial, of a write to be resumed."""
+
+from __future__ import annotations
+
+from surgeon.imatrix.files import load_imatrix
+from surgeon.imatrix.imatrix import Imatrix
+from surgeon.moments.files import load_moments
+from surgeon.plan.recipe import Recipe
+from surgeon.resolve.resolution import Resolution
+from surgeon.resolve.resolve import resolve
+from surgeon.session.session import Session
+
+
+def resolved_recipe(session: Session, recipe: Recipe) -> tuple[Resolution, Imatrix | None]:
+    """The resolution for the session's model, and the recipe's importance matrix; the plan on the table stays.
+
+    What the session has read is not read again. Raises SurgeonError.
+    """
+    imatrix, moments = session.imatrix, session.moments
+    if recipe.imatrix is None:
+        imatrix = None
+    elif imatrix is None or str(imatrix.path) != recipe.imatrix:
+        imatrix = load_imatrix(recipe.imatrix, judged=True)
+    if recipe.moments is None:
+        moments = None
+    elif moments is None or str(moments.path) != recipe.moments:
+        moments = load_moments(recipe.moments)
+    return resolve(session.model, recipe.plan, imatrix, moments), imatrix
