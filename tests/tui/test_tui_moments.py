@@ -16,13 +16,18 @@ from tui_helpers import opened, session_of, text_of
 from surgeon.engine.protocol import Engine
 from surgeon.errors import SurgeonError
 from surgeon.gguf.identity import model_identity
+from surgeon.measure.fitting.ladder import Ladder, Rung
+from surgeon.measure.probing import Prober
 from surgeon.measure.speeds import Speeds
 from surgeon.moments import account
 from surgeon.moments.files import beside, load_moments
 from surgeon.plan.plan import Plan, with_file_type
+from surgeon.plan.recipe import read_recipe
+from surgeon.resolve.resolve import resolve
 from surgeon.session.candidates import measured_losses
 from surgeon.session.error_child import sample_rows
 from surgeon.session.typed_edits import parse_command
+from surgeon.trials.journal import Journal
 from surgeon.trials.records import is_unchanged, recipe_text
 from surgeon.tui.dialogs.forms.form import Form
 from surgeon.tui.dialogs.forms.measure_forms import Ground, check_collection
@@ -134,6 +139,16 @@ def test_a_write_with_the_feedback_encoder_is_resumed_with_it(model: Path, tmp_p
     job = job_of(kept, session_of(model))
     assert len(session.resolution.with_feedback) == 4
     assert [op.source for op in job.resolution.with_feedback] == [op.source for op in written.resolution.with_feedback]
+
+
+def test_rungs_with_and_without_the_feedback_encoder_are_two_rows(model: Path, tmp_path: Path) -> None:
+    session = session_of(model, model.with_name("model.imatrix.gguf"))
+    session.change(with_file_type(session.plan, "Q4_0"), "base type")
+    assert session.moments is not None
+    ladder = Ladder(Prober(session.model, session.imatrix, Engine()), Journal(tmp_path / "rungs.jsonl"), ())
+    stock = resolve(session.model, replace(session.plan, moments_file=None), session.imatrix)
+    recipes = [read_recipe(ladder.recipe(Rung("4 bpw", one)), Path("/")) for one in (session.resolution, stock)]
+    assert [one.moments for one in recipes] == [str(session.moments.path), None]
 
 
 def test_a_damaged_file_beside_is_told_not_fatal(model: Path) -> None:

@@ -37,7 +37,7 @@ class Ladder:
 
     def recipe(self, rung: Rung) -> str:
         """The rung's plan as the journal keeps it."""
-        return recipe_text(rung.resolution.plan, self.prober.imatrix)
+        return recipe_text(rung.resolution.plan, self.prober.imatrix, rung.resolution.moments)
 
     def trial(self, rung: Rung) -> Trial | None:
         return planned(self.journal, self.recipe(rung))
