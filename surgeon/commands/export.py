@@ -91,16 +91,16 @@ def _permit(options: argparse.Namespace, imatrix: str | None) -> Permit:
 
 
 def _tell_command(options: argparse.Namespace) -> int:
-    from surgeon.imatrix.files import load_imatrix
     from surgeon.llama_quantize.translation import export
     from surgeon.model.model import load_model
+    from surgeon.moments.files import load_weighing
     from surgeon.plan.recipe import load_recipe
     from surgeon.whole_files import write_whole
 
     recipe = load_recipe(options.recipe)
     model = load_model(options.model) if options.model else None
     path = options.imatrix or recipe.imatrix
-    imatrix = load_imatrix(path, judged=True) if model is not None and path else None
+    imatrix = load_weighing(path, judged=True) if model is not None and path else None
     exported = export(recipe, options.model or "IN.gguf", options.output or "OUT.gguf", model, imatrix)
     if options.tensor_type_file is not None and exported.rules:
         rules = "".join(f"{rule}\n" for rule in exported.rules)

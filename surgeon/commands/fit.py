@@ -169,8 +169,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> tuple[Plan, Imatrix | None, Moments | None]:
     """The user's plan, whose rules and types win, the importance matrix and the second moments."""
-    from surgeon.imatrix.files import load_imatrix
-    from surgeon.moments.files import load_moments
+    from surgeon.moments.files import load_moments, load_weighing
     from surgeon.plan.plan import Plan, parse_rule, tensor_type
     from surgeon.plan.recipe import load_recipe
 
@@ -186,7 +185,7 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, Imatrix | None, Moments | 
         plan = replace(plan, allow_requantize=True)
     moments_file = options.moments or (recipe.moments if recipe else None)
     moments = load_moments(moments_file) if moments_file else None
-    imatrix = load_imatrix(path) if path else None
+    imatrix = load_weighing(path) if path else None
     if options.shrink is not None:
         plan = replace(plan, shrink=options.shrink)
     return replace(plan, imatrix_file=path or plan.imatrix_file, moments_file=moments_file), imatrix, moments

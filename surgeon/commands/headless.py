@@ -84,7 +84,12 @@ def _load_imatrix(job: QuantizeCommand) -> Imatrix | None:
     from surgeon.imatrix.files import load_imatrix
     from surgeon.plan.recipe import file_sha256
 
-    imatrix = load_imatrix(job.imatrix, judged=True)
+    if job.imatrix_sha256:  # of a recipe: the screen takes a file of second moments for its imatrix, too
+        from surgeon.moments.files import load_weighing
+
+        imatrix = load_weighing(job.imatrix, judged=True)
+    else:
+        imatrix = load_imatrix(job.imatrix, judged=True)
     if job.imatrix_sha256 and file_sha256(job.imatrix) != job.imatrix_sha256:
         raise SurgeonError(f"{job.imatrix}: is not the imatrix the recipe was made with (its sha256 differs)")
     return imatrix

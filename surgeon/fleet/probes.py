@@ -18,12 +18,11 @@ from surgeon.fleet.order import Here
 from surgeon.fleet.turns import alone
 from surgeon.fleet.warm import warm_run
 from surgeon.folders import cache_folder
-from surgeon.imatrix.files import load_imatrix
 from surgeon.measure.base_cache import Base
 from surgeon.measure.probing import Item, Place, Prober, Text
 from surgeon.measure.progress import Standing
 from surgeon.model.model import load_model
-from surgeon.moments.files import load_moments
+from surgeon.moments.files import load_moments, load_weighing
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.resolve import resolve
@@ -149,6 +148,6 @@ def _base(here: Here, prober: Prober, text: Text) -> Base:
 @lru_cache(maxsize=1)
 def _prober(subject: Subject, engine: Engine) -> Prober:
     """The model and what weighs it, opened once for all tasks of a run."""
-    imatrix = load_imatrix(subject.imatrix) if subject.imatrix is not None else None
+    imatrix = load_weighing(subject.imatrix) if subject.imatrix is not None else None
     moments = load_moments(subject.moments) if subject.moments is not None else None
     return Prober(load_model(subject.model), imatrix, engine, moments, subject.shrink, subject.rounds)

@@ -23,10 +23,9 @@ from surgeon.fleet.cluster import Fleet
 from surgeon.fleet.errors import FleetError
 from surgeon.fleet.files import digest_of, shared_files
 from surgeon.fleet.order import Here
-from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import load_model
-from surgeon.moments.files import is_moments, load_moments
+from surgeon.moments.files import load_moments, load_weighing
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.resolve import resolve
@@ -237,8 +236,7 @@ def _bench(written: Written) -> _Bench:
     if written.moments is not None:
         moments = load_moments(written.moments)
     if written.imatrix is not None:
-        path = written.imatrix
-        imatrix = load_moments(path).as_imatrix if is_moments(path) else load_imatrix(path, judged=True)
+        imatrix = load_weighing(written.imatrix, judged=True)
     resolution = resolve(load_model(written.model), written.plan, imatrix, moments)
     if _made(resolution) != written.made:
         raise FleetError(f"{written.model}: the plan becomes something else on this worker; install the same surgeon")

@@ -21,6 +21,8 @@ import numpy as np
 from surgeon.gguf.file import GGUFFile, Value, ValueType, metadata_of, open_gguf
 from surgeon.gguf.header import DEFAULT_ALIGNMENT
 from surgeon.gguf.layout import Entry, Header, header
+from surgeon.imatrix.files import load_imatrix
+from surgeon.imatrix.imatrix import Imatrix
 from surgeon.moments.moments import CORRELATIONS, SUMS, TOKENS, Head, Input, Moments, MomentsError
 from surgeon.moments.triangle import Float32, pack, packed_length
 from surgeon.whole_files import written_whole
@@ -68,6 +70,11 @@ def is_moments(path: str | os.PathLike[str]) -> bool:
         return False
     kind = metadata_of(path).get("general.type")
     return kind is not None and kind.type is ValueType.STRING and kind.decode() == KIND
+
+
+def load_weighing(path: str | os.PathLike[str], *, judged: bool = False) -> Imatrix:
+    """An importance matrix; of a file of second moments, the one that its diagonals are. Raises as `load_imatrix`."""
+    return load_moments(path).as_imatrix if is_moments(path) else load_imatrix(path, judged=judged)
 
 
 def beside(imatrix: Path) -> Path:

@@ -17,10 +17,9 @@ import numpy as np
 
 import surgeon_kernels
 from surgeon.errors import SurgeonError
-from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import Model, Tensor, load_model
-from surgeon.moments.files import is_moments, load_moments
+from surgeon.moments.files import load_moments, load_weighing
 from surgeon.moments.moments import Moments
 from surgeon.moments.thresholds import FEWEST
 from surgeon_kernels.formats import FORMATS, REQUIRES_IMATRIX
@@ -79,8 +78,7 @@ class Bench:
         moments = load_moments(job["moments"]) if job["moments"] is not None else None
         imatrix = None if moments is None else moments.as_imatrix
         if job["imatrix"] is not None:
-            path = job["imatrix"]
-            imatrix = load_moments(path).as_imatrix if is_moments(path) else load_imatrix(path, judged=True)
+            imatrix = load_weighing(job["imatrix"], judged=True)
         return cls(load_model(Path(job["model"])), imatrix, moments, job["shrink"], job["rounds"], job["most"])
 
     def losses(self, name: str, types: Sequence[str]) -> Iterator[tuple[str, Sums | None]]:

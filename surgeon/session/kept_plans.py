@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix
-from surgeon.moments.files import load_moments
+from surgeon.moments.files import load_moments, load_weighing
 from surgeon.plan.recipe import Recipe
 from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.resolve import resolve
@@ -20,7 +19,7 @@ def resolved_recipe(session: Session, recipe: Recipe) -> tuple[Resolution, Imatr
     if recipe.imatrix is None:
         imatrix = None
     elif imatrix is None or str(imatrix.path) != recipe.imatrix:
-        imatrix = load_imatrix(recipe.imatrix, judged=True)
+        imatrix = load_weighing(recipe.imatrix, judged=True)
     if recipe.moments is None:
         moments = None
     elif moments is None or str(moments.path) != recipe.moments:

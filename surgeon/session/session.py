@@ -16,14 +16,13 @@ from surgeon.anatomy.pruning import layer_roles
 from surgeon.errors import SurgeonError
 from surgeon.fit.cost_model import CostModel, Predicted, encoder_of
 from surgeon.imatrix.coverage import Coverage, coverage
-from surgeon.imatrix.files import load_imatrix
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.imatrix.influence import Influence
 from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
 from surgeon.layer_lists import spans
 from surgeon.model.categories import kept_because
 from surgeon.model.model import Model, Tensor
-from surgeon.moments.files import beside, is_moments, load_moments
+from surgeon.moments.files import beside, is_moments, load_moments, load_weighing
 from surgeon.moments.moments import Moments
 from surgeon.plan import plan as plans
 from surgeon.plan.plan import History, Plan
@@ -238,7 +237,7 @@ class Session:
     def use_imatrix(self, path: str | Path) -> str:
         """Load an importance matrix and take it; raises SurgeonError and changes nothing when it cannot be read."""
         name = str(path)
-        self.imatrices[name] = load_moments(path).as_imatrix if is_moments(path) else load_imatrix(path, judged=True)
+        self.imatrices[name] = load_weighing(path, judged=True)
         self._measured = None
         self.change(replace(self.plan, imatrix_file=name), f"imatrix {Path(path).name}")
         self.refresh()
@@ -265,7 +264,7 @@ class Session:
             plan = replace(plan, imatrix_file=name)
             if name not in self.imatrices:
                 try:
-                    self.imatrices[name] = load_imatrix(recipe.imatrix, judged=True)
+                    self.imatrices[name] = load_weighing(recipe.imatrix, judged=True)
                 except SurgeonError as error:
                     plan, said = replace(plan, imatrix_file=None), f"{label}, but without its imatrix: {error}"
         if recipe.moments is not None and recipe.moments not in self.moments_files:

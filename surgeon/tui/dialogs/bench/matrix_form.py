@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.errors import SurgeonError, UsageError
-from surgeon.imatrix.files import load_imatrix
 from surgeon.json_text import json_text
-from surgeon.moments.files import load_moments
 from surgeon.plan import plan as plans
 from surgeon.plan.recipe import load_recipe
 from surgeon.resolve.resolution import Resolution
-from surgeon.resolve.resolve import resolve
+from surgeon.session.kept_plans import resolved_recipe
 from surgeon.session.queue import Entry
 from surgeon.session.session import Session
 from surgeon.trials.records import recipe_text
@@ -96,10 +94,9 @@ def _of_type(session: Session, name: str) -> Run:
 
 def _of_recipe(session: Session, name: str) -> Run:
     recipe = load_recipe(path_of(name))
-    imatrix = load_imatrix(recipe.imatrix, judged=True) if recipe.imatrix else None
-    moments = load_moments(recipe.moments) if recipe.moments else None
+    resolution, imatrix = resolved_recipe(session, recipe)
     label = path_of(name).name.removesuffix(".toml").removesuffix(".recipe")
-    return Run(label, recipe_text(recipe.plan, imatrix, moments), resolve(session.model, recipe.plan, imatrix, moments))
+    return Run(label, recipe_text(recipe.plan, imatrix, resolution.moments), resolution)
 
 
 def matrix_entries(runs: Sequence[Run], answers: Answers) -> list[Entry]:
