@@ -217,7 +217,11 @@ class Evaluation:
         subject, resolution = self.subject, self.subject.resolution
         assert resolution is not None  # `is_probed` looked
         used(base.path)
-        prober = Prober(resolution.model, subject.imatrix, self.engine, cancelled=self.cancelled)
+        plan = resolution.plan
+        prober = Prober(
+            resolution.model, subject.imatrix, self.engine, resolution.moments, plan.shrink, plan.feedback_rounds,
+            self.cancelled,
+        )  # fmt: skip
         if self.elsewhere is not None:
             prober = self.elsewhere.prober(prober)
         wanted, place = {"the plan": resolution}, Place(self._index, self._count)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy_architectures as toys
 import toy_experts
 from engine_helpers import TEXT
+from moments_toy import HEAD, Toy, toy_moments
 
 from surgeon.engine.errors import EngineError, EngineMissing
-from surgeon.engine.protocol import Engine
+from surgeon.engine.protocol import Engine, Message
 from surgeon.errors import Cancelled, DiskFull, SurgeonError
+from surgeon.gguf.identity import model_identity
 from surgeon.imatrix.files import load_imatrix
-from surgeon.measure.evaluation import Evaluation, Subject, Wanted
+from surgeon.measure.evaluation import Evaluation, Subject, TextJob, Wanted
+from surgeon.measure.probing import Prober
 from surgeon.measure.progress import Standing
 from surgeon.model.model import load_model
+from surgeon.moments.files import load_moments
 from surgeon.plan.plan import Plan
 from surgeon.resolve.resolve import resolve
 from surgeon.trials.journal import Journal
@@ -245,3 +251,45 @@ def test_standings_tell_the_time_left() -> None:
     assert standings[2].seconds_left is not None
     assert standings[4].seconds_left == 0
     assert [standing.of_all for standing in standings] == [0.5, 0.5, 0.625, 0.6875, 1]
+
+
+class AskedError(Exception):
+    """The prober was handed over."""
+
+
+class Workers:
+    """Takes no job but the probes, and keeps what it would probe with."""
+
+    given: Prober
+
+    def takes(self, job: TextJob, cache: Path) -> bool:
+        return False
+
+    def messages(self, job: TextJob) -> Iterator[Message]:
+        raise AssertionError
+
+    def prober(self, prober: Prober) -> Prober:
+        self.given = prober
+        raise AskedError
+
+
+def test_workers_measure_a_plan_with_its_encoder(
+    demo_model: Path, demo_imatrix: Path, journal: Journal, tmp_path: Path
+) -> None:
+    """A worker resolves the plan anew, from what the prober names."""
+    rows = np.random.default_rng(0).standard_normal((5000, 256)).astype(np.float32)
+    toy_moments(
+        tmp_path / "m.gguf", Toy({"blk.0.attn_q.weight": rows}), replace(HEAD, model=model_identity(demo_model))
+    )
+    model, weights, moments = load_model(demo_model), load_imatrix(demo_imatrix), load_moments(tmp_path / "m.gguf")
+    plan = Plan("Q4_0", moments_file=str(tmp_path / "m.gguf"), shrink=0.5)
+    resolution = resolve(model, plan, weights, moments)
+    assert resolution.with_feedback
+    made = Subject("plan", demo_model, 0, recipe_text(plan, weights, moments), resolution, weights)
+    evaluation = Evaluation(made, KLD, Engine(), journal, tmp_path / "cache")
+    evaluation.elsewhere = workers = Workers()
+    with pytest.raises(AskedError):
+        list(evaluation.steps())
+    there = workers.given
+    assert resolve(model, plan, there.importances, there.moments).with_feedback == resolution.with_feedback
+    assert there.shrink == 0.5
