@@ -36,9 +36,7 @@ from surgeon.tui.dialogs.lists.type_picker import TypePicker
 from surgeon.tui.drawing.spans import plain
 from surgeon.tui.jobs.writing import WriteJob, default_output
 from surgeon.tui.unfinished import job_of, note, unfinished
-from surgeon.write.layouts import lay_out
 from surgeon.write.operation import WriteOptions
-from surgeon.write.output_set import digest
 from surgeon_kernels import dequantize, quantize
 
 
@@ -211,19 +209,6 @@ async def test_collecting_moments_uses_them(model: Path, monkeypatch: pytest.Mon
     good, lines = check_collection(answers, session.model, ground)
     assert not good
     assert any("are free" in plain(line) for line in lines)
-
-
-def test_a_write_that_was_cut_off_goes_on_with_its_encoder(model: Path) -> None:
-    session = session_of(model, model.with_name("model.imatrix.gguf"))
-    session.set_file_type("Q4_0")
-    job = WriteJob(session.resolution, session.imatrix, model.with_name("out.gguf"), WriteOptions())
-    assert note(job) == ""
-    job.resume_log.touch()
-    kept = unfinished(model)
-    assert kept is not None
-    again = job_of(kept, session_of(model))
-    layouts = lay_out(session.resolution, job.out)
-    assert digest(again.resolution, layouts, again.imatrix) == digest(session.resolution, layouts, session.imatrix)
 
 
 def test_a_plan_whose_imatrix_is_a_file_of_moments_is_restored(model: Path) -> None:
