@@ -74,7 +74,9 @@ class FleetProber(Prober):
     ) -> Iterator[Item]:  # fmt: skip
         """As `Prober.probe`; the figures come in any order."""
         text = Text(Path(os.path.abspath(base.text)), base.n_ctx, base.n_chunks)
-        calls = {label: (self._subject, plan.plan, text, exact) for label, plan in wanted.items()}
+        calls = {
+            label: (self._subject, plan.plan, text, exact, plan.moments is not None) for label, plan in wanted.items()
+        }
         self.engine_version = self.fleet.build
         yield self._standing(stage, place, 0, len(calls))
         for done, (label, figures) in enumerate(self.fleet.each(measure_probe, calls, (*self._files, text.path)), 1):
@@ -119,12 +121,12 @@ def measure_errors_of(
     return dict(prober.errors([(facts[name], types) for name, types in wanted], shrink))
 
 
-def measure_probe(here: Here, subject: Subject, plan: Plan, text: Text, exact: bool) -> dict[str, Any]:
-    """The figures of one plan. Raises SurgeonError, EngineError, Cancelled."""
+def measure_probe(here: Here, subject: Subject, plan: Plan, text: Text, exact: bool, feedback: bool) -> dict[str, Any]:
+    """The figures of one plan. feedback: under the second moments. Raises SurgeonError, EngineError, Cancelled."""
     prober = _prober(subject, here.engine)
     prober.cancelled = here.cancelled
     base = _base(here, prober, text)
-    swaps = prober.swaps(resolve(prober.model, plan, prober.importances, prober.moments))
+    swaps = prober.swaps(resolve(prober.model, plan, prober.imatrix, prober.moments if feedback else None))
     job = ProbeJob(subject.model, str(base.path), n_chunks=base.n_chunks)
     with warm_run((subject, job, here.engine), here, lambda: EngineRun(here.engine, job)) as run:
         run.send(*swaps, Evaluate("", exact=exact))

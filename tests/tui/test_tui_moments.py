@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,16 +16,20 @@ from moments_toy import HEAD, Toy, toy_moments
 from test_tui_measure import TEXT, answer, ran, until
 from tui_helpers import opened, session_of, text_of
 
-from surgeon.engine.protocol import Engine
-from surgeon.errors import SurgeonError
+from surgeon.engine.protocol import Engine, Swap
+from surgeon.errors import Cancelled, SurgeonError
+from surgeon.fleet.cluster import Fleet
+from surgeon.fleet.probes import FleetProber
 from surgeon.gguf.identity import model_identity
+from surgeon.measure.base_cache import Base
 from surgeon.measure.fitting.ladder import Ladder, Rung
-from surgeon.measure.probing import Prober
+from surgeon.measure.probing import Place, Prober
 from surgeon.measure.speeds import Speeds
 from surgeon.moments import account
 from surgeon.moments.files import beside, load_moments
 from surgeon.plan.plan import Plan, with_file_type
 from surgeon.plan.recipe import read_recipe
+from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.resolve import resolve
 from surgeon.session.candidates import measured_losses
 from surgeon.session.error_child import sample_rows
@@ -149,6 +156,35 @@ def test_rungs_with_and_without_the_feedback_encoder_are_two_rows(model: Path, t
     stock = resolve(session.model, replace(session.plan, moments_file=None), session.imatrix)
     recipes = [read_recipe(ladder.recipe(Rung("4 bpw", one)), Path("/")) for one in (session.resolution, stock)]
     assert [one.moments for one in recipes] == [str(session.moments.path), None]
+
+
+def test_workers_measure_a_plan_with_its_own_encoder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both encoders in one run, as `surgeon fit --held-out` asks for them; every task gets its plan's."""
+    session = session_of(model, model.with_name("model.imatrix.gguf"))
+    session.change(with_file_type(session.plan, "Q4_0"), "base type")
+    stock = resolve(session.model, replace(session.plan, moments_file=None), session.imatrix)
+    wanted = {"feedback": session.resolution, "stock": stock}
+    made: list[int] = []
+
+    class Watched(Prober):
+        def swaps(self, plan: Resolution) -> list[Swap]:
+            made.append(len(plan.with_feedback))
+            raise Cancelled("far enough")
+
+    class Workers:
+        build, title, cancelled = "some", "1 worker", threading.Event()
+
+        def each(self, task: Any, calls: dict[str, tuple[Any, ...]], _: object) -> Iterator[Any]:
+            for arguments in calls.values():
+                with pytest.raises(Cancelled):
+                    task(SimpleNamespace(engine=Engine(), cancelled=self.cancelled), *arguments)
+            return iter(())
+
+    monkeypatch.setattr("surgeon.fleet.probes._base", lambda *_: None)
+    monkeypatch.setattr("surgeon.fleet.probes.Prober", Watched)
+    prober = FleetProber.of(Prober(session.model, session.imatrix, Engine(), session.moments), cast(Fleet, Workers()))
+    list(prober.probe(Base(model, TEXT, 64, 1, "some", model.parent), wanted, "", Place()))
+    assert made == [4, 0]
 
 
 def test_a_damaged_file_beside_is_told_not_fatal(model: Path) -> None:
