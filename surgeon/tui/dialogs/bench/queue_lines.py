@@ -18,7 +18,7 @@ def queue_head(queue: Queue) -> Line:
     counts = [(state, sum(entry.state == state for entry in queue.entries)) for state in _SIGNS]
     line.append((", ".join(f"{count} {state}" for state, count in counts if count), "text"))
     if queue.paused:
-        line.append((" · paused, P goes on", "warning"))
+        line.append((" · paused, P resumes", "warning"))
     return line
 
 
