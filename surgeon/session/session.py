@@ -70,6 +70,7 @@ class Session:
     model: Model
     history: History = field(default_factory=lambda: History.starting(Plan()))
     marks: frozenset[str] = frozenset()
+    absent: dict[str, Recipe] = field(default_factory=dict)  # by the name of an imatrix or moments not to be read
     imatrices: dict[str, Imatrix] = field(default_factory=dict)
     moments_files: dict[str, Moments] = field(default_factory=dict)
     measurements: Measurements = field(default_factory=Measurements)
@@ -266,12 +267,14 @@ class Session:
                 try:
                     self.imatrices[name] = load_weighing(recipe.imatrix, judged=True)
                 except SurgeonError as error:
-                    plan, said = replace(plan, imatrix_file=None), f"{label}, but without its imatrix: {error}"
+                    self.absent[name] = recipe
+                    said = f"{label}, but without its imatrix: {error}"
         if recipe.moments is not None and recipe.moments not in self.moments_files:
             try:
                 self.moments_files[recipe.moments] = load_moments(recipe.moments)
             except SurgeonError as error:
-                plan, said = replace(plan, moments_file=None), f"{said}, but without its second moments: {error}"
+                self.absent[recipe.moments] = recipe
+                said = f"{said}, but without its second moments: {error}"
         self.change(plan, label)
         return said
 
@@ -285,6 +288,19 @@ class Session:
         if self.moments is None:
             return recipe
         return replace(recipe, moments=str(self.moments.path), moments_digest=self.moments.digest)
+
+    def kept_recipe(self) -> Recipe:
+        """The present plan for the next session, which looks again for what could not be read in this one."""
+        recipe, plan = self.recipe(), self.plan
+        lost = self.absent.get(plan.imatrix_file or "")
+        if self.imatrix is None and lost is not None:
+            bare = replace(recipe.plan, imatrix_file=plan.imatrix_file)
+            recipe = replace(recipe, plan=bare, imatrix=lost.imatrix, imatrix_sha256=lost.imatrix_sha256)
+        lost = self.absent.get(plan.moments_file or "")
+        if self.moments is None and lost is not None:
+            bare = replace(recipe.plan, moments_file=plan.moments_file)
+            recipe = replace(recipe, plan=bare, moments=lost.moments, moments_digest=lost.moments_digest)
+        return recipe
 
     def toggle_mark(self, key: str) -> None:
         self.marks = self.marks ^ {key}

@@ -233,7 +233,7 @@ class SurgeonApp(Host):
             if table.plan_file is None or self._kept.get(place) is plan:
                 return
             try:
-                problem = table.plan_file.keep(table.session.recipe())
+                problem = table.plan_file.keep(table.session.kept_recipe())
             except SurgeonError as error:
                 problem = str(error)
             if not problem:

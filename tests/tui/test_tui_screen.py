@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -590,6 +592,37 @@ async def test_the_plan_is_kept_and_comes_back(model_copy: Path, demo_imatrix: P
     for one in (second, again):
         assert one.plan_file is not None
         one.plan_file.release()
+
+
+async def test_an_imatrix_that_is_away_for_a_session_is_not_forgotten(model_copy: Path, demo_imatrix: Path) -> None:
+    imatrix, away = model_copy.with_name("m.imatrix.gguf"), model_copy.with_name("elsewhere")
+    shutil.copyfile(demo_imatrix, imatrix)
+
+    @asynccontextmanager
+    async def session_with(first: Path | None) -> AsyncIterator[tuple[Session, str, Any]]:
+        one = open_session(model_copy, first, None)
+        async with SurgeonApp(one.session, Config(), plan_file=one.plan_file).run_test(size=(80, 24)) as pilot:
+            yield one.session, one.greeting, pilot
+        assert one.plan_file is not None
+        one.plan_file.release()
+
+    async with session_with(imatrix) as (_, _, pilot):
+        await pilot.press("J", "p")
+    imatrix.rename(away)
+    async with session_with(None) as (session, greeting, pilot):
+        assert "without its imatrix" in greeting
+        await pilot.press("J", "J", "p")
+        assert session.imatrix is None
+        assert session.recipe().imatrix is None, "a recipe that is saved names no file that took no part"
+    away.rename(imatrix)
+    async with session_with(None) as (session, _, pilot):
+        assert session.plan.pruned == {1, 2}
+        assert session.imatrix is not None
+        assert session.imatrix.path == imatrix
+        imatrix.rename(away)
+    async with session_with(None) as (session, _, pilot):
+        await pilot.press("u")
+        assert session.kept_recipe().plan == Plan(), "undone with the rest"
 
 
 def test_a_second_session_is_told_so_also_with_a_recipe(model_copy: Path, tmp_path: Path) -> None:
