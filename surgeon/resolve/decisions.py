@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from surgeon.errors import SurgeonError
@@ -13,7 +13,7 @@ from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.preflight import Findings
 from surgeon.resolve.tensor_facts import TensorFacts
 from surgeon.resolve.tensor_op import Cause, TensorOp
-from surgeon.resolve.type_choice import Chooser, TypeWish, UnfitError, fitted
+from surgeon.resolve.type_choice import COPIED, Chooser, TypeWish, UnfitError, fitted
 from surgeon_kernels.formats import LOW_BIT, REQUIRES_IMATRIX, USES_IMATRIX
 
 if TYPE_CHECKING:
@@ -44,56 +44,88 @@ class Weights:
 
 
 _KEPT = TypeWish(None, "", Cause.KEPT)
+# What was decided of a tensor: its facts and the wish it was decided from, and the operation.
+Made = tuple[TensorFacts, TypeWish, TensorOp]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeBefore:
+    """What was decided of the tensors of a model; circumstances: all that counts besides facts, wishes and imatrix."""
+
+    circumstances: tuple[object, ...]
+    imatrix: Imatrix | None
+    operations: dict[str, Made] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Decider:
-    """Decides tensor after tensor, in output order; what would fail or surprise goes to the findings."""
+    """Decides tensor after tensor, in output order; what would fail or surprise goes to the findings.
+
+    made: what was decided before under the same circumstances, where nothing was found to tell of.
+    """
 
     numbering: Numbering
     chooser: Chooser
     weights: Weights
     findings: Findings
     feedback: FeedbackDecider | None = None
+    made: dict[str, Made] = field(default_factory=dict)
 
     def operation(self, facts: TensorFacts) -> TensorOp:
-        op = self._operation(facts)
-        return op if facts.healed is None or op.action == "drop" else _healed(op, *facts.healed)
-
-    def _operation(self, facts: TensorFacts) -> TensorOp:
-        tensor, source, name = facts.tensor, facts.name, self.numbering.names[facts.name]
-        from_type = facts.from_type
+        """The same as the last time where facts and wish are the same, but for the name."""
+        source, name = facts.name, self.numbering.names[facts.name]
         if name is None:
-            reason = f"pruned: {_place(source)}"
-            return TensorOp(tensor, source, source, "drop", from_type, from_type, 0, reason, cause=Cause.PRUNED)
-        if facts.kept is not None:
+            return _dropped(facts)
+        if facts.kept is None:
+            wanted = self._wanted(facts, name)
+            if wanted.fell_back:
+                self.findings.fallbacks += 1
+        else:
+            wanted = _KEPT
             if source in self.chooser.types:
                 self.findings.by_hand_kept.append(source)
-            return _copy(facts, name, _KEPT, f"not quantized: {facts.kept}")
-        wanted = self._wanted(facts, name)
-        self.findings.fallbacks += wanted.fell_back
-        if wanted.type is None or wanted.type == from_type:
-            return _copy(facts, name, wanted, self._copied(facts, name, wanted))
-        entry, reason = self._embedding_entry(facts, wanted.type), wanted.why + _experts_left(facts)
+        known = self.made.get(source)
+        if known is None or known[0] is not facts or (known[1] is not wanted and known[1] != wanted):
+            before = self.findings.count
+            op = self._operation(facts, name, wanted)
+            if self.feedback is None and self.findings.count == before:
+                self.made[source] = facts, wanted, op
+            return op
+        op = known[2]
+        if op.name != name:
+            op = TensorOp._make((*op[:2], name, *op[3:]))
+            self.made[source] = facts, wanted, op
+        return op
+
+    def _operation(self, facts: TensorFacts, name: str, wanted: TypeWish) -> TensorOp:
+        if facts.kept is not None:
+            op = _copy(facts, name, wanted, f"not quantized: {facts.kept}")
+        elif wanted.type is None or wanted.type == facts.from_type:
+            op = _copy(facts, name, wanted, self._copied(facts, name, wanted))
+        else:
+            op = self._converted(facts, name, wanted, wanted.type)
+        return op if facts.healed is None else _healed(op, *facts.healed)
+
+    def _converted(self, facts: TensorFacts, name: str, wanted: TypeWish, to_type: str) -> TensorOp:
+        entry, reason = self._embedding_entry(facts, to_type), wanted.why + _experts_left(facts)
         if entry is not None:
             reason += f"; weighed by the input of {entry}"
         else:
-            entry = self._weigh(facts, name, wanted.type)
-        if entry is None and self._looked_for(facts, wanted.type):
+            entry = self._weigh(facts, name, to_type)
+        if entry is None and self._looked_for(facts, to_type):
             reason += "; no imatrix entry"
         unseen, stay = self.weights.unseen(entry, facts) if entry is not None else (0, 0)
         if unseen:
-            self.findings.unseen.append((facts.name, unseen, stay, wanted.type))
+            self.findings.unseen.append((facts.name, unseen, stay, to_type))
             have = f"{stay - unseen} of {stay} experts have data"
             reason += f"; {have if facts.matrices > 1 else 'its imatrix entry has no data'}"
         feedback = None
         if self.feedback is not None:
-            feedback, why = self.feedback.decide(facts, wanted.type)
+            feedback, why = self.feedback.decide(facts, to_type)
             reason += why
-        nbytes = facts.nbytes_as(wanted.type)
         return TensorOp(
-            tensor, source, name, "convert", from_type, wanted.type, nbytes, reason, entry, facts.slice,
-            None, wanted.cause, wanted.rule, wanted.fell_back, feedback,
+            facts.tensor, facts.name, name, "convert", facts.from_type, to_type, facts.nbytes_as(to_type), reason,
+            entry, facts.slice, None, wanted.cause, wanted.rule, wanted.fell_back, feedback,
         )  # fmt: skip
 
     def _copied(self, facts: TensorFacts, name: str, wanted: TypeWish) -> str:
@@ -107,6 +139,8 @@ class Decider:
     def _wanted(self, facts: TensorFacts, name: str) -> TypeWish:
         """The type chosen and made to fit; a tensor for which there is none is left as it is, with an error."""
         chooser = self.chooser
+        if chooser.base is None and facts.name not in chooser.types:
+            return COPIED
         compat = chooser.plan.compat
         layer = None if facts.tensor.layer is None else self.numbering.layers.get(facts.tensor.layer)
         try:
@@ -152,6 +186,12 @@ class Decider:
         if facts.name in IMATRIX_EXEMPT:
             return type_name in REQUIRES_IMATRIX
         return type_name in LOW_BIT or (type_name == "Q2_K" and self.chooser.plan.file_type == "Q2_K_S")
+
+
+def _dropped(facts: TensorFacts) -> TensorOp:
+    source, kind = facts.name, facts.from_type
+    reason = f"pruned: {_place(source)}"
+    return TensorOp(facts.tensor, source, source, "drop", kind, kind, 0, reason, cause=Cause.PRUNED)
 
 
 def _healed(op: TensorOp, tensor: Tensor, why: str) -> TensorOp:

@@ -46,6 +46,12 @@ class Findings:
     bad_entries: list[str] = field(default_factory=list)  # sentences without their ends
     fallbacks: int = 0
 
+    @property
+    def count(self) -> int:
+        """How much of single tensors came to light so far."""
+        tensors = len(self.needs_imatrix) + len(self.without_entry) + len(self.by_hand_kept) + len(self.unseen)
+        return tensors + len(self.problems) + len(self.sizes)
+
     def error(self, text: str) -> None:
         self.problems.append(Problem("error", text))
 

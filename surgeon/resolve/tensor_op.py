@@ -79,10 +79,11 @@ class TensorOp(NamedTuple):
 def file_bytes(metadata: Iterable[tuple[str, Value]], ops: Sequence[TensorOp], alignment: int) -> int:
     """Size of a file with these keys and tensors: `gguf_layout.header`'s total without making its bytes."""
     head = 24 + sum([12 + len(key.encode()) + len(value.raw) for key, value in metadata])
-    shapes = Counter([op.ne for op in ops])
+    shapes = Counter([op.tensor.info.ne if op.slice is None else op.ne for op in ops])
     head += 24 * len(ops) + 8 * sum([count * dimensions(ne) for ne, count in shapes.items()])
     head += len("".join([op.name for op in ops]).encode())
-    return padded(head, alignment) + sum([padded(op.nbytes, alignment) for op in ops])
+    sizes = Counter([op.nbytes for op in ops])
+    return padded(head, alignment) + sum([count * padded(size, alignment) for size, count in sizes.items()])
 
 
 def sliced(ne: tuple[int, ...], kept: TensorSlice) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ class TypeWish(NamedTuple):
     fell_back: bool = False
 
 
-_COPIED = TypeWish(None, "copied: COPY", Cause.BASE)
+COPIED = TypeWish(None, "copied: COPY", Cause.BASE)
 Asked = tuple[object, ...]
 
 
@@ -98,7 +98,7 @@ class Chooser:
                 return TypeWish(by_hand, fitted_because, Cause.FIT)
             return TypeWish(by_hand, "set by hand", Cause.HAND)
         if self.base is None:
-            return _COPIED
+            return COPIED
         if plan.leave_output_tensor and name == OUTPUT:
             return TypeWish(None, "copied: --leave-output-tensor", Cause.OPTION)
         rule = self.rules.get(rule_name) if self.base_quantized else None

@@ -355,13 +355,14 @@ class Session:
 
     def refresh(self) -> None:
         found = self._remembered()
-        if found is None:
+        if found is not None:
+            self.resolution, self.ops, self.layers = found.resolution, found.ops, found.layers
+        else:
             self.resolution = self.preview(self.plan)
             self.ops = {op.source: op for op in self.resolution.ops}
             self.layers = Summaries(self)
-        else:
-            self.resolution, self.ops, self.layers = found.resolution, found.ops, found.layers
-        self._lately = (_Resolved(self.resolution, self.imatrix, self.ops, self.layers), *self._lately)[:_LATELY]
+            found = _Resolved(self.resolution, self.imatrix, self.ops, self.layers)
+        self._lately = (found, *(one for one in self._lately if one is not found))[:_LATELY]
         if self.imatrix is not self._measured:
             self.measure()
 
@@ -423,22 +424,25 @@ class Session:
     def tensors_of(self) -> dict[int, tuple[Tensor, ...]]:
         return {layer.index: layer.tensors for layer in self.model.layers}
 
+    @cached_property
+    def _sizes_of(self) -> dict[int, tuple[int, int]]:
+        """Bytes and elements of the layers in the input."""
+        return {layer.index: (layer.nbytes, layer.n_elements) for layer in self.model.layers}
+
     def summary(self, index: int) -> LayerSummary:
-        before = nbytes = elements = 0
-        types: dict[str, None] = {}
-        changed = False
-        for tensor in self.tensors_of[index]:
-            op = self.ops[tensor.name]
-            before += tensor.nbytes
-            if op.action == "drop":
-                continue
-            nbytes += op.nbytes
-            elements += op.n_elements
-            changed = changed or op.to_type != op.from_type
-            if tensor.name in self._matrices:
-                types[op.to_type] = None
+        present, matrices = self.ops, self._matrices
+        ops = [op for name in self._names_of[index] if (op := present[name]).action != "drop"]
+        before, elements = self._sizes_of[index]
+        if len(ops) < len(self._names_of[index]) or False in {op.slice is None for op in ops}:
+            elements = sum([op.n_elements for op in ops])
+        changed = True in {op.to_type != op.from_type for op in ops}
+        types = dict.fromkeys([op.to_type for op in ops if op.source in matrices])
         number = self.resolution.renumbering.get(index, index)
-        return LayerSummary(index, number, before, nbytes, elements, tuple(types), changed)
+        return LayerSummary(index, number, before, sum([op.nbytes for op in ops]), elements, tuple(types), changed)
+
+    @cached_property
+    def _names_of(self) -> dict[int, tuple[str, ...]]:
+        return {layer.index: tuple(tensor.name for tensor in layer.tensors) for layer in self.model.layers}
 
     @cached_property
     def _matrices(self) -> frozenset[str]:

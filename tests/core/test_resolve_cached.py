@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf_builder import build_gguf
@@ -14,11 +16,12 @@ from test_resolve import weights_for
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import load_model
 from surgeon.plan.file_types import FILE_TYPES
-from surgeon.plan.plan import Plan, TypeRule
+from surgeon.plan.plan import Plan, TypeRule, parse_rule, with_experts_toggled, with_rule
 from surgeon.resolve import metadata as output_metadata
 from surgeon.resolve import tensor_facts
 from surgeon.resolve.resolve import Resolution, resolve
 from surgeon.resolve.type_choice import chosen_by
+from surgeon.session.session import LayerSummary, Session, is_matrix
 from surgeon.write.layouts import lay_out
 
 MODELS = ("dense.gguf", "moe8.gguf", "gemma3.gguf", "shard-00001-of-00003.gguf")
@@ -70,6 +73,79 @@ def test_earlier_plans_change_nothing(golden_models: Path, name: str, wanted: li
         forget()
         fresh = Imatrix(weights.path, dict(weights.entries), weights.datasets, weights.chunk_count)
         assert known == outcome(resolve(again, plan, fresh if weighed else None))
+
+
+EDITS = st.one_of(
+    st.tuples(st.just("prune"), st.integers(0, 4)),
+    st.tuples(st.just("experts"), st.integers(0, 3)),
+    st.tuples(st.just("types"), st.lists(st.sampled_from(NAMES), min_size=1), st.sampled_from((*TYPES, None))),
+    st.tuples(st.just("rule"), st.sampled_from(("attn_v=q6_k", "ffn_.*=iq2_xxs", "output=f16"))),
+    st.tuples(st.just("base"), st.sampled_from(("COPY", "Q4_K_M", "Q2_K_S", "IQ2_XXS", "F16"))),
+    st.tuples(st.sampled_from(("imatrix", "undo", "undo", "redo", "redo"))),
+)
+
+
+def edit(session: Session, what: str, *how: Any) -> None:
+    if what == "prune":
+        layers = list(session.tensors_of)
+        layer = layers[how[0] % len(layers)]
+        if set(layers) - session.plan.pruned != {layer}:
+            session.toggle_prune([layer])
+    elif what == "experts":  # tensors that are cut; where there are none, an error among the problems
+        session.change(with_experts_toggled(session.plan, {0: how}), "experts")
+    elif what == "types":
+        session.set_types(*how)
+    elif what == "rule":
+        session.change(with_rule(session.plan, parse_rule(*how)), "a rule")
+    elif what == "base":
+        session.set_file_type(*how)
+    elif what == "imatrix":
+        session.change(replace(session.plan, imatrix_file=None if session.imatrix else "known"), "imatrix")
+    elif what in ("undo", "redo"):
+        getattr(session, what)()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(EDITS, min_size=4, max_size=16))
+def test_edits_come_to_what_the_plan_alone_does(golden_models: Path, name: str, edits: list[tuple[Any, ...]]) -> None:
+    session, again = Session(load_model(golden_models / name)), load_model(golden_models / name)
+    known = weights_for(session.model, "blk.1.attn_q.weight")
+    session.imatrices["known"] = known
+    for one in edits:
+        edit(session, *one)
+        tensor_facts._known.pop(again, None)
+        fresh = Imatrix(known.path, dict(known.entries), known.datasets, known.chunk_count) if session.imatrix else None
+        alone = resolve(again, session.plan, fresh)
+        assert outcome(session.resolution) == outcome(alone)
+        assert [session.layers[layer] for layer in session.tensors_of] == summaries(session, alone)
+
+
+def summaries(session: Session, resolution: Resolution) -> list[LayerSummary]:
+    """Worked out op by op."""
+    found = []
+    for layer in session.model.layers:
+        ops = [op for op in resolution.ops if op.tensor.layer == layer.index]
+        ops.sort(key=lambda op: [tensor.name for tensor in layer.tensors].index(op.source))
+        kept = [op for op in ops if op.action != "drop"]
+        sizes = sum(op.tensor.nbytes for op in ops), sum(op.nbytes for op in kept), sum(op.n_elements for op in kept)
+        types = tuple(dict.fromkeys(op.to_type for op in kept if is_matrix(op.tensor)))
+        number = resolution.renumbering.get(layer.index, layer.index)
+        changed = any(op.to_type != op.from_type for op in kept)
+        found.append(LayerSummary(layer.index, number, *sizes, types, changed))
+    return found
+
+
+def test_what_an_edit_leaves_alone_is_not_decided_again(golden_models: Path) -> None:
+    session = Session(load_model(golden_models / "dense.gguf"))
+    session.set_file_type("Q4_K_M")
+    before = session.ops
+    session.set_types(["blk.1.ffn_up.weight"], "Q8_0")
+    assert [name for name, op in session.ops.items() if op is not before[name]] == ["blk.1.ffn_up.weight"]
+    before = session.ops
+    session.toggle_prune([3])
+    session.undo()
+    assert session.ops is before
 
 
 def laid_out(resolution: Resolution) -> int:
