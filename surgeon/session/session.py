@@ -400,8 +400,10 @@ class Session:
         of_layers = influence_figures(influence) | {"kld": self.damages}
         self.measurements = Measurements.of(rows, layers, of_layers, self._plan_figures)
         self._shared = same_statistics(self.model, self.measurements)
-        self._coverage = None if self.imatrix is None else coverage(self.model, self.imatrix)
-        self.uncovered = frozenset(self._coverage.missing if self._coverage else ())
+        if self.imatrix is not self._covering:
+            self._covering = self.imatrix
+            self._coverage = None if self.imatrix is None else coverage(self.model, self.imatrix)
+            self.uncovered = frozenset(self._coverage.missing if self._coverage else ())
 
     @cached_property
     def _plan_figures(self) -> dict[str, Mapping[str, float]]:
@@ -416,6 +418,7 @@ class Session:
     _predicted: tuple[Resolution, Predicted | None] | None = field(default=None, init=False)
     _shared: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _coverage: Coverage | None = field(default=None, init=False)
+    _covering: Imatrix | None = field(default=None, init=False)  # that of `_coverage`
     uncovered: frozenset[str] = field(default=frozenset(), init=False)
     layers: Summaries = field(init=False)
     ops: dict[str, TensorOp] = field(default_factory=dict, init=False)
