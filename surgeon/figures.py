@@ -33,6 +33,11 @@ def count(number: float) -> str:
     return f"{number:g}"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 tensor`, `2 tensors`; many: the plural, where it is not `one` with an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def figure(value: float) -> str:
     """A statistic in at most eight cells, enough figures to compare rows."""
     magnitude = abs(value)

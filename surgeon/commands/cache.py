@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from surgeon.commands.options.parser import Parser
-from surgeon.figures import size
+from surgeon.figures import counted, size
 
 
 def main(arguments: list[str]) -> int:
@@ -28,5 +28,5 @@ def main(arguments: list[str]) -> int:
         print(f"{everything}: removed {size(surgeon_kernels.clear_cache())}")
         return 0
     sizes = [path.stat().st_size for path in everything.rglob("*") if path.is_file()] if everything.exists() else []
-    print(f"{everything}: {len(sizes)} files, {size(sum(sizes))}; this version's are in {folder.name}")
+    print(f"{everything}: {counted(len(sizes), 'file')}, {size(sum(sizes))}; this version's are in {folder.name}")
     return 0

@@ -175,7 +175,7 @@ def _merge(merge: tuple[Path, ...], out: Path, *, dat: bool, overwrite: bool) ->
     may_write(out, Kind.IMATRIX, permit)
     imatrix, influence = merged([(load_imatrix(path), load_influence(path)) for path in merge])
     write_out(imatrix, influence, out, dat=dat, permit=permit)
-    tell([f"{out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"])
+    tell([f"{out}: {_extent(imatrix)}"])
     return 0
 
 
@@ -216,13 +216,18 @@ def _collect(run: ImatrixRun, options: argparse.Namespace) -> int:
         print(json_text({"output": str(wanted.out), "entries": len(imatrix.entries),
                           "chunks": imatrix.chunk_count, **values, "layers": layers}))  # fmt: skip
         return 0
-    tell([f"{wanted.out}: {len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"])
+    tell([f"{wanted.out}: {_extent(imatrix)}"])
     if wanted.moments is not None:
         tell([_moments_line(wanted.moments.out)])
     tell(_expert_lines(imatrix))
     if influence is not None:
         print(influence_table(influence))
     return 0
+
+
+def _extent(imatrix: Imatrix) -> str:
+    entries = figures.counted(len(imatrix.entries), "entry", "entries")
+    return f"{entries}, {figures.counted(imatrix.chunk_count, 'chunk')} of {imatrix.chunk_size} tokens"
 
 
 def account_line(run: MomentsRun) -> str:

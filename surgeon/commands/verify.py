@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.commands.options.parser import Parser
-from surgeon.figures import size
+from surgeon.figures import counted, size
 from surgeon.json_text import json_text
 from surgeon.terminal import redraw, tell
 
@@ -134,7 +134,8 @@ def _verify_old_imatrix(options: argparse.Namespace) -> int:
         document = {"file": str(options.file), "version": None, "tensors": count, "bytes": options.file.stat().st_size}
         print(json_text({**document, "ok": not problems, "problems": _plain(problems)}, indent=1))
     else:
-        tell([f"{options.file}: importance matrix in the old format, {count} entries", *_lines(problems)])
+        entries = counted(count, "entry", "entries")
+        tell([f"{options.file}: importance matrix in the old format, {entries}", *_lines(problems)])
     return 1 if problems else 0
 
 
@@ -157,7 +158,7 @@ def with_progress(steps: Iterator[Checked | Problem]) -> Iterator[Problem]:
 def report(model: Model, problems: list[Problem]) -> Iterator[str]:
     file = model.file
     shards = f" in {len(file.paths)} shards" if len(file.paths) > 1 else ""
-    yield f"{file.path}: GGUF v{file.version}, {len(file.tensors)} tensors{shards}, {size(file.nbytes)}"
+    yield f"{file.path}: GGUF v{file.version}, {counted(len(file.tensors), 'tensor')}{shards}, {size(file.nbytes)}"
     yield from _lines(problems)
 
 

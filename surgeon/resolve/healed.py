@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.gguf.values import Value, ValueType
 from surgeon.healing.heal_file import Heal, Refit, load_heal
@@ -36,7 +37,7 @@ def fitting_heal(model: Model, plan: Plan, findings: Findings) -> Heal | None:
             f"{heal.path}: on {text.text} healing is worse than pruning alone "
             f"(KL divergence {text.plain:.3f} -> {text.healed:.3f})"
         )
-    findings.note(f"healed: {len(heal.tensors)} tensors, fitted on {heal.origin.summary()}")
+    findings.note(f"healed: {figures.counted(len(heal.tensors), 'tensor')}, fitted on {heal.origin.summary()}")
     return heal
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from surgeon import figures
 from surgeon.anatomy.pruning import layer_roles
 from surgeon.errors import SurgeonError
 from surgeon.fit.cost_model import CostModel, Predicted, encoder_of
@@ -228,7 +229,7 @@ class Session:
     def add_rule(self, text: str) -> str:
         rule = plans.parse_rule(text)
         self.change(plans.with_rule(self.plan, rule), f"rule {rule}")
-        return f"rule {rule}: {self.rule_count(rule.pattern)} tensors"
+        return f"rule {rule}: {figures.counted(self.rule_count(rule.pattern), 'tensor')}"
 
     def rule_count(self, pattern: str) -> int:
         """How many kept tensors the pattern finds, whether or not an earlier rule wins."""
@@ -254,8 +255,8 @@ class Session:
         except SurgeonError as error:
             return f"its second moments cannot be used: {error}"
         self.change(replace(self.plan, moments_file=str(path)), f"second moments {path.name}")
-        tensors = len(self.resolution.with_feedback)
-        return f"second moments {path.name}: feedback encoder for {tensors} tensors, u takes it back"
+        tensors = figures.counted(len(self.resolution.with_feedback), "tensor")
+        return f"second moments {path.name}: feedback encoder for {tensors}, u takes it back"
 
     def use_recipe(self, recipe: Recipe, label: str) -> str:
         """A whole plan from a recipe with its importance matrix; a missing imatrix is reported, not fatal."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from surgeon import figures
 from surgeon.figures import size
 from surgeon.trials.figure_table import shown_in
 from surgeon.trials.journal import Trial
@@ -116,7 +117,7 @@ def measured_on(trial: Trial) -> str:
     found = trial.measured.conditions
     words = [str(found["text"])] if "text" in found else []
     if "n_chunks" in found and "n_ctx" in found:
-        words.append(f"{found['n_chunks']} chunks of {found['n_ctx']} tokens")
+        words.append(f"{figures.counted(found['n_chunks'], 'chunk')} of {found['n_ctx']} tokens")
     return ", ".join(words)
 
 

@@ -13,6 +13,7 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.timer import Timer
 
+from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.model.model import Model
 from surgeon.session.metrics import METRICS
@@ -290,7 +291,7 @@ class Workbench(Screen[None]):
                 [
                     (" / ", "key"),
                     (clean(self.view.filter.text), "strong"),
-                    (f"   {shown} rows   ", "muted"),
+                    (f"   {figures.counted(shown, 'row')}   ", "muted"),
                     ("Esc", "key"),
                     (" clears it", "muted"),
                 ]

@@ -199,7 +199,7 @@ def test_verify_tells_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     path = build_gguf(tmp_path / "a.gguf", {"general.architecture": "x"}, {"t": np.zeros(32, np.float32)}, alignment=4)
     raw = path.read_bytes()
     path.write_bytes(raw.ljust(512, b"\0"))  # laid out without padding, read with 32
-    assert output(capsys, "verify", path) == f"{path}: GGUF v3, 1 tensors, 512 B\nok\n"
+    assert output(capsys, "verify", path) == f"{path}: GGUF v3, 1 tensor, 512 B\nok\n"
     two = {"a": np.zeros(3, np.float32), "b": np.zeros(3, np.float32)}
     path = build_gguf(tmp_path / "b.gguf", {"general.architecture": "x"}, two, alignment=4)
     path.write_bytes(path.read_bytes().ljust(512, b"\0"))

@@ -184,7 +184,7 @@ def test_a_ladder_is_resumed_where_it_stopped(
     assert {path.name for path in folder.iterdir()} == {*names, f"{demo_model.stem}-card.md"}
     card = (folder / f"{demo_model.stem}-card.md").read_text()
     assert "4 bpw" in card
-    assert "other.txt, 1 chunks of 64 tokens" in card
+    assert "other.txt, 1 chunk of 64 tokens" in card
     states = {path: path.stat().st_mtime_ns for path in folder.glob("*.gguf")}
 
     assert run(words(demo_model, demo_imatrix, folder, "--ladder", "3,3.5,4", *more)) == 0

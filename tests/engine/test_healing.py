@@ -241,7 +241,7 @@ def test_the_reason_says_how_much_is_healed(tmp_path: Path, text: Path) -> None:
     (op,) = [op for op in resolution.ops if op.healed is not None]
     assert op.source == "blk.1.ffn_down.weight"
     assert op.reason.startswith("healed: −")
-    assert any("healed: 1 tensors" in problem.text for problem in resolution.problems)
+    assert any("healed: 1 tensor," in problem.text for problem in resolution.problems)
 
 
 def test_a_recipe_keeps_the_heal_file(tmp_path: Path, text: Path) -> None:

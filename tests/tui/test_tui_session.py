@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tui_helpers import rows_as_dict, session_of
 
+from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.layer_lists import spans
 from surgeon.plan.recipe import load_recipe, save_recipe
@@ -16,6 +17,8 @@ from surgeon.session.metrics import METRICS
 from surgeon.session.rows import View, unfold_matches, visible_rows
 from surgeon.session.session import Session, layer_key, layer_number
 from surgeon.session.typed_edits import option_words, parse_command, without_option
+from surgeon.trials.journal import Measured, new_trial
+from surgeon.trials.tables import measured_on
 
 
 @pytest.fixture
@@ -139,6 +142,19 @@ def test_a_recipe_brings_its_imatrix(session: Session, plain_session: Session, t
     assert plain_session.plan == session.plan
     assert plain_session.imatrix is not None
     assert plain_session.undo() == "recipe plan.toml"
+
+
+def test_one_is_not_told_in_the_plural(session: Session) -> None:
+    session.set_file_type("Q4_K_M")
+    assert session.add_rule("blk.5.ffn_up=q6_k") == "rule blk.5.ffn_up=q6_k: 1 tensor"
+    assert session.add_rule("ffn_up=q6_k") == "rule ffn_up=q6_k: 12 tensors"
+    assert [figures.counted(number, "entry", "entries") for number in (0, 1, 2)] == [
+        "0 entries",
+        "1 entry",
+        "2 entries",
+    ]
+    trial = new_trial("a", 1, 1, measured=Measured({}, {"text": "a.txt", "n_chunks": 1, "n_ctx": 64}))
+    assert measured_on(trial) == "a.txt, 1 chunk of 64 tokens"
 
 
 def test_a_recipe_without_its_imatrix_is_still_loaded(session: Session, plain_session: Session, tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ class EditActions(Workbench):
         costs = self.session.costs
         predicted = None if costs is None else costs.predicted_of(resolution)
         sizes += "" if predicted is None else f"  KLD {figures.divergence(predicted.kld)}"
-        return True, [(f"{changed} tensors change", "accent" if changed else "warning"), (f"  → {sizes}", "text")]
+        tensors = figures.counted(changed, "tensor changes", "tensors change")
+        return True, [(tensors, "accent" if changed else "warning"), (f"  → {sizes}", "text")]
 
     def _check_layer(self, text: str) -> tuple[bool, Line]:
         there = figures.typed_number(text) in self.session.tensors_of

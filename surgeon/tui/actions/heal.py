@@ -6,6 +6,7 @@ from pathlib import Path
 
 from textual import on
 
+from surgeon import figures
 from surgeon.layer_lists import spans
 from surgeon.plan import plan as plans
 from surgeon.plan.recipe import read_recipe
@@ -47,7 +48,8 @@ class HealActions(MeasureActions):
             return
 
         def change() -> str:
-            self.session.change(plans.with_healing(self.session.plan, event.healing), f"heal {event.matrices} tensors")
-            return f"healed {event.matrices} tensors; u undoes it"
+            tensors = figures.counted(event.matrices, "tensor")
+            self.session.change(plans.with_healing(self.session.plan, event.healing), f"heal {tensors}")
+            return f"healed {tensors}; u undoes it"
 
         self.change_plan(change)

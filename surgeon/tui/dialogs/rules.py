@@ -8,6 +8,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
+from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.layer_lists import spans
 from surgeon.plan import plan as plans
@@ -69,7 +70,7 @@ class Rules(Dialog[None]):
         if key.startswith("rule "):
             rule = plan.rules[int(key[5:])]
             try:
-                found = f"{self.session.rule_count(rule.pattern)} tensors"
+                found = figures.counted(self.session.rule_count(rule.pattern), "tensor")
             except SurgeonError as error:
                 return [(clean(str(rule)), "text"), (f"  {error}", "pruned")]
             wins = sum(op.rule == rule for op in self.session.resolution.kept)
@@ -119,7 +120,8 @@ class Rules(Dialog[None]):
     def _check(self, text: str) -> tuple[bool, Line]:
         try:
             rule = plans.parse_rule(text.strip())
-            return True, [(f"{self.session.rule_count(rule.pattern)} tensors match", "accent")]
+            found = self.session.rule_count(rule.pattern)
+            return True, [(figures.counted(found, "tensor matches", "tensors match"), "accent")]
         except SurgeonError as error:
             return False, [(str(error), "muted")]
 

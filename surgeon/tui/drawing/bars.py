@@ -22,7 +22,7 @@ def header(session: Session, status: str, width: int) -> list[Line]:
 
 def _model_line(session: Session, width: int) -> Line:
     model = session.model
-    layers = f"{len(model.layers)} layers · {figures.count(model.n_parameters)}"
+    layers = f"{figures.counted(len(model.layers), 'layer')} · {figures.count(model.n_parameters)}"
     facts = f"{clean(model.architecture) or 'no architecture'} · {layers}"
     right: Line = _imatrix_note(session, wide=width >= 110)
     room = width - width_of(right) - len(facts) - 14
@@ -37,7 +37,8 @@ def _imatrix_note(session: Session, wide: bool) -> Line:
         return [("no imatrix", "faint")]
     have = len(coverage.covered)
     wanted = have + len(coverage.missing) + len(coverage.misfits)
-    name = elide_start(clean(imatrix.path.name), 28) + f" · {imatrix.chunk_count} chunks" if wide else ""
+    chunks = figures.counted(imatrix.chunk_count, "chunk")
+    name = f"{elide_start(clean(imatrix.path.name), 28)} · {chunks}" if wide else ""
     return [
         ("imatrix ", "muted"),
         (name + " " if wide else "", "text"),

@@ -73,7 +73,7 @@ def _facts(row: Row) -> list[Line]:
 
 def _layer_facts(row: LayerRow) -> list[Line]:
     summary = row.summary
-    tensors = f"{len(row.layer_.tensors)} tensors · {figures.count(row.layer_.n_elements)} weights"
+    tensors = f"{figures.counted(len(row.layer_.tensors), 'tensor')} · {figures.count(row.layer_.n_elements)} weights"
     if row.pruned:
         return [[(tensors, "text")], [(f"pruned, {figures.size(summary.before)} less", "pruned")]]
     lines: list[Line] = [

@@ -330,7 +330,8 @@ def _about_range(state: MapState, width: int) -> list[Line]:
     for op in kept:
         types[op.to_type] = types.get(op.to_type, 0) + 1
     words = ", ".join(f"{count} {name}" for name, count in sorted(types.items(), key=lambda item: -item[1]))
-    line: Line = [(f" {len(selected)} tensors ", "strong"), (figures.size(sum(op.nbytes for op in kept)), "text")]
+    tensors = figures.counted(len(selected), "tensor")
+    line: Line = [(f" {tensors} ", "strong"), (figures.size(sum(op.nbytes for op in kept)), "text")]
     columns = sorted({tensor.layer for tensor in selected if tensor.layer is not None})
     where = f"layers {columns[0]}-{columns[-1]}" if len(columns) > 1 else f"layer {columns[0]}" if columns else ""
     return [cut([*line, (f"  {words}", "muted")], width), cut([(f" {where}", "muted")], width)]

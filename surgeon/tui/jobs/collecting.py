@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.message import Message
 
+from surgeon import figures
 from surgeon.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics, tensor_statistics
 from surgeon.measure.progress import Standing, followed
 from surgeon.tui.drawing.spans import Line, clean
@@ -81,10 +82,11 @@ class CollectJob(MeasureJob):
     def result(self) -> list[Line]:
         assert self.collecting.current is not None  # it ended well
         imatrix, influence = self.collecting.current
-        chunks = f"{len(imatrix.entries)} entries, {imatrix.chunk_count} chunks of {imatrix.chunk_size} tokens"
+        entries = figures.counted(len(imatrix.entries), "entry", "entries")
+        chunks = f"{entries}, {figures.counted(imatrix.chunk_count, 'chunk')} of {imatrix.chunk_size} tokens"
         lines: list[Line] = [[("collected ", "good"), (chunks, "text")]]
         lines.append([(clean(str(self.collection.out)), "muted")])
         if influence is not None:
-            layers = len(influence.layers)
-            lines.append([(f"with the block influence of {layers} layers: columns BI, LIM and wZD (c)", "muted")])
+            layers = figures.counted(len(influence.layers), "layer")
+            lines.append([(f"with the block influence of {layers}: columns BI, LIM and wZD (c)", "muted")])
         return lines

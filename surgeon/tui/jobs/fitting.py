@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from surgeon.figures import divergence
+from surgeon.figures import counted, divergence
 from surgeon.fit.fragility import parts_of, types_of, weights_unit
 from surgeon.measure.progress import Standing
 from surgeon.tui.drawing.spans import Line, clean
@@ -54,7 +54,7 @@ class SensitivityJob(MeasureJob):
 
     def kept(self) -> str:
         done = len(self.sensitivities.probes)
-        return f"{done} probes measured and kept; F resumes" if done else ""
+        return f"{counted(done, 'probe')} measured and kept; F resumes" if done else ""
 
     def result(self) -> list[Line]:
         """The parts that matter most."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from textual.message import Message
 
+from surgeon import figures
 from surgeon.measure.progress import Standing, followed
 from surgeon.tui.drawing.spans import Line
 from surgeon.tui.jobs.measuring import MeasureJob
@@ -67,7 +68,8 @@ class ScanJob(MeasureJob):
     def kept(self) -> str:
         done, count = len(self.scan.damages), len(self.scan.job.layer_sets)
         if self.choice is not None:
-            return f"{done} sets of layers measured and kept; S resumes" if done else ""
+            sets = figures.counted(done, "set of layers", "sets of layers")
+            return f"{sets} measured and kept; S resumes" if done else ""
         return f"{done} of {count} layers measured and kept; S resumes" if done else ""
 
     def chosen(self) -> tuple[int, ...]:

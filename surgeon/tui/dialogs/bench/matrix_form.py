@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgeon import figures
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.json_text import json_text
 from surgeon.plan import plan as plans
@@ -52,7 +53,8 @@ def matrix_form(session: Session, answers: Answers) -> Form:
         except (SurgeonError, ValueError) as error:
             return False, [[(clean(str(error)), "warning")]]
         names = ", ".join(run.label for run in known[types])
-        lines: list[Line] = [[(f"{len(entries)} entries for the queue: ", "strong"), (clean(names), "text")]]
+        count = figures.counted(len(entries), "entry", "entries")
+        lines: list[Line] = [[(f"{count} for the queue: ", "strong"), (clean(names), "text")]]
         if "write" in found["what"].split():
             total = sum(run.resolution.total_bytes for run in known[types])
             lines.append([("files", "muted"), *free_line(total, source.parent)])

@@ -66,10 +66,11 @@ class WriteDialog(BeginOrQueue[Destination]):
         resolution = self.resolution
         converted = sum(op.action == "convert" for op in resolution.ops)
         copied = len(resolution.kept) - converted
+        tensors = figures.counted(converted, "tensor")
         return [
             (f"{resolution.plan.file_type}  ", "changed"),
             (figures.size(resolution.total_bytes), "strong"),
-            (f"  {resolution.bpw:.2f} bpw   {converted} tensors to convert, {copied} to copy", "muted"),
+            (f"  {resolution.bpw:.2f} bpw   {tensors} to convert, {copied} to copy", "muted"),
             (
                 f", {len(resolution.ops) - len(resolution.kept)} dropped"
                 * (len(resolution.ops) > len(resolution.kept)),

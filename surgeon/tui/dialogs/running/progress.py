@@ -79,7 +79,7 @@ def summary_lines(summary: Summary) -> list[Line]:
             ("written", "good"),
             (f"  {figures.size(summary.nbytes)} in {summary.seconds:.1f} s, {figures.size(speed)}/s", "text"),
         ],
-        [(f"{summary.converted} tensors converted, {summary.copied} copied", "muted")],
+        [(f"{figures.counted(summary.converted, 'tensor')} converted, {summary.copied} copied", "muted")],
     ]
     if summary.resumed:
         lines.append([(f"{summary.resumed} of them were already finished", "muted")])

@@ -141,7 +141,7 @@ class Experts(Dialog[None]):
         binned = " × ".join(part for part in parts if part)
         words = [MEASURES[self.measure], ORDERS[self.order], f"a cell: {binned}" if binned else ""]
         if self.filter is not None:
-            words.append(f"{int(found.shown.sum())} experts with {self.filter.text}")
+            words.append(f"{figures.counted(int(found.shown.sum()), 'expert')} with {self.filter.text}")
         return "  ·  ".join(word for word in words if word)
 
     def _cell_line(self, cell: Cell, width: int) -> Line:
@@ -267,7 +267,7 @@ class Experts(Dialog[None]):
             if wanted is None:
                 return True, [(EXAMPLE, "muted")]
             shown = int(table(self.session, self.measure, "number", wanted).shown.sum())
-            return True, [(f"{shown} experts", "text")]
+            return True, [(figures.counted(shown, "expert"), "text")]
 
         def taken(text: str | None) -> None:
             if text is not None:

@@ -97,7 +97,7 @@ class Metadata(Dialog[None]):
             (sum(row.state == state for row in self.rows), word)
             for state, word in (("set", "set"), ("new", "new"), ("deleted", "deleted"), ("planned", "by the plan"))
         ]
-        line: Line = [(f"{len(self.rows)} keys", "text")]
+        line: Line = [(figures.counted(len(self.rows), "key"), "text")]
         line += [(f" · {count} {word}", "changed") for count, word in counts if count]
         return [*line, (f"   / {clean(self.search)}", "accent")] if self.search else line
 
@@ -186,7 +186,7 @@ class Metadata(Dialog[None]):
         await self._ask(Prompt("search", self._check_search, value=self.search, hint=hint), taken)
 
     def _check_search(self, text: str) -> tuple[bool, Line]:
-        return True, [(f"{len(key_rows(self.session, text))} keys", "accent")]
+        return True, [(figures.counted(len(key_rows(self.session, text)), "key"), "accent")]
 
     def action_undo(self) -> None:
         self._step(self.session.undo())
