@@ -28,6 +28,7 @@ from surgeon.session.typed_edits import parse_command
 from surgeon.tui.dialogs.views.experts import Experts
 from surgeon.tui.drawing.canvas import Canvas
 from surgeon.tui.drawing.spans import plain
+from surgeon.tui.jobs.writing import default_output
 
 
 @pytest.fixture
@@ -163,6 +164,7 @@ async def test_the_view(session: Session) -> None:
         assert number_pruned(session) == {2}
         assert lines()[1].startswith("    0 ××")
         assert "2 of 16 pruned in every layer" in lines()[-1]
+        assert "-pruned-2-experts-" in default_output(session.resolution).name
         await pilot.press("down", "right", "right", "right", "space")
         assert dict(session.plan.pruned_experts)[1] == (0, 3, 5)
         assert "2 to 3 of 16 pruned: every layer must lose as many" in lines()[-1]

@@ -24,6 +24,7 @@ from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.forms.form import Form
 from surgeon.tui.dialogs.forms.heal_form import default_file, request_of
 from surgeon.tui.dialogs.running.measuring import MeasureDialog
+from surgeon.tui.jobs.writing import default_output
 from surgeon_kernels.formats import FORMATS
 
 NAME = "blk.8.ffn_down.weight"
@@ -84,9 +85,11 @@ async def test_a_heal_becomes_part_of_the_plan_and_undo_takes_it_back(session: S
         assert session.plan.healing is not None
         assert session.ops[NAME].reason.startswith("healed: −60 % error")
         assert not session.resolution.errors
+        assert default_output(session.resolution).name == "novels-12M-pruned-9-healed-copy.gguf"
         assert 'file = "' in Path(save(session)).read_text()
         await pilot.press("u")
         assert session.plan == before
+        assert default_output(session.resolution).name == "novels-12M-pruned-9-copy.gguf", "not the healed one's"
         await pilot.press("ctrl+r")
         assert session.plan.healing is not None
 

@@ -98,7 +98,7 @@ def _on_screen(error: SurgeonError) -> str:
 
 
 def default_output(resolution: Resolution) -> Path:
-    """A name beside the input that says what was done: `model-pruned-7-Q4_K_M-feedback.gguf`."""
+    """A name beside the input that says what was done: `model-pruned-7-healed-Q4_K_M-feedback.gguf`."""
     source = resolution.model.file.path
     stem = source.stem
     for name in ("F16", "BF16", "F32", "f16", "bf16", "f32"):
@@ -107,6 +107,10 @@ def default_output(resolution: Resolution) -> Path:
     parts = [stem]
     if plan.pruned:
         parts.append("pruned-" + "-".join(map(str, sorted(plan.pruned))) if len(plan.pruned) <= 4 else "pruned")
+    if plan.pruned_experts:
+        parts.append(f"pruned-{len(plan.pruned_experts[0][1])}-experts")  # every layer loses as many
+    if plan.healing is not None:
+        parts.append("healed")
     parts.append(plan.file_type if plan.file_type != "COPY" else "copy")
     if resolution.with_feedback:
         parts.append("feedback")
