@@ -29,7 +29,7 @@ from surgeon.tui.dialogs.forms.write import WriteDialog
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.drawing.scatter import Point, scatter
 from surgeon.tui.drawing.spans import plain, width_of
-from surgeon.tui.drawing.trial_lines import columns_for, compare_lines, filled_columns, head_line, ordered, trial_line
+from surgeon.tui.drawing.trial_lines import compare_lines, filled_columns, head_line, layout, ordered, trial_line
 
 
 def trial(label: str, size: int, kld: float | None = None, plan: Plan | None = None, **rest: Any) -> Trial:
@@ -262,10 +262,10 @@ async def test_a_journal_that_cannot_be_written_costs_a_line(session: Session, j
 
 @pytest.mark.parametrize("width", [60, 72, 100, 200])
 def test_lines_are_as_wide_as_the_list(width: int) -> None:
-    columns, name = columns_for(width)
+    columns, name = layout(width)
     assert name >= 18
     assert columns[0].key == "size"
-    for line in (head_line(width, "size", True), trial_line(TRIALS[0], width, chosen=True, sign="◆")):
+    for line in (head_line(layout(width), "size", True), trial_line(TRIALS[0], layout(width), chosen=True, sign="◆")):
         assert width_of(line) == 4 + name + sum(column.width + 2 for column in columns) == width
     assert all(width_of(line) <= width for line in key_lines(width))
 
@@ -290,13 +290,21 @@ async def test_the_bench_shows_the_columns_that_say_something(session: Session, 
         assert "pp t/s" not in heads
 
 
+def test_names_take_no_more_room_than_the_longest() -> None:
+    names = ["a" * 24, "b"]
+    assert layout(200, names=names).name == 24
+    assert layout(200, names=["b"]).name == 18
+    narrow = layout(72, names=["a" * 90])
+    assert narrow.name + 4 + sum(column.width + 2 for column in narrow.columns) == 72
+
+
 def test_what_was_not_measured_comes_last_in_any_order() -> None:
     assert [entry.label for entry in ordered(TRIALS, "mean_kld", False)][-1] == "written"
     assert [entry.label for entry in ordered(TRIALS, "mean_kld", True)] == ["worse", "pruned", "q4", "q8", "written"]
     assert ordered(TRIALS, "label", False)[0].label == "pruned"
     scored = trial("t", 1, measured=Measured(tasks={"a": (30.0, 1.0), "b": (50.0, 0.0)}))
     assert ordered([*TRIALS, scored], "tasks", True)[0] is scored
-    assert "40.00" in plain(trial_line(scored, 200, chosen=False))
+    assert "40.00" in plain(trial_line(scored, layout(200), chosen=False))
 
 
 def test_only_what_was_measured_alike_is_ranked() -> None:
@@ -335,13 +343,13 @@ def test_a_comparison_names_figures_as_the_table_does() -> None:
 
 def test_of_a_long_name_the_end_is_seen() -> None:
     named = trial("gemma-3-12b-it-pruned-Q4_K_M", 1)
-    assert "…" in (line := plain(trial_line(named, 80, chosen=False)))
+    assert "…" in (line := plain(trial_line(named, layout(80), chosen=False)))
     assert "pruned-Q4_K_M " in line
     assert "pruned-Q4_K_M" in plain(entry_line(Entry("write", named.label), 1, "", 72))
 
 
 def test_labels_cannot_write_on_the_terminal() -> None:
-    assert "\x1b" not in plain(trial_line(trial("a\x1b[2J", 1), 80, chosen=False))
+    assert "\x1b" not in plain(trial_line(trial("a\x1b[2J", 1), layout(80), chosen=False))
 
 
 # --- the plot

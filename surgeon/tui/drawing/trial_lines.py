@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from surgeon.trials.figure_table import FIGURES, TABLE, Figure, shown_in
 from surgeon.trials.journal import Trial
@@ -88,8 +89,15 @@ def filled_columns(trials: Sequence[Trial], best: float | None = None) -> tuple[
     return filled if trials else COLUMNS
 
 
-def columns_for(width: int, among: Sequence[TrialColumn] = COLUMNS) -> tuple[tuple[TrialColumn, ...], int]:
-    """The columns that fit into `width` cells beside marks and names, in order, and what is left for the names."""
+class Layout(NamedTuple):
+    """The columns in order, and the cells that the names have."""
+
+    columns: tuple[TrialColumn, ...]
+    name: int
+
+
+def layout(width: int, among: Sequence[TrialColumn] = COLUMNS, names: Iterable[str] = ()) -> Layout:
+    """What fits into `width` cells beside marks and names; names: they take no more room than the longest of them."""
     room = width - 4 - NAME_LEAST
     kept = set()
     for column in sorted(among, key=lambda column: column.rank):
@@ -97,12 +105,14 @@ def columns_for(width: int, among: Sequence[TrialColumn] = COLUMNS) -> tuple[tup
             break
         kept.add(column.key)
         room -= column.width + 2
-    return tuple(column for column in among if column.key in kept), NAME_LEAST + room
+    longest = max((len(clean(name)) for name in names), default=width)
+    name = max(NAME_LEAST, min(NAME_LEAST + room, longest))
+    return Layout(tuple(column for column in among if column.key in kept), name)
 
 
-def head_line(width: int, sort: str, descending: bool, among: Sequence[TrialColumn] = COLUMNS) -> Line:
+def head_line(shown: Layout, sort: str, descending: bool) -> Line:
     """The titles; the column that sorts carries an arrow."""
-    columns, name = columns_for(width, among)
+    columns, name = shown
     line: Line = [(fit("    trial", name + 4), "accent" if sort == "label" else "head")]
     for column in columns:
         arrow = ("▼" if descending else "▲") if column.key == sort else ""
@@ -110,17 +120,9 @@ def head_line(width: int, sort: str, descending: bool, among: Sequence[TrialColu
     return line
 
 
-def trial_line(
-    trial: Trial,
-    width: int,
-    *,
-    chosen: bool,
-    sign: str = "",
-    best: float | None = None,
-    among: Sequence[TrialColumn] = COLUMNS,
-) -> Line:
+def trial_line(trial: Trial, shown: Layout, *, chosen: bool, sign: str = "", best: float | None = None) -> Line:
     """One trial: ● chosen for comparison, * the best, and one of `signs`; best: KL divergence of the best."""
-    columns, name = columns_for(width, among)
+    columns, name = shown
     line: Line = [
         ("● " if chosen else "  ", "marked"),
         ("*" if trial.best else " ", "changed"),

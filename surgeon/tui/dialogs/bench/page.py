@@ -37,6 +37,7 @@ from surgeon.tui.drawing.trial_lines import (
     figure_lines,
     filled_columns,
     head_line,
+    layout,
     ordered,
     trial_line,
 )
@@ -169,18 +170,17 @@ class BenchPage(QueueKeys, Dialog[Wish]):
     def show_trials(self, at: str | None = None) -> None:
         theme, width = self.app.current_theme, self.room - 2
         sign, best = signs(self.trials), best_divergence(self.trials)
-        among, rows = filled_columns(self.trials, best), []
+        shown = layout(width, filled_columns(self.trials, best), (trial.label for trial in self.trials))
+        rows = []
         for trial in ordered(self.trials, self.sort, self.descending):
-            line = trial_line(
-                trial, width, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""), best=best, among=among
-            )
+            line = trial_line(trial, shown, chosen=trial.id in self.chosen, sign=sign.get(trial.id, ""), best=best)
             rows.append((trial.id, text_of([line], theme)))
         empty: Line = [("no trials yet: w writes one, e measures the plan", "muted")]
         choices = self.trials_list
         choices.fill(rows or [("", text_of([empty], theme))], at)
         if at is not None:
             choices.highlighted = next((index for index, row in enumerate(rows) if row[0] == at), choices.highlighted)
-        head = head_line(width, self.sort, self.descending, among)
+        head = head_line(shown, self.sort, self.descending)
         self.query_one("#heads", Static).update(self.text([[(" ", ""), *head]]))
         self.show_keys()
         self.about()
