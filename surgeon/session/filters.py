@@ -81,6 +81,8 @@ def parse_filter(text: str) -> Filter | None:
     terms = [_term(word) for word in text.split()]
     if not terms:
         return None
+    if len(terms) == 1:  # thousands of rows are asked, and most filters are one word
+        return Filter(text.strip(), terms[0])
     return Filter(text.strip(), lambda row: all(term(row) for term in terms))
 
 

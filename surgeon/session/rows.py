@@ -124,8 +124,9 @@ def visible_rows(session: Session, view: View) -> list[Row]:
     accepts = view.filter.accepts if view.filter is not None else _anything
     others = [TensorRow(session, tensor, 0) for tensor in session.model.others]
     if view.flat:
-        inside = (TensorRow(session, tensor, 0) for layer in session.model.layers for tensor in layer.tensors)
-        return list(_sorted([row for row in [*others, *inside] if accepts(row)], view))
+        inside = (row for layer in session.model.layers for row in rows_inside(session, layer) if accepts(row))
+        found = [*filter(accepts, others), *(TensorRow(session, row.tensor, 0) for row in inside)]
+        return list(_sorted(found, view))
     above, below = _around([row for row in others if accepts(row)])
     layers = [row for row in _layers(session, view, accepts) if row[0].shown]
     tops = _sorted([row for row, _ in layers], view)
@@ -197,7 +198,5 @@ def sort_value(row: Row, key: str) -> Any:
 def unfold_matches(session: Session, filter_: Filter) -> frozenset[int]:
     """The layers in which the filter finds something: all of them are opened when it is set."""
     return frozenset(
-        layer.index
-        for layer in session.model.layers
-        if any(filter_.accepts(TensorRow(session, tensor, 1)) for tensor in layer.tensors)
+        layer.index for layer in session.model.layers if any(map(filter_.accepts, rows_inside(session, layer)))
     )

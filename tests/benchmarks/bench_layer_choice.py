@@ -111,7 +111,11 @@ def of_each_size(way: str, damages: list[dict], counts: list[int]) -> dict[int, 
     if way == "single":
         singles = [one["layers"][0] for one in ranked if len(one["layers"]) == 1]
         return {count: singles[:count] for count in counts}
-    return {count: next(one["layers"] for one in ranked if len(one["layers"]) == count) for count in counts}
+    steps: list[set[int]] = [set()]
+    for size in range(1, max(counts) + 1):  # what an earlier scan measured beside these sets is kept, too
+        ranking = (set(one["layers"]) for one in ranked if len(one["layers"]) == size)
+        steps.append(next(layers for layers in ranking if layers > steps[-1]))
+    return {count: sorted(steps[count]) for count in counts}
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ class Prompt(Dialog[str]):
         super().__init__()
         self.title_, self.check, self.value, self.hint = title, check, value, hint
         self.entry = Entry(value, endings=endings, history=history)
+        self.checked = ("", False)  # the text that was checked last, and whether it is good
 
     def compose(self) -> ComposeResult:
         with Frame(classes="dialog prompt") as frame:
@@ -57,6 +58,7 @@ class Prompt(Dialog[str]):
         good, line = self.check(value)
         answer = self.query_one("#answer", Static)
         answer.update(self.text([cut(line, max(20, self.app.size.width - 6))]))
+        self.checked = (value, good)
         return good
 
     @on(Input.Changed)
@@ -68,6 +70,7 @@ class Prompt(Dialog[str]):
 
     def action_take(self) -> None:
         value = self.entry.value
-        if self.say(value):
+        # What was checked as it was typed is not checked again: a filter asks every tensor.
+        if self.checked == (value, True) or self.say(value):
             self.entry.keep()
             self.dismiss(value)
