@@ -294,6 +294,7 @@ def test_names_take_no_more_room_than_the_longest() -> None:
     names = ["a" * 24, "b"]
     assert layout(200, names=names).name == 24
     assert layout(200, names=["b"]).name == 18
+    assert layout(104, names=["a" * 33]).name == 33, "rather than the time of day"
     narrow = layout(72, names=["a" * 90])
     assert narrow.name + 4 + sum(column.width + 2 for column in narrow.columns) == 72
 

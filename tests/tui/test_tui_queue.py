@@ -20,6 +20,7 @@ from surgeon.tui.app import SurgeonApp
 from surgeon.tui.autosave import plan_path
 from surgeon.tui.dialogs.bench.page import BenchPage
 from surgeon.tui.dialogs.bench.plot import plot_lines
+from surgeon.tui.dialogs.bench.queue_lines import queue_head
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.forms.form import Form, Switches
 from surgeon.tui.dialogs.running.measuring import MeasureDialog
@@ -69,6 +70,12 @@ async def bench(app: SurgeonApp, pilot: Pilot[int]) -> BenchPage:
 
 def states(app: SurgeonApp) -> list[tuple[str, str]]:
     return [(entry.kind, entry.state) for entry in app.main.queue.entries]
+
+
+def test_an_empty_queue_says_so_also_when_paused() -> None:
+    queue = Queue()
+    queue.pause(True)
+    assert plain(queue_head(queue)) == "queue  empty · paused, P resumes"
 
 
 async def test_a_matrix_is_written_measured_and_put_on_a_card(session: Session, model_copy: Path) -> None:

@@ -97,16 +97,18 @@ class Layout(NamedTuple):
 
 
 def layout(width: int, among: Sequence[TrialColumn] = COLUMNS, names: Iterable[str] = ()) -> Layout:
-    """What fits into `width` cells beside marks and names; names: they take no more room than the longest of them."""
-    room = width - 4 - NAME_LEAST
+    """What fits into `width` cells beside marks and names; names: they take no more room than the longest of them,
+    and figures stand back for them up to a third of the width."""
+    longest = max((len(clean(name)) for name in names), default=0)
+    least = max(NAME_LEAST, min(longest, width // 3))
+    room = width - 4 - least
     kept = set()
     for column in sorted(among, key=lambda column: column.rank):
         if column.width + 2 > room:
             break
         kept.add(column.key)
         room -= column.width + 2
-    longest = max((len(clean(name)) for name in names), default=width)
-    name = max(NAME_LEAST, min(NAME_LEAST + room, longest))
+    name = max(NAME_LEAST, min(least + room, longest or width))
     return Layout(tuple(column for column in among if column.key in kept), name)
 
 

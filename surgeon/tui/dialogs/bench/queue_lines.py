@@ -8,6 +8,7 @@ from surgeon.tui.drawing.spans import Line, clean, fit, fit_end, wrap
 
 _SIGNS = {WAITING: ("·", "muted"), RUNNING: ("▸", "accent"), DONE: ("✓", "good"), FAILED: ("!", "warning")}
 _KIND = 22  # cells of what it is called
+_PAUSED = (" · paused, P resumes", "warning")
 
 
 def queue_head(queue: Queue) -> Line:
@@ -15,10 +16,12 @@ def queue_head(queue: Queue) -> Line:
     line: Line = [("queue  ", "title")]
     if not queue.entries and not queue.paused:
         return [*line, ("empty: a base types to write and measure, r a file, ^L in any form", "muted")]
+    if not queue.entries:
+        return [*line, ("empty", "muted"), _PAUSED]
     counts = [(state, sum(entry.state == state for entry in queue.entries)) for state in _SIGNS]
     line.append((", ".join(f"{count} {state}" for state, count in counts if count), "text"))
     if queue.paused:
-        line.append((" · paused, P resumes", "warning"))
+        line.append(_PAUSED)
     return line
 
 
