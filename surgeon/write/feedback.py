@@ -75,6 +75,10 @@ class Feedback:
             raise Cancelled("cancelled while rows were encoded") from None
         return blocks
 
+    def await_factor(self, key: Key) -> None:
+        """Wait until `encoded` need not. Raises Cancelled, MomentsError."""
+        self._factor(key)
+
     def finished(self, key: Key) -> None:
         """A slab less needs this factor; with the last one it goes."""
         with self._changed:

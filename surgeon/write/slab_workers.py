@@ -101,6 +101,8 @@ class SlabWorkers:
         """Run one slab; returns the buffers to go on with."""
         self.current = job
         if slab.memory > self._share:
+            if key is not None and job.feedback is not None:
+                job.feedback.await_factor(key)  # the slab that frees the room for it may be waiting for the lock
             with self._oversize:
                 digest = job.run(slab, Buffers(), writing)
         else:

@@ -29,8 +29,11 @@ from surgeon.plan.plan import Plan, with_pruned_experts
 from surgeon.plan.recipe import Recipe, RecipeError, load_recipe, read_recipe, save_recipe
 from surgeon.resolve import feedback as deciding
 from surgeon.resolve.resolve import resolve
-from surgeon.write.feedback import Feedback
+from surgeon.write.feedback import Feedback, Key
 from surgeon.write.operation import Progress, Summary, WriteOptions, write
+from surgeon.write.output_file import OutputFile
+from surgeon.write.slab_workers import SlabWorkers
+from surgeon.write.slabs import TensorJob
 from surgeon.write_guard import REPLACE
 from surgeon_kernels import feedback_types
 
@@ -283,6 +286,29 @@ def test_cancelling_stops_the_encoder(model: Path, moments: Moments, monkeypatch
     with pytest.raises(Cancelled):
         encoder.encoded(key, rows, "Q4_0", None)
     assert asked == [False, True]
+
+
+def test_a_slab_waits_for_its_factor_before_its_turn(model: Path, moments: Moments) -> None:
+    """Slabs over their thread's share take turns, and one that waits for a factor may wait for another's to go."""
+    asked = threading.Event()
+
+    class Watched(Feedback):
+        def _factor(self, key: Key) -> Any:
+            asked.set()
+            return super()._factor(key)
+
+    cancelled = threading.Event()
+    resolution = resolve(load_model(model), Q4, None, moments)
+    number = next(number for number, op in enumerate(resolution.kept) if op.feedback is not None)
+    out = OutputFile(Path("never-written.gguf"), 0)
+    job = TensorJob.of(resolution, number, None, out, 0, Watched(moments, Q4, cancelled))
+    workers = SlabWorkers([job], 1, 1, cancelled)
+    workers.start()
+    assert asked.wait(60)
+    assert workers._oversize.acquire(blocking=False)
+    workers._oversize.release()
+    cancelled.set()
+    assert workers.wait(60)
 
 
 def test_a_factor_that_fails_is_told(
