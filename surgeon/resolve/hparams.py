@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.anatomy import ARCHITECTURES
+from surgeon.errors import SurgeonError
 from surgeon.model.architectures import quirks_of
 from surgeon.model.layer_keys import wrong_length
 from surgeon.model.model import Model
 from surgeon.plan.plan import KVOverride
+from surgeon.resolve.metadata import concrete
 
 _REQUIRED = ("context_length", "embedding_length", "block_count")
 
@@ -74,13 +77,14 @@ class _Reader:
 
     def __init__(self, model: Model, overrides: Sequence[KVOverride]) -> None:
         self.model = model
-        self.overrides = {override.key: override.value for override in overrides}
+        self.overrides = {override.key: override for override in overrides}
 
     def value(self, key: str) -> Any:
         full = f"{self.model.architecture}.{key}"
         stored = self.model.file.kv.get(full)
         if full in self.overrides and (stored is None or stored.element_type is None):
-            return self.overrides[full]
+            with suppress(SurgeonError):  # what does not fit the key's type is an error of the pre-flight list
+                return concrete(self.overrides[full], stored).value
         return None if stored is None else stored.small()
 
     def integer(self, key: str, default: int) -> int:

@@ -36,6 +36,15 @@ def test_overrides_steer_the_mixes(tmp_path: Path) -> None:
     assert (found.block_count, found.n_expert) == (24, 8)
 
 
+def test_what_set_says_steers_the_mixes_as_well(tmp_path: Path) -> None:
+    """`--set` has no type of its own: it has the key's, or the one that its text looks like."""
+    overrides = (KVOverride("llama.block_count", "auto", "24"), KVOverride("llama.expert_count", "auto", "8"))
+    found = read_hparams(model(tmp_path, block_count=3), overrides)
+    assert (found.block_count, found.n_expert) == (24, 8)
+    unfit = (KVOverride("llama.block_count", "auto", "x"),)
+    assert read_hparams(model(tmp_path, block_count=3), unfit).block_count == 3
+
+
 def test_hunyuan_with_one_expert_is_dense(tmp_path: Path) -> None:
     assert read_hparams(model(tmp_path, "hunyuan-dense", block_count=1, expert_count=1)).n_expert == 0
     assert read_hparams(model(tmp_path, "llama", block_count=1, expert_count=1)).n_expert == 1
