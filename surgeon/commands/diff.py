@@ -87,10 +87,8 @@ def _kinds(found: Difference, measured: Mapping[str, float]) -> dict[str, tuple[
 
 
 def _about(model: Model) -> str:
-    layers = f"{len(model.layers)} layers"
-    return (
-        f"{model.file.path}  {figures.size(model.nbytes)}  {model.bpw:.2f} bpw  {layers}  {len(model.tensors)} tensors"
-    )
+    layers, tensors = figures.counted(len(model.layers), "layer"), figures.counted(len(model.tensors), "tensor")
+    return f"{model.file.path}  {figures.size(model.file.nbytes)}  {model.bpw:.2f} bpw  {layers}  {tensors}"
 
 
 def _error(pairs: tuple[Pair, ...], measured: Mapping[str, float]) -> str:

@@ -7,12 +7,14 @@ from pathlib import Path
 from test_tui_keys import Screen, kept
 from tui_helpers import opened, session_of
 
+from surgeon import figures
 from surgeon.commands import quantize
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.config import Config
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.views.difference import DifferenceReader
 from surgeon.tui.dialogs.views.map import MapDialog
+from surgeon.tui.drawing.spans import plain
 from surgeon.tui.opening import open_session
 
 
@@ -57,6 +59,10 @@ async def test_a_comparison_leads_to_the_map_and_takes_types_over(model_copy: Pa
             app.screen.entry.value = str(other)
             await pilot.press("enter")
             assert isinstance(app.screen, DifferenceReader)
+            for file in (model_copy, other):
+                sized = f"{file}  {figures.size(file.stat().st_size)}"
+                about = "\n".join(map(plain, app.screen.lines(500)))
+                assert sized in about, "the size that the file has, as the header says it"
             await pilot.press(key)
             if key == "M":
                 assert isinstance(app.screen, MapDialog)

@@ -104,7 +104,7 @@ def difference_lines(found: Difference, errors: Mapping[str, float], note: str, 
 
 
 def _about(what: str, model: Model, width: int) -> list[Line]:
-    facts = f"  {figures.size(model.nbytes)}  {model.bpw:.2f} bpw  {figures.counted(len(model.layers), 'layer')}"
+    facts = f"  {figures.size(model.file.nbytes)}  {model.bpw:.2f} bpw  {figures.counted(len(model.layers), 'layer')}"
     name = elide_start(clean(str(model.file.path)), max(12, width - len(facts) - 8))
     return [[(f"{what:<6}", "muted"), (name, "strong"), (facts, "text")]]
 
