@@ -15,6 +15,7 @@ from surgeon.fit.groups import groups_of
 from surgeon.model.model import Model
 from surgeon.session.candidates import TYPES as ALL_TYPES
 from surgeon.session.session import Session
+from surgeon.trials.journal import Journal, Measured, new_trial
 from surgeon.tui.dialogs.forms.form import Form
 from surgeon.tui.dialogs.lists.base_picker import BasePicker
 from surgeon.tui.dialogs.lists.type_picker import TypePicker
@@ -89,7 +90,7 @@ async def test_tab_shows_which_parts_are_fragile(session: Session) -> None:
         await pilot.press("F")
         shown = str(app.screen.query_one("#answer").render())
         assert "next best bytes" in shown
-        assert "predicted KLD; × trials" in shown, "the curve has its place at 80×24, too"
+        assert "predicted KLD, logarithmic" in shown, "the curve has its place at 80×24, too; × means nothing yet"
         assert len(shown.splitlines()) <= 18
         await pilot.press("tab")
         lines = str(app.screen.query_one("#answer").render()).splitlines()
@@ -99,6 +100,16 @@ async def test_tab_shows_which_parts_are_fragile(session: Session) -> None:
         assert lines[start + 1].split()[-1] == "Q2_K"
         assert all("██" in line for line in lines[start + 1 : start + 8])
         await pilot.press("tab", "escape")
+
+
+async def test_trials_are_on_the_curve_where_there_are_some(session: Session) -> None:
+    measured = Measured({"ppl": 60.0, "mean_kld": 0.05}, {"text": "a.txt", "n_chunks": 8, "n_ctx": 512})
+    Journal.of_model(session.model.file.path).add(new_trial("q4", 7_000_000, 23_000_000, recipe="", measured=measured))
+    async with opened(session) as (app, pilot):
+        await pilot.press("F")
+        shown = str(app.screen.query_one("#answer").render())
+        assert "predicted KLD; × trials as measured, logarithmic" in shown
+        assert shown.count("×") == 2, "the title and the trial"
 
 
 async def test_the_mixes_about_the_fit_are_named_where_there_is_no_room_for_all(session: Session) -> None:

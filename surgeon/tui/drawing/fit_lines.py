@@ -69,12 +69,11 @@ def curve_lines(
     for letter, mix in zip(LETTERS, mixes, strict=False):
         points.append(Point(mix.nbytes, mix.predicted.kld, letter))
         names.append([(f"{letter} {mix.name}  ", "faint")])
-    for trial in trials:
-        kld = trial.figure("mean_kld")
-        if kld:
-            points.append(Point(trial.size, kld, "×"))
+    measured = [Point(trial.size, kld, "×") for trial in trials if (kld := trial.figure("mean_kld"))]
+    points += measured
+    title = "predicted KLD; × trials as measured" if measured else "predicted KLD"
     points.append(Point(fit.resolution.total_bytes, fit.predicted.kld, "◆", best=True))
-    lines = scatter([point for point in points if point.y > 0], width, height, "predicted KLD; × trials as measured")
+    lines = scatter([point for point in points if point.y > 0], width, height, title)
     nearest = min(range(len(names)), key=lambda at: abs(mixes[at].nbytes - fit.resolution.total_bytes), default=0)
     return [*lines, *_names_near(names, nearest, width, most)]
 
