@@ -72,8 +72,8 @@ def _parse_job(arguments: list[str]) -> QuantizeCommand:
         imatrix=words.values.get("--imatrix", recipe.imatrix),
         imatrix_sha256=None if "--imatrix" in words.values else recipe.imatrix_sha256,
         threads=threads if threads > 0 else recipe.threads,
-        max_buffer_bytes=_buffer_bytes(words) or recipe.max_buffer_bytes,
-        split_max_bytes=_split_bytes(words) or recipe.split_max_bytes,
+        max_buffer_bytes=buffer_bytes(words) or recipe.max_buffer_bytes,
+        split_max_bytes=split_bytes(words) or (0 if "--keep-split" in words.flags else recipe.split_max_bytes),
         moments=words.values.get("--moments", recipe.moments),
         moments_digest=None if "--moments" in words.values else recipe.moments_digest,
         save_moments=Path(words.values["--save-moments"]) if "--save-moments" in words.values else None,
@@ -96,7 +96,7 @@ def _positional(words: Words, recipe: Recipe | None) -> tuple[Path, Path, FileTy
     if len(rest) < (1 if recipe else 2):
         raise OptionError(f"INPUT and TYPE are needed: {SYNTAX}")
     source = rest.pop(0)
-    keep_split = "--keep-split" in words.flags or (recipe is not None and recipe.plan.keep_split)
+    keep_split = plan_of(words, recipe.plan if recipe is not None else Plan()).keep_split
     kind = find_file_type(rest[0]) if rest else None
     if kind is not None:
         rest.pop(0)
@@ -155,7 +155,8 @@ def _heal_tokens(words: Words) -> float:
     return float(text)
 
 
-def _buffer_bytes(words: Words) -> int | None:
+def buffer_bytes(words: Words) -> int | None:
+    """What `--max-buffer-size` says; None without it. Raises OptionError."""
     text = words.values.get("--max-buffer-size")
     if text is None:
         return None
@@ -165,7 +166,8 @@ def _buffer_bytes(words: Words) -> int | None:
     return leading_number(match) << 20
 
 
-def _split_bytes(words: Words) -> int:
+def split_bytes(words: Words) -> int:
+    """What `--split-max-size` says; 0 without it. Raises OptionError."""
     text = words.values.get("--split-max-size")
     if text is None:
         return 0

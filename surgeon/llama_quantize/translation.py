@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from surgeon.errors import SurgeonError
+from surgeon.figures import typed_number
 from surgeon.llama_quantize.arguments import read_type_file
+from surgeon.llama_quantize.options import buffer_bytes, split_bytes
 from surgeon.llama_quantize.words import plan_of, read_words
+from surgeon.machine import MOST_THREADS
 from surgeon.model.layer_names import split_layer, with_layer
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES, find_file_type
@@ -209,7 +212,10 @@ def _unchecked(plan: Plan) -> list[str]:
 
 
 def from_command(command: str) -> Recipe:
-    """The recipe of a llama-quantize command line; its input and output are not part of it."""
+    """The recipe of a llama-quantize command line; its input and output are not part of it.
+
+    Raises SurgeonError for what cannot be read, and for options of `surgeon quantize` that no recipe can keep.
+    """
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -217,11 +223,25 @@ def from_command(command: str) -> Recipe:
     while words and not words[0].startswith("--") and not words[0].endswith(".gguf"):
         words.pop(0)
     read = read_words(words)
-    kind = next((found for word in read.positional[1:3] if (found := find_file_type(word))), None)
+    lost = [option for option in ("--recipe", "--heal", "--prune-experts") if option in read.values]
+    if lost:
+        raise SurgeonError(f"{lost[0]}: a recipe made from a command cannot keep it; leave it out")
+    after = list(read.positional[1:])
+    if after and find_file_type(after[0]) is None:
+        after.pop(0)  # the output
+    kind = find_file_type(after[0]) if after else None
     if kind is None:
         raise SurgeonError("the command names no TYPE, for instance Q4_K_M")
-    plan = replace(plan_of(read, Plan()), file_type=kind.name)
-    return Recipe(plan, imatrix=read.values.get("--imatrix"))
+    moments = read.values.get("--moments")
+    threads = typed_number(after[1]) if len(after) > 1 else None  # what else follows is the shell's
+    return Recipe(
+        replace(plan_of(read, Plan()), file_type=kind.name, moments_file=moments),
+        imatrix=read.values.get("--imatrix"),
+        threads=min(max(threads or 0, 0), MOST_THREADS),
+        max_buffer_bytes=buffer_bytes(read),
+        split_max_bytes=split_bytes(read),
+        moments=moments,
+    )
 
 
 def from_type_file(path: str, file_type: str) -> Recipe:

@@ -113,7 +113,7 @@ def plan_of(words: Words, base: Plan) -> Plan:
         pure=base.pure or "--pure" in flags,
         leave_output_tensor=base.leave_output_tensor or "--leave-output-tensor" in flags,
         allow_requantize=base.allow_requantize or "--allow-requantize" in flags,
-        keep_split=base.keep_split or "--keep-split" in flags,
+        keep_split="--keep-split" in flags or (base.keep_split and "--split-max-size" not in values),
         hide_imatrix=base.hide_imatrix or "--hide-imatrix" in flags,
         know_risks=base.know_risks or "--i-know" in flags,
         shrink=_shrink(values, base.shrink),

@@ -88,6 +88,16 @@ def test_split_size_in_decimal_units() -> None:
     assert parse_job("--split-max-size 2G in.gguf Q8_0".split()).split_max_bytes == 2_000_000_000
 
 
+def test_how_to_split_is_what_the_command_line_says_not_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('format = 1\ntype = "Q8_0"\nsplit-max-bytes = 1000000\n')
+    job = parse_job(["--recipe", str(recipe), "--keep-split", "in.gguf", "out.gguf"])
+    assert (job.plan.keep_split, job.split_max_bytes, job.output) == (True, 0, Path("out"))
+    recipe.write_text('format = 1\ntype = "Q8_0"\nkeep-split = true\n')
+    job = parse_job(["--recipe", str(recipe), "--split-max-size", "5M", "in.gguf", "out.gguf"])
+    assert (job.plan.keep_split, job.split_max_bytes, job.output) == (False, 5_000_000, Path("out.gguf"))
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -211,6 +211,17 @@ def test_a_command_line_becomes_a_recipe_and_back() -> None:
     assert as_llama_quantize(export(recipe, "in.gguf", "out.gguf").command()) == replace(plan, compat=True)
 
 
+def test_what_a_command_says_beside_the_plan_is_in_its_recipe() -> None:
+    words = "--max-buffer-size 64 --split-max-size 2G --moments m.gguf in.gguf out.gguf Q5_K_M 3 2>log"
+    recipe = from_command(f"surgeon quantize {words}")
+    assert (recipe.threads, recipe.max_buffer_bytes, recipe.split_max_bytes) == (3, 64 << 20, 2 * 10**9)
+    assert recipe.moments == recipe.plan.moments_file == "m.gguf"
+    assert from_command("llama-quantize in.gguf Q8_0 && ls").threads == 0
+    for option in ("--recipe", "--heal", "--prune-experts"):
+        with pytest.raises(SurgeonError, match=f"{option}: a recipe made from a command cannot keep it"):
+            from_command(f"surgeon quantize {option} 3 in.gguf out.gguf Q8_0")
+
+
 def test_a_type_file_becomes_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "rules.txt").write_text("attn_v=q6_k ffn_down=Q5_K\n")
     plan = from_type_file(str(tmp_path / "rules.txt"), "q4_k_s").plan
