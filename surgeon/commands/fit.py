@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
     from surgeon.commands.fit_check import checked_fit
     from surgeon.commands.fit_ladder import run_ladder
     from surgeon.commands.printing.fit_report import card_line
-    from surgeon.fit.allocation import Allocator
+    from surgeon.fit.allocation import Allocator, refuse_unfit
     from surgeon.fit.target import read_size
     from surgeon.fit.vram import on_host
     from surgeon.model.model import load_model
@@ -102,6 +102,7 @@ def main(arguments: list[str]) -> int:
     with ExitStack() as stack:
         stack.enter_context(model.file)
         plan, imatrix, moments = _plan(options)
+        refuse_unfit(plan)
         limits, prober = _limits(options), stack.enter_context(_prober(options, model, plan, imatrix, moments))
         demand = _demand(options, model) if options.vram is not None else None
         if demand is not None:

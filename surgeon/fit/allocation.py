@@ -27,7 +27,24 @@ from surgeon.resolve.tensor_facts import TensorFacts, facts_of
 from surgeon.resolve.tensor_op import Cause
 from surgeon_kernels.formats import FORMATS
 
+_WORDS = ("general.", "tokenizer.chat_template")  # keys that change no figure
 _BY_THE_USER = frozenset({Cause.HAND, Cause.OPTION, Cause.RULE})
+
+
+def refuse_unfit(plan: Plan) -> None:
+    """Raises UsageError for what no costs are measured for: pruning, llama-quantize's defects, part of an imatrix,
+    metadata that may change what the model computes.
+    """
+    if plan.pruned or plan.pruned_experts or plan.healing is not None:
+        raise UsageError("fit works on whole models: write the pruned model first, then fit that")
+    if plan.compat:
+        raise UsageError("fit measures surgeon's own encoders, not llama-quantize's defects: leave out --compat")
+    if plan.include_weights or plan.exclude_weights:
+        raise UsageError("fit weighs all tensors by the imatrix: leave out --include-weights and --exclude-weights")
+    keys = [*(override.key for override in plan.override_kv), *plan.deleted_keys]
+    for key in keys:
+        if not key.startswith(_WORDS):
+            raise UsageError(f"fit measures the model as it is: change {key} in a COPY first, then fit that")
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class Allocator:
 
     plan: the user's, whose rules, hand-set types and options hold; its file type decides nothing but metadata.
     moments: what the feedback encoder goes by, which the costs must have been measured with; None: the stock encoder.
-    Raises SurgeonError for a plan that prunes or has errors, UsageError for limits that leave nothing.
+    Raises SurgeonError for a plan with errors, UsageError as `refuse_unfit` and for limits that leave nothing.
     """
 
     def __init__(
@@ -97,8 +114,7 @@ class Allocator:
         limits: Limits | None = None,
         moments: Moments | None = None,
     ) -> None:
-        if plan.pruned or plan.pruned_experts or plan.healing is not None:
-            raise UsageError("fit works on whole models: write the pruned model first, then fit that")
+        refuse_unfit(plan)
         if imatrix is None and moments is not None:
             imatrix = moments.as_imatrix
         self.model, self.imatrix, self.moments, self.costs = model, imatrix, moments, costs
@@ -197,7 +213,7 @@ class Allocator:
         if nearest is not None:
             fitted = replace(fitted, file_type=nearest.name)
         resolution = self._resolved(fitted)
-        predicted = self.costs.predicted_of(resolution)
+        predicted = self.costs.predicted_types(resolution)
         if predicted is None:
             raise SurgeonError(f"{self.model.file.path}: the plan gives types whose cost is not known; fit it anew")
         return Fit(resolution, predicted, chosen)
@@ -227,7 +243,7 @@ class Allocator:
             if kind.base is None or not FORMATS[kind.base].is_quantized or "another name" in kind.description:
                 continue
             resolution = self._resolved(replace(self._bare, file_type=name))
-            predicted = None if resolution.errors else self.costs.predicted_of(resolution)
+            predicted = None if resolution.errors else self.costs.predicted_types(resolution)
             if predicted is not None:
                 found.append(Mixed(name, resolution, predicted))
         return sorted(found, key=lambda mix: mix.nbytes)

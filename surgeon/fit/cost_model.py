@@ -119,9 +119,12 @@ class CostModel:
 
     def predicted_of(self, resolution: Resolution) -> Predicted | None:
         """For a resolved plan; None for one that does more than change types, or whose cost is not known."""
+        return self.predicted_types(resolution) if changes_types_only(resolution.plan) else None
+
+    def predicted_types(self, resolution: Resolution) -> Predicted | None:
+        """For the types a resolved plan gives, whatever it does to metadata; None where their cost is not known."""
         plan = resolution.plan
-        same = encoder_of(resolution.moments, plan.shrink, plan.feedback_rounds) == self.encoder
-        if not (same and changes_types_only(plan)):
+        if encoder_of(resolution.moments, plan.shrink, plan.feedback_rounds) != self.encoder:
             return None
         return self.predicted({op.source: op.to_type for op in resolution.kept if op.action == "convert"})
 

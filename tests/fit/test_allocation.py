@@ -14,7 +14,7 @@ from surgeon.fit.cost_model import CostModel
 from surgeon.fit.groups import band_count, groups_of
 from surgeon.fit.target import read_size
 from surgeon.model.model import Model
-from surgeon.plan.plan import Plan, TypeRule
+from surgeon.plan.plan import KVOverride, Plan, TypeRule
 from surgeon.plan.recipe import Recipe, read_recipe, to_toml
 from surgeon_kernels.formats import FORMATS
 
@@ -108,6 +108,29 @@ def test_bits_per_weight_become_bytes(model: Model, costs: CostModel) -> None:
 def test_a_pruning_plan_is_refused(model: Model, costs: CostModel) -> None:
     with pytest.raises(SurgeonError, match="write the pruned model first"):
         allocator(model, costs, Plan(pruned=frozenset({3})))
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Plan(compat=True), "leave out --compat"),
+        (Plan(exclude_weights=("ffn_down",)), "leave out --include-weights and --exclude-weights"),
+        (Plan(override_kv=(KVOverride("llama.context_length", "int", 9),)), "change llama.context_length in a COPY"),
+        (Plan(deleted_keys=("llama.rope.freq_base",)), "change llama.rope.freq_base in a COPY"),
+    ],
+)
+def test_plans_without_measured_costs_are_refused(model: Model, costs: CostModel, plan: Plan, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        allocator(model, costs, plan)
+
+
+def test_a_name_or_a_chat_template_does_not_hinder_a_fit(model: Model, costs: CostModel) -> None:
+    edited = Plan(override_kv=(KVOverride("general.name", "str", "x"),), deleted_keys=("tokenizer.chat_template",))
+    plain, other = (allocator(model, costs, plan) for plan in (Plan(), edited))
+    assert [mix.name for mix in other.mixes] == [mix.name for mix in plain.mixes]
+    fit = other.fit(6_000_000)
+    assert fit.predicted == plain.fit(6_000_000).predicted
+    assert dict(fit.resolution.metadata)["general.name"].decode() == "x"
 
 
 def test_groups_are_kinds_by_depth(model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -265,3 +266,12 @@ async def test_a_pruned_plan_is_not_fitted(session: Session) -> None:
     async with opened(session) as (app, pilot):
         await pilot.press("F")
         assert "write the pruned one" in app.main.message
+
+
+async def test_what_cannot_be_fitted_is_said_before_a_text_is_asked_for(session: Session) -> None:
+    session.use_costs(None)
+    session.change(replace(session.plan, exclude_weights=("ffn_down",)), "part of the imatrix")
+    async with opened(session) as (app, pilot):
+        await pilot.press("F")
+        assert "leave out --include-weights and --exclude-weights" in app.main.message
+        assert not isinstance(app.screen, Form)

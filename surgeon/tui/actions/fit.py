@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 
 class FitActions(MeasureActions):
     async def action_fit(self) -> None:
+        from surgeon.fit.allocation import refuse_unfit
+
         plan = self.session.plan
         if plan.pruned or plan.pruned_experts or plan.healing is not None:
             self.say("fit works on whole models: write the pruned one (w) and open that", "warning")
+            return
+        try:
+            refuse_unfit(plan)
+        except SurgeonError as error:
+            self.fail(error)
             return
         self.load_costs()
         if self.session.costs is None:
