@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from surgeon.errors import SurgeonError
 from surgeon.model.categories import IMATRIX_EXEMPT, TOKEN_EMBEDDINGS
-from surgeon.model.model import Tensor
+from surgeon.model.model import Model, Tensor
+from surgeon.plan.plan import Plan
 from surgeon.resolve.feedback import FeedbackDecider
 from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.preflight import Findings
@@ -55,6 +57,21 @@ class MadeBefore:
     circumstances: tuple[object, ...]
     imatrix: Imatrix | None
     operations: dict[str, Made] = field(default_factory=dict)
+
+
+_made: WeakKeyDictionary[Model, tuple[MadeBefore, ...]] = WeakKeyDictionary()
+
+
+def made_before(model: Model, plan: Plan, weights: Weights) -> dict[str, Made]:
+    """What was decided of a model's tensors under the same circumstances, of the last two; the decider adds to it."""
+    circumstances = plan.compat, plan.file_type, plan.include_weights, plan.exclude_weights
+    before = _made.get(model, ())
+    for made in before:
+        if made.circumstances == circumstances and made.imatrix is weights.imatrix:
+            return made.operations
+    made = MadeBefore(circumstances, weights.imatrix)
+    _made[model] = (made, *before)[:2]
+    return made.operations
 
 
 @dataclass(frozen=True, slots=True)

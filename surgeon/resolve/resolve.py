@@ -18,7 +18,7 @@ from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES
 from surgeon.plan.patterns import SlowPatternError
 from surgeon.plan.plan import Plan, TypeRule
-from surgeon.resolve.decisions import Decider, Made, MadeBefore, Weights
+from surgeon.resolve.decisions import Decider, Weights, made_before
 from surgeon.resolve.feedback import FeedbackDecider
 from surgeon.resolve.healed import add_healing, fitting_heal, with_healed
 from surgeon.resolve.hparams import read_hparams
@@ -73,7 +73,7 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None, moments: M
     chooser = _chooser(model, facts, numbering, plan, bool(weights.sizes), findings)
     _judge(facts, plan, imatrix, weights, findings)
     feedback = FeedbackDecider(moments) if moments is not None else None
-    made = _made_before(facts, plan, weights) if feedback is None else {}
+    made = made_before(model, plan, weights) if feedback is None else {}
     decider = Decider(numbering, chooser, weights, findings, feedback, made)
     ops = tuple([decider.operation(one) for one in order])
     metadata = _metadata(model, facts, plan, imatrix, weights, numbering, anatomy, experts, findings)
@@ -98,17 +98,6 @@ def resolve(model: Model, plan: Plan, imatrix: Imatrix | None = None, moments: M
         heal=heal,
         moments=moments,
     )
-
-
-def _made_before(facts: ModelFacts, plan: Plan, weights: Weights) -> dict[str, Made]:
-    """What was decided of the tensors before under all that counts besides their facts and the types wished for."""
-    circumstances = plan.compat, plan.file_type, plan.include_weights, plan.exclude_weights
-    for made in facts.made:
-        if made.circumstances == circumstances and made.imatrix is weights.imatrix:
-            return made.operations
-    made = MadeBefore(circumstances, weights.imatrix)
-    facts.made = (made, *facts.made)[:2]
-    return made.operations
 
 
 def _numbering(model: Model, facts: ModelFacts, order: Order, plan: Plan) -> Numbering:

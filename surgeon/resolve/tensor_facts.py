@@ -6,7 +6,7 @@ The screen resolves the plan on every keystroke; with thousands of tensors only 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from surgeon.anatomy import TensorSlice
@@ -16,9 +16,6 @@ from surgeon.plan.patterns import SlowPatternError
 from surgeon.plan.regex_ecma import compile_pattern
 from surgeon.resolve.layer_numbers import Numbering, number_layers
 from surgeon_kernels.formats import FORMATS
-
-if TYPE_CHECKING:
-    from surgeon.resolve.decisions import MadeBefore
 
 
 class TensorFacts(NamedTuple):
@@ -50,8 +47,7 @@ class TensorFacts(NamedTuple):
 class ModelFacts:
     """by_layer: in llama-quantize's output order; by_offset: that of `--keep-split`; names, types: as by_layer.
 
-    attention_v, outputs: the names a mix counts; matches: names a pattern finds, for each pattern asked for; made: what
-    was decided under the last two imatrices or base types.
+    attention_v, outputs: the names a mix counts; matches: names a pattern finds, for each pattern asked for.
     """
 
     by_layer: tuple[TensorFacts, ...]
@@ -65,7 +61,6 @@ class ModelFacts:
     unpruned: Numbering
     matches: dict[str, frozenset[str]] = field(default_factory=dict)
     slow: dict[str, SlowPatternError] = field(default_factory=dict)
-    made: tuple[MadeBefore, ...] = ()
 
     @property
     def any_quantizable(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -14,18 +14,15 @@ from textual.widgets import OptionList, Static
 
 from surgeon.errors import SurgeonError
 from surgeon.gguf.file import shards_of
-from surgeon.session.queue import Queue
-from surgeon.session.session import Session
 from surgeon.trials.journal import Journal, Trial
 from surgeon.trials.records import free_label, recipe_words
 from surgeon.trials.tables import markdown, signs
-from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.base import LIST_KEYS, Choices, Dialog, Frame, text_of
+from surgeon.tui.dialogs.bench.host import Bench
 from surgeon.tui.dialogs.bench.plot import TrialPlot, planned_point
 from surgeon.tui.dialogs.bench.queue_keys import QUEUE_KEYS, QueueKeys, Wish
 from surgeon.tui.dialogs.bench.queue_lines import entry_lines
 from surgeon.tui.dialogs.confirm import Confirm
-from surgeon.tui.dialogs.forms.form import Form
 from surgeon.tui.dialogs.lists.picker import Entry, Picker
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.reader import Reader
@@ -50,29 +47,6 @@ _KEYS = (
     ("M", "map"), ("p", "plot"), ("b", "best"), ("n", "rename"), ("x", "delete"), ("m", "card"), ("Tab", "queue"),
     ("Esc", "close"),
 )  # fmt: skip
-
-
-class Bench(Protocol):
-    """What the page asks of the main screen."""
-
-    session: Session
-
-    @property
-    def queue(self) -> Queue: ...
-
-    @property
-    def queue_status(self) -> str:
-        """How far what the queue runs is."""
-
-    def begin_next(self) -> None: ...
-
-    def matrix_form(self) -> Form: ...
-
-    def add_matrix(self, answers: Answers) -> None: ...
-
-    def reference_form(self, path: Path) -> Form: ...
-
-    def add_reference(self, path: Path, answers: Answers) -> None: ...
 
 
 class BenchPage(QueueKeys, Dialog[Wish]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from textual.widgets import Static
 
@@ -13,12 +13,10 @@ from surgeon.errors import SurgeonError
 from surgeon.session.queue import FAILED, RUNNING, WAITING, Entry
 from surgeon.trials.journal import Trial
 from surgeon.tui.dialogs.base import Choices, Dialog, text_of
+from surgeon.tui.dialogs.bench.host import Bench
 from surgeon.tui.dialogs.bench.queue_lines import entry_line, queue_head
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.drawing.spans import Line, clean
-
-if TYPE_CHECKING:
-    from surgeon.tui.dialogs.bench.page import Bench
 
 # What the screen is to do once the bench is closed; `running`: show what runs.
 Wish = tuple[Literal["restore", "evaluate", "map"], Trial] | tuple[Literal["running"], None]
