@@ -41,7 +41,8 @@ def run(wanted: Conversion, *, replace: bool = False) -> Path:
     from surgeon.write.conversion import convert
     from surgeon.write_guard import Permit
 
-    needed = f", about {size(wanted.estimated_bytes)}" if not wanted.remote and wanted.folder.is_dir() else ""
+    nbytes = wanted.estimated_bytes if wanted.folder.is_dir() else 0
+    needed = f", about {size(nbytes)}" if nbytes else ""
     tell([f"converting to {wanted.target}{needed}"], sys.stderr)
     items = convert(wanted, Permit(replace=replace))
     for _ in StandingLine().watch(Standing("converting", 0, 1, i.part, "", {}, i.seconds_left) for i in items):

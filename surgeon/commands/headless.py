@@ -82,7 +82,7 @@ def _load_imatrix(job: QuantizeCommand) -> Imatrix | None:
     if job.imatrix is None:
         return None
     from surgeon.imatrix.files import load_imatrix
-    from surgeon.plan.recipe import file_sha256
+    from surgeon.plan.recipe import refuse_other_imatrix
 
     if job.imatrix_sha256:  # of a recipe: the screen takes a file of second moments for its imatrix, too
         from surgeon.moments.files import load_weighing
@@ -90,8 +90,7 @@ def _load_imatrix(job: QuantizeCommand) -> Imatrix | None:
         imatrix = load_weighing(job.imatrix, judged=True)
     else:
         imatrix = load_imatrix(job.imatrix, judged=True)
-    if job.imatrix_sha256 and file_sha256(job.imatrix) != job.imatrix_sha256:
-        raise SurgeonError(f"{job.imatrix}: is not the imatrix the recipe was made with (its sha256 differs)")
+    refuse_other_imatrix(job.imatrix, job.imatrix_sha256)
     return imatrix
 
 
@@ -99,10 +98,10 @@ def _load_moments(job: QuantizeCommand) -> Moments | None:
     if job.moments is None:
         return None
     from surgeon.moments.files import load_moments
+    from surgeon.plan.recipe import refuse_other_moments
 
     moments = load_moments(job.moments)
-    if job.moments_digest and moments.digest != job.moments_digest:
-        raise SurgeonError(f"{job.moments}: not the second moments the recipe was made with (their digest differs)")
+    refuse_other_moments(job.moments, moments.digest, job.moments_digest)
     return moments
 
 

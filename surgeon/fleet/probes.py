@@ -150,6 +150,6 @@ def _base(here: Here, prober: Prober, text: Text) -> Base:
 @lru_cache(maxsize=1)
 def _prober(subject: Subject, engine: Engine) -> Prober:
     """The model and what weighs it, opened once for all tasks of a run."""
-    imatrix = load_weighing(subject.imatrix) if subject.imatrix is not None else None
+    imatrix = load_weighing(subject.imatrix, judged=True) if subject.imatrix is not None else None
     moments = load_moments(subject.moments) if subject.moments is not None else None
     return Prober(load_model(subject.model), imatrix, engine, moments, subject.shrink, subject.rounds)

@@ -144,6 +144,18 @@ def _sha256(path: str, *_version: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_other_imatrix(path: str, sha256: str | None) -> None:
+    """Raises SurgeonError where the file is not the one that a recipe knows by this hash (None: any)."""
+    if sha256 and file_sha256(path) != sha256:
+        raise SurgeonError(f"{path}: is not the imatrix the recipe was made with (its sha256 differs)")
+
+
+def refuse_other_moments(path: str, digest: str, wanted: str | None) -> None:
+    """Raises SurgeonError where second moments are not those that a recipe knows by their digest (None: any)."""
+    if wanted and digest != wanted:
+        raise SurgeonError(f"{path}: not the second moments the recipe was made with (their digest differs)")
+
+
 def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
     """The recipe as text, for a file in `folder`; what has its default is left out."""
     plan = recipe.plan

@@ -62,13 +62,14 @@ class Conversion:
         if self.out is not None:
             return self.out
         prefix = "mmproj-" if self.projector else ""
-        place = Path.cwd() if self.remote else self.folder.absolute().parent
-        return place / f"{prefix}{self.folder.name}-{self.resolved_type.upper()}.gguf"
+        folder = self.folder if self.remote else Path(os.path.abspath(self.folder))  # `.` has a name, too
+        place = Path.cwd() if self.remote else folder.parent
+        return place / f"{prefix}{folder.name}-{self.resolved_type.upper()}.gguf"
 
     @property
     def estimated_bytes(self) -> int:
-        """Size of the output as the checkpoint's headers have it; 0 where they do not say."""
-        return 0 if self.remote else weight_count(self.folder) * _BYTES[self.resolved_type]
+        """Size of the output as the checkpoint's headers have it; 0 where they do not say, as of a projector alone."""
+        return 0 if self.remote or self.projector else weight_count(self.folder) * _BYTES[self.resolved_type]
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,10 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def weight_count(folder: Path) -> int:
-    """Weights in the safetensors of a checkpoint, from their headers; 0 without any. Raises SurgeonError."""
-    return sum(_count_of(path) for path in _weight_files(folder) if path.suffix == ".safetensors")
+    """Weights in the safetensors that the converter reads, from their headers; 0 without any. Raises SurgeonError."""
+    found = [path for path in _weight_files(folder) if path.suffix == ".safetensors"]
+    # Beside model-*.safetensors the same weights may lie once more, as consolidated.safetensors.
+    return sum(map(_count_of, [path for path in found if path.name.startswith("model")] or found))
 
 
 def convert(wanted: Conversion, permit: Permit = NEW, cancelled: threading.Event | None = None) -> Iterator[Converted]:

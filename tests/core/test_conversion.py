@@ -68,6 +68,22 @@ def test_what_is_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     assert (wanted.estimated_bytes, Conversion(checkpoint, out_type="f32").estimated_bytes) == (24, 48)
 
 
+def test_a_checkpoint_may_be_the_folder_one_is_in(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint)
+    assert Conversion(Path()).target == tmp_path / "Toy-1M-BF16.gguf"
+    assert Conversion(Path("..") / checkpoint.name).target == tmp_path / "Toy-1M-BF16.gguf"
+
+
+def test_the_size_is_that_of_the_weights_converted(checkpoint: Path) -> None:
+    (checkpoint / "consolidated.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
+    assert weight_count(checkpoint) == 12
+    assert Conversion(checkpoint, projector=True).estimated_bytes == 0
+    (checkpoint / "model.safetensors").unlink()
+    assert weight_count(checkpoint) == 12
+
+
 @pytest.mark.usefixtures("stand_in")
 def test_converting_with_progress(checkpoint: Path, tmp_path: Path) -> None:
     items = list(convert(Conversion(checkpoint)))

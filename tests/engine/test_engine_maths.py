@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_helpers import multiple_choice_file
 
-from surgeon.engine.child.evaluation import mt19937
+from surgeon.engine.child.evaluation import mt19937, task_files
 from surgeon.engine.child.evaluation.base_file import BaseFile, BaseWriter, Decoded, encode, record_length
 from surgeon.engine.child.evaluation.kl_divergence import compare
 from surgeon.engine.child.evaluation.log_probabilities import by_slabs, negative_log_likelihood
@@ -147,6 +148,19 @@ def test_mersenne_twister_is_the_standard_one() -> None:
     for _ in range(9999):
         generator.next()
     assert generator.next() == 4123659995  # the value the C++ standard demands of the 10000th
+
+
+def test_a_number_of_tasks_below_one_means_all(tmp_path: Path) -> None:
+    file = tmp_path / "hellaswag.txt"
+    file.write_text("a: b\n0\nc\nd\ne\nf\n" * 3)
+    assert len(task_files.hellaswag(str(file), -1)) == len(task_files.hellaswag(str(file), 0)) == 3
+    assert len(task_files.hellaswag(str(file), 2)) == 2
+
+
+def test_a_file_of_no_tasks_is_refused(tmp_path: Path) -> None:
+    file = multiple_choice_file(tmp_path / "none.bin", [])
+    with pytest.raises(EngineError, match="it holds no task"):
+        task_files.multiple_choice(str(file), 0)
 
 
 def test_task_choice_is_libstdcxx_s() -> None:

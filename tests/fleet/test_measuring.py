@@ -6,11 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import toy_experts
 from engine_helpers import TEXT
 
 from surgeon.commands import expert_scan, fit, imatrix, perplexity, prune_scan
+from surgeon.engine.protocol import Engine
+from surgeon.fleet import probes
+from surgeon.fleet.probes import Subject
+from surgeon.imatrix.files import load_imatrix
+from surgeon.imatrix.influence import save
 
 ONE_THREAD = ["-t", "1"]
 
@@ -100,3 +106,15 @@ def test_perplexity_and_divergence_are_those_of_one_machine(
     assert there.read_bytes() == here.read_bytes()
     compared = ["--kl-divergence-base", str(here), "--kl-divergence", "-ub", "32"]
     assert figures(*compared, "--scheduler", scheduler) == figures(*compared)
+
+
+def test_workers_judge_an_imatrix_as_the_screen_does(demo_model: Path, demo_imatrix: Path, tmp_path: Path) -> None:
+    """An entry that cannot be used is for the plan to leave out, not a reason to measure nothing."""
+    imatrix = load_imatrix(demo_imatrix)
+    name = next(iter(imatrix.entries))
+    imatrix.entries[name].sums[0, 0] = np.nan
+    damaged = tmp_path / "damaged.gguf"
+    save(imatrix, None, damaged)
+    prober = probes._prober(Subject(str(demo_model), str(damaged), None, None, 1, ""), Engine())
+    assert prober.imatrix is not None
+    assert [*prober.imatrix.bad] == [name]

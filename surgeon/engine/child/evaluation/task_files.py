@@ -39,7 +39,7 @@ def hellaswag(path: str, count: int) -> list[Choice]:
     total = len(lines) // 6
     if total == 0 or len(lines) % 6:
         raise EngineError(f"{path}: {len(lines)} lines; a HellaSwag file has six lines per task")
-    return [_hellaswag_task(path, lines, 6 * index) for index in shuffled(count or total, total)]
+    return [_hellaswag_task(path, lines, 6 * index) for index in shuffled(count if count > 0 else total, total)]
 
 
 def _hellaswag_task(path: str, lines: list[str], start: int) -> Choice:
@@ -80,6 +80,8 @@ def multiple_choice(path: str, count: int) -> list[Choice]:
     data = Path(path).read_bytes()
     try:
         (total,) = struct.unpack_from("<I", data)
+        if total == 0:
+            raise ValueError("it holds no task")
         positions = struct.unpack_from(f"<{total}I", data, 4)
         return [_choice(data, positions[index]) for index in sampled(count, total)]
     except (struct.error, ValueError, UnicodeDecodeError) as error:

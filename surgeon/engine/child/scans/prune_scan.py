@@ -84,7 +84,7 @@ class Bypass:
 
 
 def measure(model: LlamaModel, job: PruneScanJob, threads: int, requests: Iterator[Message]) -> Iterator[Message]:
-    """Started, a Step per chunk of each run, a LayerDamage per set of layers, Finished with the whole model's `ppl`."""
+    """Started, a Step per chunk of each run, a LayerDamage per set of layers, Finished."""
     _require_layers(model, job.layer_sets)
     tokens = read_tokens(model, job.text)
     n_chunks = chunk_count(tokens, job.n_ctx, job.text, job.n_chunks)
