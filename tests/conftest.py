@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,12 @@ def _size_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot test leaves its size in these, and a program on a pseudo terminal would take it for its own."""
     for name in ("COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hangups_are_heeded() -> None:
+    """Tests that run under nohup would hand its deaf ear on to every program they start."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
