@@ -150,19 +150,6 @@ async def test_sorting_keeps_layer_zero_last(session: Session) -> None:
         assert list(tree(app.main)) == TOP
 
 
-async def test_the_cursor_stays_on_its_row_as_the_order_changes(session: Session) -> None:
-    async with opened(session, (120, 30)) as (app, pilot):
-        await pilot.press("7", "G")
-        heads = text_of(app, "heads")
-        for _ in range(2):  # the second click reverses
-            await pilot.click("#heads", offset=(heads.index("CosSim"), 0))
-            assert app.main.view.sort == "cos"
-            assert app.main.row is not None
-            assert app.main.row.key == layer_key(7)
-        await pilot.press("s", *"size", "enter")
-        assert (app.main.view.sort, app.main.row.key) == ("size", layer_key(7))
-
-
 async def test_types_for_the_row_a_kind_and_the_marked(session: Session) -> None:
     async with opened(session, (100, 30)) as (app, pilot):
         await pilot.press("l", "j", "j", "t")

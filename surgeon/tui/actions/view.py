@@ -164,6 +164,7 @@ class ViewActions(Workbench):
             self.look(descending=not self.view.descending)
         else:
             self.look(sort=key, descending=key != "name")
+        self.action_move_to(0)
 
     # --- columns, metric, panes
 
