@@ -54,7 +54,7 @@ PLANS = st.builds(
     compat=st.booleans(),
     imatrix_file=st.none() | TEXTS,
     know_risks=st.booleans(),
-    healing=st.none() | st.builds(Healing, TEXTS.map(lambda text: f"/heals/{text}"), TEXTS),
+    healing=st.none() | st.builds(Healing, TEXTS.map(lambda text: str(Path(f"/heals/{text}"))), TEXTS),
 )
 
 
