@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 
-from surgeon import __version__, signals, streams
+from surgeon import __version__, streams
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.terminal import escaping, message, tell
 
@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+_HELP, _VERSION = ("-h", "--help", "help"), ("-V", "--version")
 _NESTED = "a file named here is nested too deeply to be read"
 
 
@@ -71,10 +72,10 @@ def _refuse_mistyped(word: str) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code (0 done, 1 failed, 2 usage, 130 cancelled)."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in _HELP:
         print(usage())
         return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version"):
+    if arguments[0] in _VERSION:
         print(f"surgeon {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
@@ -91,10 +92,14 @@ def main() -> int:
     # Loading modules and headers makes objects by the ten thousand and drops none; with Python's threshold of 700 they
     # are walked over and over, a twentieth of the time of `surgeon show`.
     gc.set_threshold(10_000)
+    arguments = sys.argv[1:]
     streams.install()
-    signals.install()
+    if arguments and arguments[0] not in (*_HELP, *_VERSION):  # those are over before a signal could come
+        from surgeon import signals
+
+        signals.install()
     with escaping():
-        code = _run_telling(sys.argv[1:])
+        code = _run_telling(arguments)
     lost = streams.undelivered()
     if lost and code == 0:
         print(f"surgeon: stdout: cannot be written: {lost}", file=sys.stderr)
@@ -111,10 +116,12 @@ def _run_telling(arguments: list[str]) -> int:
     except SurgeonError as error:
         tell([message(f"surgeon: {error}")], sys.stderr)
         return error.exit_code
-    except signals.Terminated as error:
-        print(f"surgeon: ended by {error}", file=sys.stderr)
-        return signals.exit_code(error.number)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        from surgeon.signals import Terminated, exit_code
+
+        if isinstance(error, Terminated):
+            print(f"surgeon: ended by {error}", file=sys.stderr)
+            return exit_code(error.number)
         print("surgeon: cancelled", file=sys.stderr)
         return 130
     except OSError as error:
