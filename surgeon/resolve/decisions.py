@@ -14,7 +14,7 @@ from surgeon.resolve.feedback import FeedbackDecider
 from surgeon.resolve.layer_numbers import Numbering
 from surgeon.resolve.preflight import Findings
 from surgeon.resolve.tensor_facts import TensorFacts
-from surgeon.resolve.tensor_op import Cause, TensorOp
+from surgeon.resolve.tensor_op import Cause, TensorOp, renamed
 from surgeon.resolve.type_choice import COPIED, Chooser, TypeWish, UnfitError, fitted
 from surgeon_kernels.formats import LOW_BIT, REQUIRES_IMATRIX, USES_IMATRIX
 
@@ -110,7 +110,7 @@ class Decider:
             return op
         op = known[2]
         if op.name != name:
-            op = TensorOp._make((*op[:2], name, *op[3:]))
+            op = renamed(op, name)
             self.made[source] = facts, wanted, op
         return op
 

@@ -32,21 +32,20 @@ class Picture:
 
 
 class Changes(CompositorUpdate):
-    """Of an update, what the picture lacks when it is sent."""
+    """Of an update that is sent now, what the picture lacked."""
 
-    def __init__(self, update: LayoutUpdate | ChopsUpdate, picture: Picture) -> None:
-        self._pieces = _whole(update) if isinstance(update, LayoutUpdate) else _parts(update)
-        self._picture = picture
-
-    def render_segments(self, console: Console) -> str:
+    def __init__(self, update: LayoutUpdate | ChopsUpdate, picture: Picture, console: Console) -> None:
         out: list[str] = []
         at = (-1, -1)
-        for x, y, strip in self._pieces:
+        for x, y, strip in _whole(update) if isinstance(update, LayoutUpdate) else _parts(update):
             text, end = strip.render(console), x + strip.cell_length
-            if self._picture.put(x, y, end, text):
+            if picture.put(x, y, end, text):
                 out += (text,) if at == (x, y) else (Control.move_to(x, y).segment.text, text)
                 at = end, y
-        return "".join(out)
+        self.text = "".join(out)
+
+    def render_segments(self, console: Console) -> str:
+        return self.text
 
 
 def _whole(update: LayoutUpdate) -> Iterator[tuple[int, int, Strip]]:

@@ -55,6 +55,7 @@ class TreeView(ScrollView, can_focus=True):
         self.rows, before = rows, self.rows
         self._drawn.clear()
         self.virtual_size = Size(self.size.width, len(rows))
+        self._scroll_update(self.virtual_size)  # the bar belongs to this paint; textual would draw it two frames later
         self.refresh()
         if not follow and self._key_of(rows) == self._key_of(before):
             self.show_cursor()
