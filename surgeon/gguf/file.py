@@ -80,32 +80,44 @@ class GGUFFile:
         import numpy as np
 
         if info.shard not in self._maps:
-            self._descriptor(info)
+            self._descriptor(info.shard, info.name)
             self._maps[info.shard] = np.memmap(self.paths[info.shard], np.uint8, "r")
         return self._maps[info.shard][info.offset : info.offset + info.nbytes]
+
+    def read_data(self, number: int) -> NDArray[np.uint8]:
+        """uint8[n]: all that stands behind the header of a shard, in memory; raises GGUFError."""
+        import numpy as np
+
+        shard = self.shards[number]
+        data = np.empty(max(0, shard.size - shard.data_start), np.uint8)
+        self._fill(data, number, shard.data_start, "its data")
+        return data
 
     def read_into(self, info: TensorInfo, start: int, buffer: Any) -> None:
         """Fill `buffer` (writable, contiguous) with the tensor's bytes from `start`; no page stays mapped.
 
         Raises ValueError when the tensor has fewer bytes, GGUFError when the file has or cannot be read.
         """
-        view = memoryview(buffer).cast("B")
-        if start < 0 or start + len(view) > info.nbytes:
-            raise ValueError(f"{info.name} has {info.nbytes} bytes, not {start + len(view)}")
-        fd, position = self._descriptor(info), info.offset + start
+        length = memoryview(buffer).nbytes
+        if start < 0 or start + length > info.nbytes:
+            raise ValueError(f"{info.name} has {info.nbytes} bytes, not {start + length}")
+        self._fill(buffer, info.shard, info.offset + start, info.name)
+
+    def _fill(self, buffer: Any, shard: int, position: int, what: str) -> None:
+        view, fd = memoryview(buffer).cast("B"), self._descriptor(shard, what)
         while view:
             try:
                 got = os.preadv(fd, [view], position)
             except OSError as error:
-                raise GGUFError(f"{self.paths[info.shard]}: cannot read {info.name}: {error.strerror}") from None
+                raise GGUFError(f"{self.paths[shard]}: cannot read {what}: {error.strerror}") from None
             if got == 0:
-                raise GGUFError(f"{self.paths[info.shard]}: the file was cut short while {info.name} was being read")
+                raise GGUFError(f"{self.paths[shard]}: the file was cut short while {what} was being read")
             view, position = view[got:], position + got
 
-    def _descriptor(self, info: TensorInfo) -> int:
+    def _descriptor(self, shard: int, what: str) -> int:
         if not self._fds:
-            raise GGUFError(f"{self.path}: was closed before {info.name} was read")
-        return self._fds[info.shard]
+            raise GGUFError(f"{self.path}: was closed before {what} was read")
+        return self._fds[shard]
 
     def close(self) -> None:
         """Close the files; views given out by `data` stay valid."""

@@ -114,7 +114,8 @@ def _parser(path: Path, fd: int, size: int) -> Iterator[_Parser]:
 
 
 class _Parser:
-    """Walks the header once; `where` names what is being read, for the error line."""
+    """Walks the header once; `where` names what is being read, for the error line: made into words only then, since
+    there may be 32,000 tensors."""
 
     def __init__(self, path: Path, buffer: mmap.mmap, size: int) -> None:
         self.path = path
@@ -122,7 +123,7 @@ class _Parser:
         self.end = len(buffer)
         self.size = size
         self.position = 0
-        self.where = "the header"
+        self.where: tuple[str, ...] = ("the header",)
 
     def parse(self) -> Shard:
         version, n_tensors, n_kv = self.start()
@@ -137,9 +138,11 @@ class _Parser:
         return GGUFError(f"{self.path}: {what}; {remedy}")
 
     def ends_here(self) -> GGUFError:
+        what, *name = self.where
+        where = f"{what} {name[0]!r}" if name else what
         if self.end < self.size:
-            return self.error(f"the header does not end within {HEADER_LIMIT >> 20} MiB, in {self.where}")
-        return self.error(f"the file ends inside {self.where}, at byte {self.size}")
+            return self.error(f"the header does not end within {HEADER_LIMIT >> 20} MiB, in {where}")
+        return self.error(f"the file ends inside {where}, at byte {self.size}")
 
     def start(self) -> tuple[int, int, int]:
         magic, version, n_tensors, n_kv = _START.unpack_from(self.buffer)
@@ -178,33 +181,45 @@ class _Parser:
         self.position = start + n
         return start
 
-    def text(self, what: str) -> str:
+    def text(self, kind: str, index: int, count: int) -> str:
         """A key or a tensor name: valid UTF-8 and printable, or it could not be shown safely on a terminal."""
-        self.where = what
+        start = self.position + 8
+        if start <= self.end:
+            end = start + int(LENGTH.unpack_from(self.buffer, start - 8)[0])
+            raw = self.buffer[start:end] if end - start <= MAX_KEY_BYTES and end <= self.end else b""
+            try:
+                name = raw.decode()
+            except UnicodeDecodeError:
+                name = ""
+            if name and name.isprintable():
+                self.position = end
+                return name
+        raise self.no_text(f"{kind} {index + 1} of {count}")
+
+    def no_text(self, what: str) -> GGUFError:
+        """Why what stands here is no name."""
+        self.where = (what,)
         length = self.u64()
         self.check_count(length, 1, f"{what} claims a name of {length} bytes")
         if length > MAX_KEY_BYTES:
-            raise self.error(f"{what} has a name of {length} bytes; at most {MAX_KEY_BYTES} are possible")
-        start = self.skip(length)
-        raw = self.buffer[start : start + length]
+            return self.error(f"{what} has a name of {length} bytes; at most {MAX_KEY_BYTES} are possible")
+        raw = self.buffer[self.position : self.position + length]
         try:
             name = raw.decode()
         except UnicodeDecodeError:
-            raise self.error(f"{what} has the name {raw[:40]!r}, which is not UTF-8") from None
+            return self.error(f"{what} has the name {raw[:40]!r}, which is not UTF-8")
         if not name:
-            raise self.error(f"{what} has an empty name")
-        if not name.isprintable():
-            raise self.error(f"{what} has control characters in its name {name[:40]!a}")
-        return name
+            return self.error(f"{what} has an empty name")
+        return self.error(f"{what} has control characters in its name {name[:40]!a}")
 
     def key_values(self, count: int) -> dict[str, Value]:
         self.check_count(count, 8 + 1 + 4 + 1, f"claims {count} key-value pairs")
         kv: dict[str, Value] = {}
         for index in range(count):
-            key = self.text(f"key {index + 1} of {count}")
+            key = self.text("key", index, count)
             if key in kv:
                 raise self.error(f"key {key!r} appears twice")
-            self.where = f"the value of {key!r}"
+            self.where = ("the value of", key)
             type_ = self.value_type(f"key {key!r}")
             start = self.position
             self.skip_value(type_, key, 0)
@@ -266,12 +281,12 @@ class _Parser:
         self.check_count(count, 8 + 1 + 4 + 4 + 8, f"claims {count} tensors")
         infos: dict[str, TensorInfo] = {}
         for index in range(count):
-            name = self.text(f"tensor {index + 1} of {count}")
+            name = self.text("tensor", index, count)
             if len(name.encode()) > MAX_NAME_BYTES:
                 raise self.error(f"tensor {name!r} has a name longer than {MAX_NAME_BYTES} bytes")
             if name in infos:
                 raise self.error(f"tensor {name!r} appears twice")
-            self.where = f"the description of tensor {name!r}"
+            self.where = ("the description of tensor", name)
             infos[name] = self.tensor_info(name)
         return list(infos.values())
 

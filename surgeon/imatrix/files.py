@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from math import floor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from surgeon.write_guard import NEW, Kind, Permit
 from surgeon_kernels.formats import FORMATS
 
 _F32 = FORMATS["F32"].number
+_FLOAT = np.dtype("<f4")
 _I32 = struct.Struct("<i")
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
 MOST_ROWS = 2**53  # of activations; keeps sums of counts exact
@@ -63,9 +65,10 @@ def _read_gguf(path: Path, file: GGUFFile) -> Imatrix:
         raise ImatrixError(f"{path}: holds no entries; {_COLLECT}")
     bad = {name.removesuffix(COUNTS): f"{name} has no partner {name.removesuffix(COUNTS)}{SUMS}" for name in alone}
     entries: dict[str, ImatrixEntry] = {}
+    values = _Values(file)
     for name in names:
         try:
-            entries[name] = _read_entry(file, infos, name)
+            entries[name] = _read_entry(values, infos, name)
         except _BadEntryError as error:
             bad[name] = str(error)
     datasets, chunk_count, chunk_size = (file.kv[key] for key in _KEYS)
@@ -86,7 +89,30 @@ class _BadEntryError(Exception):
     """What is wrong with one entry, beginning with its name."""
 
 
-def _read_entry(file: GGUFFile, infos: dict[str, TensorInfo], name: str) -> ImatrixEntry:
+class _Values:
+    """All tensors of a file of F32 tensors, read and looked through at once: it may have 32,000 of them.
+
+    sound: no value is negative, infinite or no number.
+    """
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._starts = [shard.data_start for shard in file.shards]
+        self._data = [file.read_data(number) for number in range(len(file.shards))]
+        aligned = all((info.offset - self._starts[info.shard]) % 4 == 0 for info in file.tensors)
+        self.sound = aligned and all(map(_sound, self._data))
+
+    def of(self, info: TensorInfo) -> NDArray[np.float32]:
+        start = info.offset - self._starts[info.shard]
+        found = self._data[info.shard][start : start + info.nbytes].view(_FLOAT)
+        return (found if found.flags.aligned else found.copy()).astype(np.float32, copy=False)
+
+
+def _sound(data: NDArray[np.uint8]) -> bool:
+    floats = data[: len(data) // 4 * 4].view(_FLOAT)
+    return not len(floats) or bool(floats.min() >= 0 and np.isfinite(floats.max()))  # a NaN is the least of all
+
+
+def _read_entry(values: _Values, infos: dict[str, TensorInfo], name: str) -> ImatrixEntry:
     """Raises _BadEntryError."""
     if name + COUNTS not in infos:
         raise _BadEntryError(f"{name}{SUMS} has no partner {name}{COUNTS}")
@@ -96,14 +122,19 @@ def _read_entry(file: GGUFFile, infos: dict[str, TensorInfo], name: str) -> Imat
             raise _BadEntryError(f"{info.name} is {info.type_name}, not F32")
     if counts.n_elements != sums.n_rows:
         raise _BadEntryError(f"{name} has sums for {sums.n_rows} matrices, but {counts.n_elements} counts")
-    values = _usable(name, _floats(file, sums))
-    seen = _floats(file, counts)
-    if not ((seen >= 0) & (seen <= MOST_ROWS)).all():
-        wrong = seen[~((seen >= 0) & (seen <= MOST_ROWS))][0]
-        what = "an impossible count" if np.isfinite(wrong) else "the value"
-        raise _BadEntryError(f"{name} has {what} {wrong}{'' if np.isfinite(wrong) else ' as a count'}")
-    # lround: halves away from zero
-    return ImatrixEntry(values.reshape(-1, sums.ne[0]), np.floor(seen.astype(np.float64) + 0.5).astype(np.int64))
+    sizes = values.of(sums) if values.sound else _usable(name, values.of(sums))
+    return ImatrixEntry(sizes.reshape(-1, sums.ne[0]), _rows_seen(name, values.of(counts)))
+
+
+def _rows_seen(name: str, counts: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Whole numbers. Raises _BadEntryError."""
+    if len(counts) == 1 and 0 <= (only := float(counts[0])) <= MOST_ROWS:
+        return np.array([floor(only + 0.5)], np.int64)  # lround: halves away from zero
+    wrong = counts[~((counts >= 0) & (counts <= MOST_ROWS))]
+    if len(wrong):
+        what = "an impossible count" if np.isfinite(wrong[0]) else "the value"
+        raise _BadEntryError(f"{name} has {what} {wrong[0]}{'' if np.isfinite(wrong[0]) else ' as a count'}")
+    return np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)
 
 
 def _usable(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -112,12 +143,6 @@ def _usable(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
     if len(bad):
         raise _BadEntryError(f"{name} has the value {values[bad[0]]} in channel {bad[0]}")
     return values
-
-
-def _floats(file: GGUFFile, info: TensorInfo) -> NDArray[np.float32]:
-    values = np.empty(info.n_elements, "<f4")
-    file.read_into(info, 0, values)
-    return values.astype(np.float32, copy=False)
 
 
 def _finite(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:

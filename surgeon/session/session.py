@@ -236,10 +236,11 @@ class Session:
         found = facts_of(self.model).matching(pattern)
         return sum(1 for op in self.resolution.ops if op.action != "drop" and op.source in found)
 
-    def use_imatrix(self, path: str | Path) -> str:
-        """Load an importance matrix and take it; raises SurgeonError and changes nothing when it cannot be read."""
+    def use_imatrix(self, path: str | Path, loaded: Imatrix | None = None) -> str:
+        """Load an importance matrix, unless it is at hand, and take it; raises SurgeonError and changes nothing when it
+        cannot be read."""
         name = str(path)
-        self.imatrices[name] = load_weighing(path, judged=True)
+        self.imatrices[name] = loaded or load_weighing(path, judged=True)
         self._measured = None
         self.change(replace(self.plan, imatrix_file=name), f"imatrix {Path(path).name}")
         self.refresh()

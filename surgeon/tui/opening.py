@@ -8,6 +8,8 @@ from pathlib import Path
 from surgeon.errors import SurgeonError
 from surgeon.model.kinds import refuse_imatrix
 from surgeon.model.model import load_model
+from surgeon.moments.files import load_weighing
+from surgeon.plan.plan import History, Plan
 from surgeon.plan.recipe import load_recipe
 from surgeon.session.session import Session
 from surgeon.tui.autosave import PlanFile
@@ -30,12 +32,16 @@ def open_session(path: Path, imatrix: Path | None, recipe: Path | None, *, measu
     """
     model = load_model(path)
     refuse_imatrix(model)
-    session = Session(model, measure_later=measure_later)
+    # It starts with the importance matrix: a plan without one would be worked out first, for nothing.
+    loaded = None if imatrix is None else load_weighing(imatrix, judged=True)
+    start = History.starting(Plan(imatrix_file=None if imatrix is None else str(imatrix)))
+    at_hand = {} if loaded is None else {str(imatrix): loaded}
+    session = Session(model, start, imatrices=at_hand, measure_later=measure_later)
     said = []
     if recipe is not None:
         said.append(session.use_recipe(load_recipe(recipe), f"recipe {recipe.name}"))
     if imatrix is not None:
-        session.use_imatrix(imatrix)
+        session.use_imatrix(imatrix, loaded)
     session.begin_here()
     plan_file = PlanFile.of(path)
     if plan_file.number > 1:

@@ -93,10 +93,10 @@ def test_the_same_stands_on_the_terminal(seed: int) -> None:
     chance, picture = random.Random(seed), Picture()
     ours, theirs = Grid(), Grid()
     for update in paints(chance):
-        draw(ours, Changes(update, picture).render_segments(CONSOLE))
+        draw(ours, Changes(update, picture, CONSOLE).text)
         draw(theirs, update.render_segments(CONSOLE))
         assert ours == theirs
-        assert Changes(update, picture).render_segments(CONSOLE) == "", "it stands there now"
+        assert Changes(update, picture, CONSOLE).text == "", "it stands there now"
 
 
 LAYERS = 250
@@ -189,5 +189,6 @@ def test_a_filter_paints_the_tree_once(screen: Screen) -> None:
     painted = screen.all_of("\r", "500 rows")
     assert layers_drawn(painted) == {f"blk.{layer}": 1 for layer in range(28)}
     assert len(painted) <= 40_000
+    assert not re.search(rb"(\x1b\[\d+;\d+H)\1", painted), "a paint that changes nothing sends the cursor's place alone"
     again = screen.all_of("\x0c", "500 rows")
     assert layers_drawn(again) == layers_drawn(painted), "Ctrl+L draws everything anew, once"

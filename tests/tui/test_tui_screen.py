@@ -125,6 +125,14 @@ async def test_keys_typed_ahead_go_to_the_prompt(session: Session) -> None:
         assert session.plan.pruned == frozenset()
 
 
+async def test_the_scrollbar_belongs_to_the_paint_of_its_rows(session: Session) -> None:
+    async with opened(session) as (app, _):
+        bar = app.main.tree_.vertical_scrollbar
+        for layers in (12, 8):
+            app.main.look(unfolded=frozenset(range(layers)))
+            assert bar.window_virtual_size == len(app.main.tree_.rows), "known before anything is drawn"
+
+
 async def test_a_wrong_filter_is_not_taken(session: Session) -> None:
     async with opened(session) as (app, pilot):
         await pilot.press("slash")
