@@ -181,13 +181,11 @@ def _moments_extra(path: Path, resolution: Resolution, moments: Moments) -> Extr
 
 
 def _write(job: QuantizeCommand, resolution: Resolution, imatrix: Imatrix | None, extras: Sequence[Extra]) -> Summary:
+    from surgeon.plan.plan import WriteSettings
     from surgeon.write.operation import Summary, WriteOptions, write
 
-    options = WriteOptions(
-        threads=job.threads, overwrite=job.overwrite, resume=job.resume, split_max_bytes=job.split_max_bytes
-    )
-    if job.max_buffer_bytes:
-        options = replace(options, max_buffer_bytes=job.max_buffer_bytes)
+    settings = WriteSettings(job.threads, job.max_buffer_bytes, job.split_max_bytes)
+    options = WriteOptions.of(settings, overwrite=job.overwrite, resume=job.resume)
     show = (
         WriteBar(sys.stderr) if sys.stderr.isatty() else WriteLines(resolution, sys.stderr if job.json else sys.stdout)
     )

@@ -61,6 +61,7 @@ def parse_job(arguments: list[str]) -> QuantizeCommand:
 def _parse_job(arguments: list[str]) -> QuantizeCommand:
     words = read_words(arguments)
     recipe = load_recipe(words.values["--recipe"]) if "--recipe" in words.values else Recipe(Plan())
+    settings = recipe.settings
     source, output, kind, threads = _positional(words, recipe if "--recipe" in words.values else None)
     plan = replace(plan_of(words, recipe.plan), file_type=kind.name)
     if "--dry-run" not in words.flags and not plan.keep_split:
@@ -71,9 +72,9 @@ def _parse_job(arguments: list[str]) -> QuantizeCommand:
         output=output,
         imatrix=words.values.get("--imatrix", recipe.imatrix),
         imatrix_sha256=None if "--imatrix" in words.values else recipe.imatrix_sha256,
-        threads=threads if threads > 0 else recipe.threads,
-        max_buffer_bytes=buffer_bytes(words) or recipe.max_buffer_bytes,
-        split_max_bytes=split_bytes(words) or (0 if "--keep-split" in words.flags else recipe.split_max_bytes),
+        threads=threads if threads > 0 else settings.threads,
+        max_buffer_bytes=buffer_bytes(words) or settings.max_buffer_bytes,
+        split_max_bytes=split_bytes(words) or (0 if "--keep-split" in words.flags else settings.split_max_bytes),
         moments=words.values.get("--moments", recipe.moments),
         moments_digest=None if "--moments" in words.values else recipe.moments_digest,
         save_moments=Path(words.values["--save-moments"]) if "--save-moments" in words.values else None,

@@ -22,7 +22,7 @@ from surgeon.machine import MOST_THREADS
 from surgeon.model.layer_names import split_layer, with_layer
 from surgeon.model.model import Model
 from surgeon.plan.file_types import FILE_TYPES, find_file_type
-from surgeon.plan.plan import Plan, TypeRule
+from surgeon.plan.plan import Plan, TypeRule, WriteSettings
 from surgeon.plan.recipe import Recipe
 from surgeon.resolve.metadata import concrete
 from surgeon.resolve.resolve import Resolution, resolve
@@ -99,9 +99,10 @@ def _words(recipe: Recipe, source: str, output: str, model: Model | None) -> lis
     for override in plan.override_kv:
         stored = model.file.kv.get(override.key) if model is not None else None
         words += ["--override-kv", str(concrete(override, stored))]
-    words += ["--max-buffer-size", str(max(1, recipe.max_buffer_bytes >> 20))] if recipe.max_buffer_bytes else []
+    settings = recipe.settings
+    words += ["--max-buffer-size", str(max(1, settings.max_buffer_bytes >> 20))] if settings.max_buffer_bytes else []
     words += [source, output, plan.file_type]
-    return words + ([str(recipe.threads)] if recipe.threads else [])
+    return words + ([str(settings.threads)] if settings.threads else [])
 
 
 def _by_hand_rules(plan: Plan) -> list[TypeRule]:
@@ -187,7 +188,7 @@ def _remarks(recipe: Recipe) -> list[str]:
         remarks.append("llama-quantize has no feedback encoder: the same types and sizes, another file")
     if recipe.plan.deleted_keys:
         remarks.append(f"llama-quantize leaves no key out: {', '.join(recipe.plan.deleted_keys)}")
-    if recipe.split_max_bytes:
+    if recipe.settings.split_max_bytes:
         remarks.append("llama-quantize splits only with --keep-split: use llama-gguf-split --split-max-size afterwards")
     return remarks
 
@@ -237,9 +238,7 @@ def from_command(command: str) -> Recipe:
     return Recipe(
         replace(plan_of(read, Plan()), file_type=kind.name, moments_file=moments),
         imatrix=read.values.get("--imatrix"),
-        threads=min(max(threads or 0, 0), MOST_THREADS),
-        max_buffer_bytes=buffer_bytes(read),
-        split_max_bytes=split_bytes(read),
+        settings=WriteSettings(min(max(threads or 0, 0), MOST_THREADS), buffer_bytes(read), split_bytes(read)),
         moments=moments,
     )
 

@@ -253,11 +253,28 @@ def with_key_as_stored(plan: Plan, key: str) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteSettings:
+    """How a plan is written; none of it changes a byte of the tensors.
+
+    threads: 0 for one per core; max_buffer_bytes: of all threads together, None for the default; split_max_bytes: 0 for
+    one file, else the most tensor data in a shard.
+    """
+
+    threads: int = 0
+    max_buffer_bytes: int | None = None
+    split_max_bytes: int = 0
+
+
+DEFAULT_SETTINGS = WriteSettings()
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryStep:
-    """A plan and what led to it ("prune 26, 29")."""
+    """A plan, how it is to be written, and what led to it ("prune 26, 29")."""
 
     plan: Plan
     label: str
+    settings: WriteSettings = DEFAULT_SETTINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,18 +286,22 @@ class History:
     future: tuple[HistoryStep, ...] = ()
 
     @classmethod
-    def starting(cls, plan: Plan) -> History:
-        return cls(HistoryStep(plan, ""))
+    def starting(cls, plan: Plan, settings: WriteSettings = DEFAULT_SETTINGS) -> History:
+        return cls(HistoryStep(plan, "", settings))
 
     @property
     def plan(self) -> Plan:
         return self.present.plan
 
-    def change(self, plan: Plan, label: str) -> History:
-        """A new state; what had been undone is forgotten. An edit that changes nothing leaves no state behind."""
-        if plan == self.plan:
+    def change(self, plan: Plan, label: str, settings: WriteSettings | None = None) -> History:
+        """A new state; what had been undone is forgotten. An edit that changes nothing leaves no state behind.
+
+        settings: None for those there are.
+        """
+        step = HistoryStep(plan, label, self.present.settings if settings is None else settings)
+        if (step.plan, step.settings) == (self.plan, self.present.settings):
             return self
-        return History(HistoryStep(plan, label), (*self.past, self.present))
+        return History(step, (*self.past, self.present))
 
     def undo(self) -> History:
         """One state back (the same history when there is none); `self.present.label` says what was undone."""

@@ -49,7 +49,7 @@ from typing import Any
 from surgeon.errors import SurgeonError
 from surgeon.machine import MOST_THREADS
 from surgeon.plan.file_types import parse_file_type
-from surgeon.plan.plan import Healing, KVOverride, Plan, parse_rule, tensor_type
+from surgeon.plan.plan import DEFAULT_SETTINGS, Healing, KVOverride, Plan, WriteSettings, parse_rule, tensor_type
 from surgeon.terminal import escaped
 from surgeon.toml_text import read_toml
 from surgeon.whole_files import write_whole
@@ -63,6 +63,7 @@ _FLAGS = {
     for name in "pure leave_output_tensor allow_requantize keep_split hide_imatrix compat".split()
 } | {"i-know": "know_risks"}
 _TYPES = {"output-tensor-type": "output_tensor_type", "token-embedding-type": "token_embedding_type"}
+# TOML key -> attribute of WriteSettings
 _NUMBERS = {"threads": "threads", "max-buffer-bytes": "max_buffer_bytes", "split-max-bytes": "split_max_bytes"}
 _MOST = {"threads": MOST_THREADS, "prune": 2**32 - 1}
 _KNOWN = set(
@@ -76,17 +77,14 @@ class RecipeError(SurgeonError):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """imatrix: path of the importance matrix, as far as known from here; threads: 0 for all cores;
-    max_buffer_bytes: None for the default; split_max_bytes: 0 for one file; made_from: a remark on its origin.
-    moments, moments_digest: path and digest of the second moments, for the feedback encoder.
+    """imatrix: path of the importance matrix, as far as known from here; made_from: a remark on its origin; moments,
+    moments_digest: path and digest of the second moments, for the feedback encoder.
     """
 
     plan: Plan
     imatrix: str | None = None
     imatrix_sha256: str | None = None
-    threads: int = 0
-    max_buffer_bytes: int | None = None
-    split_max_bytes: int = 0
+    settings: WriteSettings = DEFAULT_SETTINGS
     made_from: str | None = None
     moments: str | None = None
     moments_digest: str | None = None
@@ -163,7 +161,7 @@ def to_toml(recipe: Recipe, folder: Path = Path()) -> str:
     lines += [f"made-from = {_text(recipe.made_from)}"] if recipe.made_from else []
     lines += [f"{key} = true" for key, name in _FLAGS.items() if getattr(plan, name)]
     lines += [f"{key} = {_text(getattr(plan, name).lower())}" for key, name in _TYPES.items() if getattr(plan, name)]
-    lines += [f"{key} = {getattr(recipe, name)}" for key, name in _NUMBERS.items() if getattr(recipe, name)]
+    lines += [f"{key} = {number}" for key, name in _NUMBERS.items() if (number := getattr(recipe.settings, name))]
     if plan.rules:
         lines += ["rules = [", *(f"    {_text(str(rule))}," for rule in plan.rules), "]"]
     if plan.pruned:
@@ -269,9 +267,11 @@ def _from_table(table: Mapping[str, Any], folder: Path) -> Recipe:
         plan=replace(plan, **flags, **types),
         imatrix=str(folder / file) if file else None,
         imatrix_sha256=_get(imatrix, "sha256", str, None),
-        threads=_get(table, "threads", int, 0),
-        max_buffer_bytes=_get(table, "max-buffer-bytes", int, None),
-        split_max_bytes=_get(table, "split-max-bytes", int, 0),
+        settings=WriteSettings(
+            threads=_get(table, "threads", int, 0),
+            max_buffer_bytes=_get(table, "max-buffer-bytes", int, None),
+            split_max_bytes=_get(table, "split-max-bytes", int, 0),
+        ),
         made_from=_get(table, "made-from", str, None),
         moments=str(folder / moments_file) if moments_file else None,
         moments_digest=_get(moments, "digest", str, None),

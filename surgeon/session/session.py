@@ -26,8 +26,8 @@ from surgeon.model.model import Model, Tensor
 from surgeon.moments.files import beside, is_moments, load_moments, load_weighing
 from surgeon.moments.moments import Moments
 from surgeon.plan import plan as plans
-from surgeon.plan.plan import History, Plan
-from surgeon.plan.recipe import Recipe, file_sha256
+from surgeon.plan.plan import History, Plan, WriteSettings
+from surgeon.plan.recipe import Recipe
 from surgeon.resolve.resolve import Resolution, TensorOp, resolve
 from surgeon.resolve.tensor_facts import facts_of
 from surgeon.session.fit_figures import Fragilities, PlanErrors, PlanShares
@@ -90,6 +90,11 @@ class Session:
         return self.history.plan
 
     @property
+    def settings(self) -> WriteSettings:
+        """How the plan is to be written."""
+        return self.history.present.settings
+
+    @property
     def imatrix(self) -> Imatrix | None:
         name = self.plan.imatrix_file
         return self.imatrices.get(name) if name is not None else None
@@ -148,12 +153,13 @@ class Session:
 
     # --- edits
 
-    def change(self, plan: Plan, label: str) -> bool:
-        """Make `plan` the present one; False (and nothing happens) when it is the same. Raises SurgeonError."""
-        if plan == self.plan:
-            return False
+    def change(self, plan: Plan, label: str, settings: WriteSettings | None = None) -> bool:
+        """Make `plan` the present one, to be written by `settings` (None: those there are); False (and nothing happens)
+        when both are the same. Raises SurgeonError."""
         before = self.history
-        self.history = before.change(plan, label)
+        self.history = before.change(plan, label, settings)
+        if self.history is before:
+            return False
         try:
             self.refresh()
         except SurgeonError:
@@ -164,7 +170,7 @@ class Session:
 
     def begin_here(self) -> None:
         """What was done so far is what the session starts with: no step that undo takes back."""
-        self.history = History.starting(self.plan)
+        self.history = History.starting(self.plan, self.settings)
 
     def undo(self) -> str | None:
         """The label of what was undone, None when there was nothing."""
@@ -258,51 +264,6 @@ class Session:
         self.change(replace(self.plan, moments_file=str(path)), f"second moments {path.name}")
         tensors = figures.counted(len(self.resolution.with_feedback), "tensor")
         return f"second moments {path.name}: feedback encoder for {tensors}, u takes it back"
-
-    def use_recipe(self, recipe: Recipe, label: str) -> str:
-        """A whole plan from a recipe with its importance matrix; a missing imatrix is reported, not fatal."""
-        plan, said = recipe.plan, label
-        if recipe.imatrix is not None:
-            name = plan.imatrix_file or recipe.imatrix
-            plan = replace(plan, imatrix_file=name)
-            if name not in self.imatrices:
-                try:
-                    self.imatrices[name] = load_weighing(recipe.imatrix, judged=True)
-                except SurgeonError as error:
-                    self.absent[name] = recipe
-                    said = f"{label}, but without its imatrix: {error}"
-        if recipe.moments is not None and recipe.moments not in self.moments_files:
-            try:
-                self.moments_files[recipe.moments] = load_moments(recipe.moments)
-            except SurgeonError as error:
-                self.absent[recipe.moments] = recipe
-                said = f"{said}, but without its second moments: {error}"
-        self.change(plan, label)
-        return said
-
-    def recipe(self) -> Recipe:
-        """The present plan, to be saved."""
-        plan = self.plan if self.moments is not None else replace(self.plan, moments_file=None)
-        recipe = Recipe(replace(plan, imatrix_file=None))
-        if self.imatrix is not None:
-            path = str(self.imatrix.path)
-            recipe = Recipe(plan, imatrix=path, imatrix_sha256=file_sha256(path))
-        if self.moments is None:
-            return recipe
-        return replace(recipe, moments=str(self.moments.path), moments_digest=self.moments.digest)
-
-    def kept_recipe(self) -> Recipe:
-        """The present plan for the next session, which looks again for what could not be read in this one."""
-        recipe, plan = self.recipe(), self.plan
-        lost = self.absent.get(plan.imatrix_file or "")
-        if self.imatrix is None and lost is not None:
-            bare = replace(recipe.plan, imatrix_file=plan.imatrix_file)
-            recipe = replace(recipe, plan=bare, imatrix=lost.imatrix, imatrix_sha256=lost.imatrix_sha256)
-        lost = self.absent.get(plan.moments_file or "")
-        if self.moments is None and lost is not None:
-            bare = replace(recipe.plan, moments_file=plan.moments_file)
-            recipe = replace(recipe, plan=bare, moments=lost.moments, moments_digest=lost.moments_digest)
-        return recipe
 
     def toggle_mark(self, key: str) -> None:
         self.marks = self.marks ^ {key}

@@ -10,7 +10,7 @@ from surgeon.gguf.identity import before_places, model_identity, same_identity
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.model.model import load_model
 from surgeon.moments.moments import Moments
-from surgeon.plan.plan import Plan
+from surgeon.plan.plan import DEFAULT_SETTINGS, Plan, WriteSettings
 from surgeon.plan.recipe import Recipe, file_sha256, to_toml
 from surgeon.resolve.resolution import Resolution
 from surgeon.trials.figure_table import TABLE
@@ -35,14 +35,22 @@ def measured(values: dict[str, Any], text: str = "") -> Measured:
     )
 
 
-def recipe_text(plan: Plan, imatrix: Imatrix | None, moments: Moments | None = None) -> str:
-    """The plan as a recipe whose paths are absolute, to be read from anywhere. Raises SurgeonError."""
+def recipe_text(
+    plan: Plan,
+    imatrix: Imatrix | None,
+    moments: Moments | None = None,
+    settings: WriteSettings = DEFAULT_SETTINGS,
+) -> str:
+    """The plan as a recipe whose paths are absolute, to be read from anywhere. Raises SurgeonError.
+
+    settings: for one to be written; a journal knows its trials by recipes without them.
+    """
     # No file lies below this folder, so no path is made relative to it.
     nowhere = Path("/nowhere")
-    recipe = Recipe(replace(plan, imatrix_file=None, moments_file=None))
+    recipe = Recipe(replace(plan, imatrix_file=None, moments_file=None), settings=settings)
     if imatrix is not None:
         path = str(imatrix.path)
-        recipe = Recipe(plan, imatrix=path, imatrix_sha256=file_sha256(path))
+        recipe = replace(recipe, plan=plan, imatrix=path, imatrix_sha256=file_sha256(path))
     if moments is not None:
         recipe = replace(recipe, moments=str(moments.path), moments_digest=moments.digest)
     return to_toml(recipe, nowhere)

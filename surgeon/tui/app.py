@@ -25,6 +25,7 @@ from textual.timer import Timer
 
 from surgeon.errors import SurgeonError
 from surgeon.plan.plan import Plan
+from surgeon.session.kept_plans import kept_recipe
 from surgeon.session.session import Session, statistics_of
 from surgeon.signals import ENDING, exit_code, heeded
 from surgeon.streams import lasting_terminal
@@ -241,7 +242,7 @@ class SurgeonApp(Host):
             if table.plan_file is None or self._kept.get(place) is plan:
                 return
             try:
-                problem = table.plan_file.keep(table.session.kept_recipe())
+                problem = table.plan_file.keep(kept_recipe(table.session))
             except SurgeonError as error:
                 problem = str(error)
             if not problem:

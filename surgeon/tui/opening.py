@@ -11,6 +11,7 @@ from surgeon.model.model import load_model
 from surgeon.moments.files import load_weighing
 from surgeon.plan.plan import History, Plan
 from surgeon.plan.recipe import load_recipe
+from surgeon.session.kept_plans import use_recipe
 from surgeon.session.session import Session
 from surgeon.tui.autosave import PlanFile
 
@@ -39,7 +40,7 @@ def open_session(path: Path, imatrix: Path | None, recipe: Path | None, *, measu
     session = Session(model, start, imatrices=at_hand, measure_later=measure_later)
     said = []
     if recipe is not None:
-        said.append(session.use_recipe(load_recipe(recipe), f"recipe {recipe.name}"))
+        said.append(use_recipe(session, load_recipe(recipe), f"recipe {recipe.name}"))
     if imatrix is not None:
         session.use_imatrix(imatrix, loaded)
     session.begin_here()
@@ -59,7 +60,7 @@ def _restored(session: Session, plan_file: PlanFile) -> str:
             return ""
         if session.imatrix is not None:
             mine = session.plan.imatrix_file
-            known = replace(known, plan=replace(known.plan, imatrix_file=mine), imatrix=mine)
-        return f"{session.use_recipe(known, 'the plan of the last session')}; u undoes it"
+            known = replace(known, plan=replace(known.plan, imatrix_file=mine), imatrix=mine, imatrix_sha256=None)
+        return f"{use_recipe(session, known, 'the plan of the last session')}; u undoes it"
     except SurgeonError as error:
         return f"the saved plan cannot be used: {error}"

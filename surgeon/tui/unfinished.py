@@ -43,7 +43,8 @@ def note(job: WriteJob) -> str:
     try:
         path = note_path(model)
         make_private(path.parent)
-        recipe = recipe_text(job.resolution.plan, job.imatrix, job.resolution.moments)
+        resolution = job.resolution
+        recipe = recipe_text(resolution.plan, job.imatrix, resolution.moments, job.options.settings)
         kept = Unfinished(str(job.out.absolute()), job.options.overwrite, recipe, str(job.resume_log))
         write_whole(path, json_text(asdict(kept)), permit=Permit((model,), replace=True))
     except (OSError, SurgeonError) as error:
@@ -71,4 +72,5 @@ def job_of(kept: Unfinished, session: Session) -> WriteJob:
     """The job that goes on with it. Raises SurgeonError where its recipe, imatrix or moments cannot be read."""
     recipe = read_recipe(kept.recipe, Path("/"), "the plan of the unfinished write")
     resolution, imatrix = resolved_recipe(session, recipe)
-    return WriteJob(resolution, imatrix, Path(kept.out), WriteOptions(overwrite=kept.overwrite, resume=True))
+    options = WriteOptions.of(recipe.settings, overwrite=kept.overwrite, resume=True)
+    return WriteJob(resolution, imatrix, Path(kept.out), options)

@@ -92,8 +92,9 @@ class Workbench(Screen[None]):
     @property
     def inputs(self) -> tuple[Path, ...]:
         """The files this session reads: nothing is ever saved over one of them."""
-        imatrix = self.session.imatrix
-        return (*self.session.model.file.paths, *((imatrix.path,) if imatrix is not None else ()))
+        session = self.session
+        weighing = [one.path for one in (session.imatrix, session.moments) if one is not None]
+        return (*(path for file in session.resolution.sources for path in file.paths), *weighing)
 
     @property
     def row(self) -> Row | None:

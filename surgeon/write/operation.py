@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.machine import MOST_THREADS, available_cores
+from surgeon.plan.plan import WriteSettings
 from surgeon.resolve.resolution import Resolution
 from surgeon.write.feedback import SAMPLE_ROWS, Feedback, Key
 from surgeon.write.kernel_compilation import Warming
@@ -27,6 +28,7 @@ from surgeon.write.slab_workers import SlabWorkers
 from surgeon.write.slabs import TensorJob
 from surgeon.write_guard import Permit
 
+MAX_BUFFER_BYTES = 256 << 20
 TICK = 0.09  # seconds between two reports at most
 CHECKPOINT_SECONDS = (
     1.0  # between two records of finished tensors; what a killed run loses at most, beside the tensors in hand
@@ -45,10 +47,21 @@ class WriteOptions:
     """
 
     threads: int = 0
-    max_buffer_bytes: int = 256 << 20
+    max_buffer_bytes: int = MAX_BUFFER_BYTES
     overwrite: bool = False
     resume: bool = False
     split_max_bytes: int = 0
+
+    @classmethod
+    def of(cls, settings: WriteSettings, *, overwrite: bool = False, resume: bool = False) -> WriteOptions:
+        buffers = settings.max_buffer_bytes or MAX_BUFFER_BYTES
+        return cls(settings.threads, buffers, overwrite, resume, settings.split_max_bytes)
+
+    @property
+    def settings(self) -> WriteSettings:
+        """What of it belongs to a recipe."""
+        buffers = None if self.max_buffer_bytes == MAX_BUFFER_BYTES else self.max_buffer_bytes
+        return WriteSettings(self.threads, buffers, self.split_max_bytes)
 
 
 @dataclass(frozen=True, slots=True)

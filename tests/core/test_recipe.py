@@ -20,7 +20,7 @@ from surgeon.llama_quantize.options import parse_job
 from surgeon.llama_quantize.translation import export, from_command, from_model, from_type_file
 from surgeon.model.model import load_model
 from surgeon.plan.file_types import FILE_TYPES
-from surgeon.plan.plan import Healing, KVOverride, Plan, TypeRule
+from surgeon.plan.plan import Healing, KVOverride, Plan, TypeRule, WriteSettings
 from surgeon.plan.recipe import Recipe, RecipeError, file_sha256, load_recipe, save_recipe, to_toml
 from surgeon.resolve.resolve import resolve
 from surgeon.write_guard import REPLACE
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(PLANS, st.integers(0, 64), st.none() | st.integers(1, 2**40), st.integers(0, 2**40))
 def test_a_saved_recipe_is_read_back(folder: Path, plan: Plan, threads: int, memory: int | None, split: int) -> None:
-    recipe = Recipe(plan, threads=threads, max_buffer_bytes=memory, split_max_bytes=split)
+    recipe = Recipe(plan, settings=WriteSettings(threads, memory, split))
     save_recipe(recipe, folder / "r.toml", REPLACE)
     assert load_recipe(folder / "r.toml") == recipe
 
@@ -214,9 +214,9 @@ def test_a_command_line_becomes_a_recipe_and_back() -> None:
 def test_what_a_command_says_beside_the_plan_is_in_its_recipe() -> None:
     words = "--max-buffer-size 64 --split-max-size 2G --moments m.gguf in.gguf out.gguf Q5_K_M 3 2>log"
     recipe = from_command(f"surgeon quantize {words}")
-    assert (recipe.threads, recipe.max_buffer_bytes, recipe.split_max_bytes) == (3, 64 << 20, 2 * 10**9)
+    assert recipe.settings == WriteSettings(3, 64 << 20, 2 * 10**9)
     assert recipe.moments == recipe.plan.moments_file == "m.gguf"
-    assert from_command("llama-quantize in.gguf Q8_0 && ls").threads == 0
+    assert from_command("llama-quantize in.gguf Q8_0 && ls").settings == WriteSettings()
     for option in ("--recipe", "--heal", "--prune-experts"):
         with pytest.raises(SurgeonError, match=f"{option}: a recipe made from a command cannot keep it"):
             from_command(f"surgeon quantize {option} 3 in.gguf out.gguf Q8_0")

@@ -19,6 +19,7 @@ from surgeon.gguf.layout import Entry
 from surgeon.healing.heal_file import HeldOut, NewTensor, Origin, Refit, load_heal, save_heal
 from surgeon.measure.healing.heal_run import HealRun
 from surgeon.measure.progress import Standing
+from surgeon.session.kept_plans import recipe_of
 from surgeon.session.session import Session
 from surgeon.tui.app import SurgeonApp
 from surgeon.tui.dialogs.forms.form import Form
@@ -99,7 +100,7 @@ def save(session: Session) -> Path:
     from surgeon.plan.recipe import load_recipe, save_recipe
 
     path = session.model.file.path.with_name("recipe.toml")
-    save_recipe(session.recipe(), path)
+    save_recipe(recipe_of(session), path)
     assert load_recipe(path).plan.healing is not None
     return path
 

@@ -33,6 +33,7 @@ from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.resolve import resolve
 from surgeon.session.candidates import measured_losses
 from surgeon.session.error_child import sample_rows
+from surgeon.session.kept_plans import recipe_of, use_recipe
 from surgeon.session.typed_edits import parse_command
 from surgeon.trials.journal import Journal
 from surgeon.trials.records import is_unchanged, recipe_text
@@ -122,17 +123,17 @@ async def test_the_type_picker_shows_both_encoders(model: Path, monkeypatch: pyt
 def test_a_plan_is_restored_with_its_encoder(model: Path) -> None:
     session = session_of(model, model.with_name("model.imatrix.gguf"))
     session.set_file_type("Q4_0")
-    recipe = session.recipe()
+    recipe = recipe_of(session)
     assert recipe.moments == str(model.with_name("model.imatrix.moments.gguf"))
     assert session.moments is not None
     assert recipe.moments_digest == session.moments.digest
     text = recipe_text(session.plan, session.imatrix, session.moments)
     assert f'digest = "{session.moments.digest}"' in text
     other = session_of(model)
-    assert other.use_recipe(recipe, "restored") == "restored"
+    assert use_recipe(other, recipe, "restored") == "restored"
     assert other.resolution.with_feedback == session.resolution.with_feedback
     Path(recipe.moments).unlink()
-    assert "without its second moments" in session_of(model).use_recipe(recipe, "restored")
+    assert "without its second moments" in use_recipe(session_of(model), recipe, "restored")
 
 
 def test_a_write_with_the_feedback_encoder_is_resumed_with_it(model: Path, tmp_path: Path) -> None:
@@ -251,6 +252,6 @@ def test_a_plan_whose_imatrix_is_a_file_of_moments_is_restored(model: Path) -> N
     session = session_of(model, model.with_name("model.imatrix.moments.gguf"))
     session.set_file_type("Q4_0")
     other = session_of(model)
-    assert other.use_recipe(session.recipe(), "restored") == "restored"
+    assert use_recipe(other, recipe_of(session), "restored") == "restored"
     assert other.imatrix is not None
     assert other.resolution.with_feedback == session.resolution.with_feedback

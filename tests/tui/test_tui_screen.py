@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 from textual import events
 from textual.geometry import Region
+from textual.widgets import Input
 from tui_helpers import opened, session_of, text_of, tree, typed
 
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.values import Value, ValueType
 from surgeon.model.model import load_model
-from surgeon.plan.plan import Plan
+from surgeon.plan.plan import Plan, WriteSettings
 from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
 from surgeon.problems import Problem
+from surgeon.session.kept_plans import kept_recipe, recipe_of
 from surgeon.session.metrics import METRICS
 from surgeon.session.session import Session, layer_key
 from surgeon.tui.app import SurgeonApp
@@ -535,6 +537,47 @@ async def test_an_existing_file_is_replaced_only_after_yes(model_copy: Path) -> 
         assert out.stat().st_size > 10_000_000
 
 
+async def test_a_recipe_says_how_the_plan_is_written(model_copy: Path, tmp_path: Path) -> None:
+    """Threads and shards of a recipe, or a command, hold on the screen as with `surgeon apply`; `u` takes them back."""
+    session = session_of(model_copy)
+    async with opened(session) as (app, pilot):
+        app.main.apply_command("surgeon quantize --split-max-size 5M --max-buffer-size 64 a.gguf b.gguf Q8_0 2")
+        assert session.settings == WriteSettings(2, 64 << 20, 5_000_000)
+        app.main.save_to(tmp_path / "kept.toml")
+        assert load_recipe(tmp_path / "kept.toml").settings == session.settings
+        await pilot.press("u")
+        assert session.settings == WriteSettings()
+        app.main.apply_recipe(str(tmp_path / "kept.toml"))
+        await pilot.press("p", "w")
+        assert isinstance(app.screen, WriteDialog)
+        shards = [part.path for part in session.resolution.parts(app.screen.out, 5_000_000)]
+        assert f"{len(shards)} new files, {shards[0].name}" in app.screen.answer
+        await pilot.press("escape")
+        shards[0].write_bytes(b"GGUF, precious")
+        await pilot.press("w")
+        assert "already exists" in app.screen.answer, "the shards are looked at, not a file that nobody writes"
+        await pilot.press("enter", "y")
+        job = app.job
+        assert job is not None
+        await until(pilot, lambda: not job.running, 60)
+        assert job.summary is not None, job.failure
+        assert job.summary.paths == tuple(shards)
+        assert len(shards) > 1
+        assert job.options.threads == 2
+
+
+async def test_a_write_replaces_no_file_it_reads(model_copy: Path, demo_imatrix: Path, tmp_path: Path) -> None:
+    imatrix = tmp_path / "mine.gguf"
+    imatrix.write_bytes(demo_imatrix.read_bytes())
+    async with opened(session_of(model_copy, imatrix)) as (app, pilot):
+        await pilot.press("w")
+        assert isinstance(app.screen, WriteDialog)
+        for path in (imatrix, model_copy):
+            app.screen.query_one(Input).value = str(path)
+            await pilot.pause()
+            assert f"is the input {path} itself" in app.screen.answer
+
+
 async def test_errors_of_a_write_are_one_line(model_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any, **__: Any) -> Iterator[Any]:
         raise SurgeonError("/out.gguf: no space left on the disk, 3 GB are missing")
@@ -608,7 +651,7 @@ async def test_an_imatrix_that_is_away_for_a_session_is_not_forgotten(model_copy
         assert "without its imatrix" in greeting
         await pilot.press("J", "J", "p")
         assert session.imatrix is None
-        assert session.recipe().imatrix is None, "a recipe that is saved names no file that took no part"
+        assert recipe_of(session).imatrix is None, "a recipe that is saved names no file that took no part"
     away.rename(imatrix)
     async with session_with(None) as (session, _, pilot):
         assert session.plan.pruned == {1, 2}
@@ -617,7 +660,7 @@ async def test_an_imatrix_that_is_away_for_a_session_is_not_forgotten(model_copy
         imatrix.rename(away)
     async with session_with(None) as (session, _, pilot):
         await pilot.press("u")
-        assert session.kept_recipe().plan == Plan(), "undone with the rest"
+        assert kept_recipe(session).plan == Plan(), "undone with the rest"
 
 
 def test_a_second_session_is_told_so_also_with_a_recipe(model_copy: Path, tmp_path: Path) -> None:

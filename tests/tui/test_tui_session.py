@@ -13,6 +13,7 @@ from surgeon.errors import SurgeonError
 from surgeon.layer_lists import spans
 from surgeon.plan.recipe import load_recipe, save_recipe
 from surgeon.session.filters import parse_filter
+from surgeon.session.kept_plans import recipe_of, use_recipe
 from surgeon.session.metrics import METRICS
 from surgeon.session.rows import View, unfold_matches, visible_rows
 from surgeon.session.session import Session, layer_key, layer_number
@@ -137,8 +138,8 @@ def test_layer_zero_has_no_cossim(session: Session) -> None:
 def test_a_recipe_brings_its_imatrix(session: Session, plain_session: Session, tmp_path: Path) -> None:
     session.set_file_type("Q5_K_M")
     session.toggle_prune([4])
-    save_recipe(session.recipe(), tmp_path / "plan.toml")
-    plain_session.use_recipe(load_recipe(tmp_path / "plan.toml"), "recipe plan.toml")
+    save_recipe(recipe_of(session), tmp_path / "plan.toml")
+    use_recipe(plain_session, load_recipe(tmp_path / "plan.toml"), "recipe plan.toml")
     assert plain_session.plan == session.plan
     assert plain_session.imatrix is not None
     assert plain_session.undo() == "recipe plan.toml"
@@ -159,8 +160,8 @@ def test_one_is_not_told_in_the_plural(session: Session) -> None:
 
 def test_a_recipe_without_its_imatrix_is_still_loaded(session: Session, plain_session: Session, tmp_path: Path) -> None:
     session.toggle_prune([4])
-    recipe = replace(session.recipe(), imatrix=str(tmp_path / "gone.gguf"))
-    said = plain_session.use_recipe(recipe, "recipe")
+    recipe = replace(recipe_of(session), imatrix=str(tmp_path / "gone.gguf"))
+    said = use_recipe(plain_session, recipe, "recipe")
     assert "without its imatrix" in said
     assert plain_session.plan.pruned == {4}
     assert plain_session.imatrix is None

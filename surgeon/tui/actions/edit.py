@@ -13,6 +13,7 @@ from surgeon.folders import state_folder
 from surgeon.gguf.identity import open_identity
 from surgeon.plan.recipe import Recipe
 from surgeon.session.experts.curve import ExpertCurve, last_curve
+from surgeon.session.kept_plans import use_recipe
 from surgeon.session.rows import TensorRow
 from surgeon.session.session import Scope, layer_number
 from surgeon.session.typed_edits import parse_command
@@ -205,7 +206,7 @@ class EditActions(Workbench):
             self.say("rules need a base type; press m", "warning")
 
     def _use_command(self, recipe: Recipe, label: str) -> str:
-        return f"{self.session.use_recipe(recipe, label)}: {self._sizes()}"
+        return f"{use_recipe(self.session, recipe, label)}: {self._sizes()}"
 
     async def action_rules(self) -> None:
         await self.ask(Rules(self.session), lambda _: self.show_rows())

@@ -11,7 +11,8 @@ from surgeon.llama_quantize.translation import export, from_command, from_model
 from surgeon.measure.difference import difference
 from surgeon.measure.speeds import encoding
 from surgeon.model.model import load_model
-from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
+from surgeon.plan.recipe import Recipe, load_recipe, read_recipe, save_recipe
+from surgeon.session.kept_plans import recipe_of, use_recipe
 from surgeon.session.queue import Entry as Queued
 from surgeon.session.typed_edits import command_in, is_quantize_command
 from surgeon.trials.records import recipe_text
@@ -78,7 +79,7 @@ class FileActions(MeasureActions):
 
     def save_to(self, path: Path, *, replace: bool = False) -> None:
         try:
-            save_recipe(self.session.recipe(), path, Permit(self.inputs, replace=replace))
+            save_recipe(recipe_of(self.session), path, Permit(self.inputs, replace=replace))
         except SurgeonError as error:
             self.fail(error)
         else:
@@ -103,7 +104,7 @@ class FileActions(MeasureActions):
             return
 
         def change() -> str:
-            return self.session.use_recipe(recipe_in(path), f"recipe {path.name}")
+            return use_recipe(self.session, recipe_in(path), f"recipe {path.name}")
 
         self.change_plan(change)
 
@@ -164,7 +165,7 @@ class FileActions(MeasureActions):
     async def action_copy_command(self) -> None:
         source = self.session.model.file.path
         output = self.last_out or default_output(self.session.resolution)
-        exported = export(self.session.recipe(), str(source), str(output), self.session.model, self.session.imatrix)
+        exported = export(recipe_of(self.session), str(source), str(output), self.session.model, self.session.imatrix)
         self.app.copy_to_clipboard(exported.command())
         await self.ask(CommandReader(exported))
 
@@ -177,7 +178,7 @@ class FileActions(MeasureActions):
             return
         out = self.last_out or default_output(self.session.resolution).absolute()
         seconds = self.ground.speeds.seconds([encoding(self.session.resolution)])
-        dialog = WriteDialog(self.session.resolution, out, self.resumable(), seconds)
+        dialog = WriteDialog(self.session, out, self.inputs, self.resumable(), seconds)
         dialog.busy, dialog.to_queue = job is not None, self.queue_write
         await self.ask(dialog, self.start_write if job is None else self.queue_write)
 
@@ -187,8 +188,8 @@ class FileActions(MeasureActions):
             return
         out, replace = destination
         resume = self.resumable() == out.absolute()
-        options = WriteOptions(overwrite=replace, resume=resume)
         session, workers = self.session, self.fleet_workers
+        options = WriteOptions.of(session.settings, overwrite=replace, resume=resume)
         self.begin_write(WriteJob(session.resolution, session.imatrix, out, options, workers, self.ground.speeds))
 
     def queue_write(self, destination: Destination | None) -> None:
@@ -196,7 +197,7 @@ class FileActions(MeasureActions):
         if destination is None:
             return
         out, replace = destination
-        recipe = self.own_recipe()
+        recipe = self.own_recipe(self.session.settings)
         if recipe is not None:
             answers = {"out": str(out.absolute()), "replace": "yes" if replace else ""}
             self.enqueue(Queued("write", out.stem, answers, recipe))
@@ -205,7 +206,8 @@ class FileActions(MeasureActions):
         """The write of an entry of the queue. Raises SurgeonError."""
         resolution, imatrix = self.resolved(entry)
         out = Path(entry.answers["out"])
-        options = WriteOptions(overwrite=entry.answers.get("replace") == "yes")
+        settings = read_recipe(entry.recipe, Path("/"), entry.title).settings
+        options = WriteOptions.of(settings, overwrite=entry.answers.get("replace") == "yes")
         job = WriteJob(resolution, imatrix, out, options, self.fleet_workers, self.ground.speeds)
         return replace(job, options=replace(options, resume=job.resume_log.exists()))
 
@@ -213,8 +215,10 @@ class FileActions(MeasureActions):
         """Where a write of this very plan was stopped, so that it can be resumed."""
         session = self.session
         kept = unfinished(session.model.file.path)
-        same = kept is not None and kept.recipe == recipe_text(session.plan, session.imatrix, session.moments)
-        return Path(kept.out) if kept is not None and same else None
+        if kept is None:
+            return None
+        present = recipe_text(session.plan, session.imatrix, session.moments, session.settings)
+        return Path(kept.out) if kept.recipe == present else None
 
     def offer_resume(self) -> None:
         """Ask whether to go on with a write that an earlier session left unfinished."""

@@ -6,6 +6,7 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ from surgeon.folders import state_folder
 from surgeon.gguf.identity import open_identity
 from surgeon.measure.scratch import sweep
 from surgeon.moments.files import beside
+from surgeon.plan.plan import DEFAULT_SETTINGS, WriteSettings
 from surgeon.plan.recipe import read_recipe
-from surgeon.session.kept_plans import resolved_recipe
+from surgeon.session.kept_plans import resolved_recipe, use_recipe
 from surgeon.session.layer_figures import last_damages
 from surgeon.session.queue import Entry as Queued
 from surgeon.trials.journal import Journal, Trial
@@ -165,11 +167,11 @@ class MeasureActions(QueueingActions):
             title = default_output(self.session.resolution).stem
             await self.ask_evaluation(Queued("evaluate", title, recipe=recipe))
 
-    def own_recipe(self) -> str | None:
+    def own_recipe(self, settings: WriteSettings = DEFAULT_SETTINGS) -> str | None:
         """The plan as a recipe; None, and a line that says why, where it cannot be one."""
         session = self.session
         try:
-            return recipe_text(session.plan, session.imatrix, session.moments)
+            return recipe_text(session.plan, session.imatrix, session.moments, settings)
         except SurgeonError as error:
             self.fail(error)
             return None
@@ -232,8 +234,8 @@ class MeasureActions(QueueingActions):
         """The trial's plan, as one step that undo takes back."""
 
         def change() -> str:
-            recipe = read_recipe(trial.recipe, Path("/"), trial.label)
-            said = self.session.use_recipe(recipe, f"trial {trial.label}")
+            recipe = replace(read_recipe(trial.recipe, Path("/"), trial.label), settings=self.session.settings)
+            said = use_recipe(self.session, recipe, f"trial {trial.label}")
             return f"{said}: {figures.size(self.session.resolution.total_bytes)}; u undoes it"
 
         self.change_plan(change)

@@ -55,7 +55,7 @@ class WriteJob:
     @property
     def resume_log(self) -> Path:
         """What lies beside the output as long as the write can be resumed."""
-        return resume_log_of(self.resolution.parts(self.out)[0].path)
+        return resume_log_of(self.resolution.parts(self.out, self.options.split_max_bytes)[0].path)
 
     def stop(self, *, keep: bool = False) -> None:
         """Cancel it; keep: what is finished stays, for a later session to go on with."""

@@ -17,6 +17,7 @@ from surgeon import figures
 from surgeon.errors import SurgeonError
 from surgeon.machine import available_cores
 from surgeon.resolve.resolve import Resolution
+from surgeon.session.session import Session
 from surgeon.tui.dialogs.base import Frame
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.entry import Entry
@@ -39,12 +40,18 @@ class WriteDialog(BeginOrQueue[Destination]):
     ]
 
     def __init__(
-        self, resolution: Resolution, out: Path, resumable: Path | None = None, seconds: float | None = None
+        self,
+        session: Session,
+        out: Path,
+        inputs: tuple[Path, ...],
+        resumable: Path | None = None,
+        seconds: float | None = None,
     ) -> None:
-        """resumable: where a write of this plan was stopped; seconds: it takes by the speed of an earlier one."""
+        """inputs: never to be written over; resumable: where a write of this plan was stopped; seconds: it takes by the
+        speed of an earlier one."""
         super().__init__()
-        self.seconds = seconds
-        self.resolution, self.out, self.resumable = resolution, out, resumable
+        self.resolution, self.settings, self.inputs = session.resolution, session.settings, inputs
+        self.out, self.resumable, self.seconds = out, resumable, seconds
         self.answer = ""
 
     def compose(self) -> ComposeResult:
@@ -96,23 +103,30 @@ class WriteDialog(BeginOrQueue[Destination]):
             return [(clean(f"no such folder: {path.parent}"), "warning")]
         if refusal := self._refusal(path):
             return [(clean(refusal), "warning")]
-        line: Line = [("a new file", "muted")]
-        if path.exists():
-            line = [(f"already exists, {figures.size(path.stat().st_size)}: you will be asked", "warning")]
+        files = self._files(path)
+        there = [file for file in files if file.exists()]
+        what = "a new file" if files == [path] else f"{figures.counted(len(files), 'new file')}, {files[0].name} …"
+        line: Line = [(clean(what), "muted")]
+        if there:
+            size = figures.size(sum(file.stat().st_size for file in there))
+            name = "" if there == [path] else f"{there[0].name} "
+            line = [(clean(f"{name}already exists, {size}: you will be asked"), "warning")]
         if path.absolute() == self.resumable:
             line.append(("   was stopped: Enter resumes it", "accent"))
         return line + free_line(self.resolution.total_bytes, path.parent)
 
     def _refusal(self, path: Path) -> str:
         """Why nothing may be written there, also after a yes; '' where it may."""
-        resolution = self.resolution
-        if resolution.plan.keep_split:  # the names are others: the writer looks at them
-            return ""
-        try:
-            may_write(path, Kind.MODEL, Permit(resolution.model.file.paths, replace=True))
-        except SurgeonError as error:
-            return str(error).removeprefix(f"{path}: ")
+        for file in self._files(path):
+            try:
+                may_write(file, Kind.MODEL, Permit(self.inputs, replace=True))
+            except SurgeonError as error:
+                return str(error).removeprefix(f"{path}: ")
         return ""
+
+    def _files(self, path: Path) -> list[Path]:
+        """What is written under that name: one file, or the shards of a set."""
+        return [part.path for part in self.resolution.parts(path, self.settings.split_max_bytes)]
 
     async def action_take(self) -> None:
         await self._take(self.dismiss)
@@ -126,8 +140,11 @@ class WriteDialog(BeginOrQueue[Destination]):
         if self.resolution.errors or not value or path.is_dir() or not path.parent.is_dir() or self._refusal(path):
             self.app.bell()
             return
-        if path.exists():
-            question = f"{elide_start(str(path), 60)} already exists. Overwrite it?"
+        there = [file for file in self._files(path) if file.exists()]
+        if there:
+            question = f"{elide_start(str(there[0]), 60)} already exists. Overwrite it?"
+            if len(there) > 1:
+                question = f"{elide_start(str(there[0]), 60)} and {len(there) - 1} more exist already. Overwrite them?"
             confirm = Confirm("replace", question, "replace it")
             confirm.answered = lambda yes: self._accept(path, True, then) if yes else None
             await self.app.push_screen(confirm)
