@@ -60,7 +60,9 @@ def _parser() -> Parser:
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     scan = _scan(options)
-    if not options.restart:
+    if options.restart:
+        scan.forget()
+    else:
         scan.load()
     try:
         with fleet_of(options.scheduler, scan.engine) as fleet:

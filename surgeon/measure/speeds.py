@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from surgeon.engine.libraries import find_libraries
 from surgeon.engine.protocol import Engine, Message, Started, Step
 from surgeon.errors import SurgeonError
-from surgeon.folders import make_private, state_folder
+from surgeon.folders import state_folder
 from surgeon.gguf.identity import model_identity
 from surgeon.json_text import json_text, read_json
 from surgeon.machine import available_cores
+from surgeon.measure.kept_figures import alone_in
 from surgeon.whole_files import write_whole
 from surgeon.write_guard import REPLACE
 
@@ -93,13 +94,12 @@ class Speeds:
         """Remember that so much took so long."""
         if self.path is None or not stage.amount > 0 or seconds <= 0:
             return
-        known = self._read()
-        ours = known.get(self.setup)
-        ours = ours if isinstance(ours, dict) else {}
-        ours[stage.kind] = {**_usable(ours.get(stage.kind)), stage.n_ctx: stage.amount / seconds}
         # The run itself went well; without a place to keep this the next one is reckoned from less.
-        with suppress(SurgeonError, OSError):
-            make_private(self.path.parent)
+        with suppress(SurgeonError, OSError), alone_in(self.path.parent):
+            known = self._read()
+            ours = known.get(self.setup)
+            ours = ours if isinstance(ours, dict) else {}
+            ours[stage.kind] = {**_usable(ours.get(stage.kind)), stage.n_ctx: stage.amount / seconds}
             write_whole(self.path, json_text({**known, self.setup: ours}), permit=REPLACE)
 
     def _read(self) -> dict[str, Any]:

@@ -254,13 +254,14 @@ def test_a_fit_counts_what_is_not_measured_yet(model: Model, text: Path, tmp_pat
     assert found.stages[-1].amount == probes * 1024
     assert found.work.startswith(f"{(probes + 1) * 1024:,} tokens, ")
 
-    work._write(work._probes_file, dict.fromkeys(work._wanted_probes(), (0.1, 0.01)))
+    work.probes = {label: (0.1, 0.01) for label in work._wanted_probes() if label != EVERYTHING}
+    work._keep_probes()
+    assert of_fit(work, tmp_path, work.weights_left()).stages[-1].amount == 1024
+    work.probes = {EVERYTHING: (0.1, 0.01)}  # as another run has it
+    work._keep_probes()
     done = of_fit(work, tmp_path, work.weights_left())
     assert [stage.kind for stage in done.stages] == ["errors"]
     assert done.disk == 0
-    one_left = {label: (0.1, 0.01) for label in work._wanted_probes() if label != EVERYTHING}
-    work._write(work._probes_file, one_left)
-    assert of_fit(work, tmp_path, work.weights_left()).stages[-1].amount == 1024
 
 
 def test_a_collection_with_second_moments_takes_their_account_too(model: Model, text: Path, tmp_path: Path) -> None:

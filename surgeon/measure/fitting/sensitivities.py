@@ -24,6 +24,7 @@ from surgeon.folders import state_folder
 from surgeon.gguf.identity import open_identity
 from surgeon.imatrix.imatrix import Imatrix
 from surgeon.json_text import json_text, read_json
+from surgeon.measure.kept_figures import alone_in
 from surgeon.measure.probing import Place, Prober, Text
 from surgeon.measure.progress import Standing
 from surgeon.measure.speeds import ERRORS, PROBE, Stage
@@ -89,12 +90,21 @@ class Sensitivities:
             else:
                 label, figures = item
                 self.probes[label] = (figures["mean_kld"], figures["mean_kld_error"])
-                self._write(self._probes_file, self.probes)
+                self._keep_probes()
+
+    def _keep_probes(self) -> None:
+        with alone_in(self._probes_file.parent):
+            self.probes = _read_anew(self._probes_file) | self.probes
+            self._write(self._probes_file, self.probes)
+
+    def _keep_errors(self) -> None:
+        with alone_in(self._errors_file.parent):
+            for name, found in _read_anew(self._errors_file).items():
+                self.errors[name] = {**found, **self.errors.get(name, {})}
+            self._write(self._errors_file, self.errors)
 
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         """Keep what was measured, in a file of our own that is none of those that are read."""
-        with suppress(OSError):  # the write says what is wrong
-            path.parent.mkdir(parents=True, exist_ok=True)
         inputs = (*self.prober.model.file.paths, self.text.path)
         write_whole(path, json_text(content), permit=Permit(inputs, replace=True))
 
@@ -212,7 +222,7 @@ class Sensitivities:
             now = time.monotonic()
             if now - saved > _SAVE_SECONDS or done == total:
                 saved = now
-                self._write(self._errors_file, self.errors)
+                self._keep_errors()
             part = done / total
             yield Standing("errors of the types", 0, _STAGES, part, name, {}, (now - start) * (1 - part) / part)
         if here:
@@ -244,6 +254,13 @@ def _probed(facts: TensorFacts) -> list[str]:
 def _smaller(facts: TensorFacts, type_name: str) -> bool:
     """Whether the type fits the rows and takes fewer bytes than the tensor has."""
     return facts.columns % FORMATS[type_name].block == 0 and facts.nbytes_as(type_name) < facts.tensor.nbytes
+
+
+def _read_anew(path: Path) -> dict[str, Any]:
+    """What other runs have added meanwhile; what damaged the file meanwhile takes nothing of ours."""
+    with suppress(SurgeonError):
+        return _read(path)
+    return {}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, ExpertDamage, ExpertScanJob, Message
-from surgeon.folders import make_private
 from surgeon.gguf.file import shards_of
 from surgeon.json_text import json_text, read_json
+from surgeon.measure.kept_figures import alone_in
 from surgeon.measure.scratch import scan_folder
 from surgeon.model.kinds import refuse_without_text
 from surgeon.plan.plan import expert_sets_id
@@ -54,9 +54,9 @@ class ExpertScan:
     """Damage of silencing experts, measured cut after cut and kept in `state` (a JSON file).
 
     job: without sets; identity: what the figures belong to (model, text, chunks); another identity in the file makes it
-    start anew; damages: by the key of their cut; labels: (key, share, layer, by) of what was ever measured, for those
-    who read the state without knowing the cuts; elsewhere: gives a job's messages where it is not this machine's engine
-    that runs it.
+    start anew; damages: by the key of their cut; forgotten: those in the file that are measured anew; labels: (key,
+    share, layer, by) of what was ever measured, for those who read the state without knowing the cuts; elsewhere: gives
+    a job's messages where it is not this machine's engine that runs it.
     """
 
     engine: Engine
@@ -66,21 +66,33 @@ class ExpertScan:
     identity: str
     cancelled: threading.Event | None = None
     damages: dict[str, ExpertDamage] = field(default_factory=dict)
+    forgotten: dict[str, ExpertDamage] = field(default_factory=dict)
     labels: set[tuple[str, float, int, str]] = field(default_factory=set)
     run: EngineRun | None = None
     elsewhere: Callable[[ExpertScanJob], Iterator[Message]] | None = None
 
     def load(self) -> None:
         """Take what an earlier run measured. Raises EngineError for a file that is not a state."""
-        with suppress(FileNotFoundError):
-            try:
-                kept = read_json(self.state.read_bytes())
-                if kept["identity"] == self.identity:
-                    self.damages = {key: ExpertDamage(**damage) for key, damage in kept["damages"].items()}
-                    cuts = kept.get("cuts", ())
-                    self.labels = {(str(key), float(share), int(at), str(by)) for key, share, at, by in cuts}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise EngineError(f"{self.state}: not a state file of expert-scan ({error}); remove it") from error
+        self.damages, self.labels = self._kept()
+
+    def forget(self) -> None:
+        """Measure anew what an earlier run measured; its figures stay in the file until there is one to keep."""
+        self.damages, self.labels = {}, set()
+        with suppress(EngineError):  # what is no state is written over
+            self.forgotten = self._kept()[0]
+
+    def _kept(self) -> tuple[dict[str, ExpertDamage], set[tuple[str, float, int, str]]]:
+        try:
+            kept = read_json(self.state.read_bytes())
+            if kept["identity"] != self.identity:
+                return {}, set()
+            damages = {key: ExpertDamage(**damage) for key, damage in kept["damages"].items()}
+            cuts = kept.get("cuts", ())
+            return damages, {(str(key), float(share), int(at), str(by)) for key, share, at, by in cuts}
+        except FileNotFoundError:
+            return {}, set()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"{self.state}: not a state file of expert-scan ({error}); remove it") from error
 
     def messages(self) -> Iterator[Message]:
         """The engine's messages for the cuts not measured yet; an ExpertDamage is on the disk when it is yielded."""
@@ -111,10 +123,14 @@ class ExpertScan:
         }
 
     def _save(self) -> None:
-        self.labels |= self._labels()
-        damages = {key: vars(damage) for key, damage in self.damages.items()}
-        kept = {"identity": self.identity, "damages": damages, "cuts": sorted(self.labels)}
-        with suppress(OSError):  # the write says what is wrong
-            make_private(self.state.parent)
         permit = Permit((*shards_of(Path(self.job.model)), Path(self.job.text)), replace=True)
-        write_whole(self.state, json_text(kept), permit=permit)
+        with alone_in(self.state.parent):
+            with suppress(EngineError):  # what damaged it meanwhile takes nothing of ours
+                added, labels = self._kept()
+                added = {key: one for key, one in added.items() if self.forgotten.get(key) != one}
+                self.damages = added | self.damages
+                self.labels |= {label for label in labels if label[0] in self.damages}
+            self.labels |= self._labels()
+            damages = {key: vars(damage) for key, damage in self.damages.items()}
+            kept = {"identity": self.identity, "damages": damages, "cuts": sorted(self.labels)}
+            write_whole(self.state, json_text(kept), permit=permit)

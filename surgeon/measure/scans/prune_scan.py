@@ -13,10 +13,11 @@ from typing import Any
 from surgeon.engine.client import EngineRun
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import Engine, LayerDamage, Message, PruneScanJob
-from surgeon.folders import make_private, state_folder
+from surgeon.folders import state_folder
 from surgeon.gguf.file import shards_of
 from surgeon.gguf.identity import open_identity
 from surgeon.json_text import json_text, read_json
+from surgeon.measure.kept_figures import alone_in
 from surgeon.measure.layer_files import repair_layers
 from surgeon.measure.scratch import scan_folder
 from surgeon.measure.speeds import HEALED_SCAN, SCAN, Speeds, timed
@@ -38,7 +39,9 @@ def open_scan(engine: Engine, model: Model, job: PruneScanJob, *, restart: bool 
     scan = PruneScan(engine, job, state_folder() / "prune-scan" / f"{identity}.json", identity)
     if job.n_fit:
         scan.repairs_of = lambda folder: repair_layers(model, folder)
-    if not restart:
+    if restart:
+        scan.forget()
+    else:
         scan.load()
     return scan
 
@@ -48,6 +51,7 @@ class PruneScan:
     """Damage of leaving layers out, measured set after set and kept in `state` (a JSON file) so that it can go on.
 
     identity: what the figures belong to (model, text, chunks); another identity in the file makes it start anew.
+    forgotten: figures in the file that are measured anew; what another run has added since counts.
     elsewhere: gives a job's messages where it is not this machine's engine that runs it.
     """
 
@@ -57,22 +61,30 @@ class PruneScan:
     identity: str
     cancelled: threading.Event | None = None
     damages: dict[tuple[int, ...], LayerDamage] = field(default_factory=dict)
+    forgotten: dict[tuple[int, ...], LayerDamage] = field(default_factory=dict)
     run: EngineRun | None = None
     repairs_of: Callable[[Path], list[dict[str, Any]]] | None = None  # PruneScanJob.repairs, their arrays in a folder
     elsewhere: Callable[[PruneScanJob], Iterator[Message]] | None = None
 
     def load(self) -> None:
-        """Take what an earlier run measured."""
-        with suppress(FileNotFoundError):
-            try:
-                kept = read_json(self.state.read_bytes())
-                found = (
-                    [LayerDamage(**damage) for damage in kept["damages"]] if kept["identity"] == self.identity else []
-                )
-                damages = {tuple(damage.layers): damage for damage in found}
-            except (ValueError, KeyError, TypeError) as error:
-                raise EngineError(f"{self.state}: not a state file of prune-scan ({error}); remove it") from error
-            self.damages = damages
+        """Take what an earlier run measured. Raises EngineError for a file that is not a state."""
+        self.damages = self._kept()
+
+    def forget(self) -> None:
+        """Measure anew what an earlier run measured; its figures stay in the file until there is one to keep."""
+        self.damages = {}
+        with suppress(EngineError):  # what is no state is written over
+            self.forgotten = self._kept()
+
+    def _kept(self) -> dict[tuple[int, ...], LayerDamage]:
+        try:
+            kept = read_json(self.state.read_bytes())
+            found = [LayerDamage(**damage) for damage in kept["damages"]] if kept["identity"] == self.identity else []
+            return {tuple(damage.layers): damage for damage in found}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{self.state}: not a state file of prune-scan ({error}); remove it") from error
 
     def messages(self) -> Iterator[Message]:
         """The engine's messages for the sets not measured yet; a LayerDamage is on the disk when it is yielded."""
@@ -98,8 +110,12 @@ class PruneScan:
             yield from timed(self.run.messages(), speeds, kind, job.n_ctx)
 
     def _save(self) -> None:
-        kept = {"identity": self.identity, "damages": [vars(damage) for damage in self.damages.values()]}
-        with suppress(OSError):  # the write says what is wrong
-            make_private(self.state.parent)
         permit = Permit((*shards_of(Path(self.job.model)), Path(self.job.text)), replace=True)
-        write_whole(self.state, json_text(kept), permit=permit)
+        with alone_in(self.state.parent):
+            kept: dict[tuple[int, ...], LayerDamage] = {}
+            with suppress(EngineError):  # what damaged it meanwhile takes nothing of ours
+                kept = self._kept()
+            added = {layers: one for layers, one in kept.items() if self.forgotten.get(layers) != one}
+            self.damages = added | self.damages
+            damages = [vars(damage) for damage in self.damages.values()]
+            write_whole(self.state, json_text({"identity": self.identity, "damages": damages}), permit=permit)
