@@ -163,7 +163,7 @@ def _as_llama_quantize(plan: Plan, rules: list[TypeRule], model: Model, imatrix:
 
 
 def _differences(wanted: Resolution, got: Resolution) -> list[str]:
-    remarks = [f"llama-quantize refuses this: {problem.text}" for problem in got.errors if problem not in wanted.errors]
+    remarks = [_refusal(problem.text) for problem in got.errors if problem not in wanted.errors]
     ours, theirs = dict(wanted.metadata), dict(got.metadata)
     changed = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and not key.startswith(_OWN_KEYS)]
     if changed:
@@ -173,6 +173,12 @@ def _differences(wanted: Resolution, got: Resolution) -> list[str]:
     if any(op.slice for op in wanted.kept if op.tensor.layer is None):
         remarks.append("llama-quantize does not cut the pruned layers out of tensors that hold all layers")
     return remarks
+
+
+def _refusal(text: str) -> str:
+    """An error of `--compat`, said of the command that llama-quantize is given."""
+    text = text.removesuffix("; leave out --compat")
+    return text if "llama-quantize refuses" in text else f"llama-quantize refuses this: {text}"
 
 
 def _remarks(recipe: Recipe) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gguf_builder import toy_llama
+from gguf_builder import build_gguf, llama_kv, llama_tensors, toy_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -209,6 +209,14 @@ def test_a_command_line_becomes_a_recipe_and_back() -> None:
     plan = parse_job(shlex.split(command)[1:]).plan
     assert recipe.plan == plan
     assert as_llama_quantize(export(recipe, "in.gguf", "out.gguf").command()) == replace(plan, compat=True)
+
+
+def test_what_llama_quantize_refuses_is_said_once_and_without_our_option(tmp_path: Path) -> None:
+    kv = {key: value for key, value in llama_kv().items() if key != "llama.context_length"}
+    model = load_model(build_gguf(tmp_path / "m.gguf", kv, llama_tensors()))
+    (remark,) = export(Recipe(Plan("Q4_K_M")), str(tmp_path / "m.gguf"), "out.gguf", model).remarks
+    assert remark.endswith("the key llama.context_length is missing, so llama-quantize refuses this file")
+    assert remark.count("refuses") == 1
 
 
 def test_what_a_command_says_beside_the_plan_is_in_its_recipe() -> None:

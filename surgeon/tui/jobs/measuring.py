@@ -58,7 +58,7 @@ class MeasureJob(ABC):
 
     def use(self, fleet: Fleet) -> None:
         """Have the work done over this fleet."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} works on this machine alone")
 
     @abstractmethod
     def engine_run(self) -> EngineRun | None:
