@@ -148,8 +148,32 @@ async def test_nothing_pruned_is_nothing_to_heal(session: Session) -> None:
 def test_a_folder_is_not_a_text(session: Session, text: Path) -> None:
     session.toggle_prune([6])
     answers = {"text": f"{text},{text.parent}", "held_out": "", "tokens": "30", "context": "512", "out": "out.gguf"}
-    with pytest.raises(UsageError, match="is a folder: name a file in it"):
+    with pytest.raises(UsageError, match="texts: is a folder: name a file in it"):
         request_of(session.model, session.plan, answers)
+    answers |= {"text": str(text), "held_out": str(text.parent)}
+    with pytest.raises(UsageError, match="held out: is a folder: name a file in it"):
+        request_of(session.model, session.plan, answers)
+
+
+async def test_several_texts_are_held_out_and_tab_completes_the_last(session: Session, text: Path) -> None:
+    others = [text.with_name("other-one.txt"), text.with_name("other-two.txt")]
+    for other in others:
+        other.write_text(text.read_text() + "Another end.")
+    session.toggle_prune([9])
+    async with opened(session, (120, 40)) as (app, pilot):
+        await pilot.press("H")
+        form = app.screen
+        assert isinstance(form, Form)
+        form.query_one("#text").value = str(text)  # type: ignore[attr-defined]
+        field = form.query_one("#held_out")
+        field.focus()
+        field.value = f"{others[0]}, {text.parent}/other-t"  # type: ignore[attr-defined]
+        await pilot.press("end", "tab")
+        assert field.value == f"{others[0]}, {others[1]}"  # type: ignore[attr-defined]
+        form.query_one("#tokens").value = "4"  # type: ignore[attr-defined]
+        await pilot.pause()
+        request = request_of(session.model, session.plan, form.answers)
+        assert request.held_out == tuple(others)
 
 
 async def test_too_few_tokens_are_refused_before_anything_runs(session: Session, text: Path) -> None:

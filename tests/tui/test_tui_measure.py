@@ -29,7 +29,7 @@ from surgeon.tui import answers as kept_answers
 from surgeon.tui.app import LONG_JOB, SurgeonApp
 from surgeon.tui.dialogs.confirm import Confirm
 from surgeon.tui.dialogs.forms.form import Form, Switches
-from surgeon.tui.dialogs.forms.measure_forms import number_of, task_files, wanted_of
+from surgeon.tui.dialogs.forms.measure_forms import number_of, paths_of, wanted_of
 from surgeon.tui.dialogs.running.measuring import Log, MeasureDialog, standing_lines
 from surgeon.tui.drawing.spans import plain
 from surgeon.tui.jobs.collecting import CollectJob
@@ -475,7 +475,7 @@ def test_what_the_form_says_is_what_is_wanted() -> None:
     assert number_of({"chunks": "-1"}, "chunks", -1, 1) == -1
     with pytest.raises(SurgeonError, match="must be a whole number ≥ 1"):
         number_of({"chunks": "0"}, "chunks", -1, 1)
-    assert task_files("a.bin, ~/b.csv,") == (Path("a.bin"), Path("~/b.csv").expanduser())
+    assert paths_of("a.bin, ~/b.csv,") == (Path("a.bin"), Path("~/b.csv").expanduser())
 
 
 def test_a_standing_in_words() -> None:

@@ -87,12 +87,12 @@ class LastPathEntry(Entry):
     """Several paths with commas between; the last one is completed."""
 
     def action_complete(self) -> None:
-        before, comma, last = self.value.rpartition(",")
+        before, last = apart(self.value)
         found = completed(last, self.endings or ())
         if found is None:
             self.screen.focus_next()
         else:
-            self.value = before + comma + found
+            self.value = before + found
             self.cursor_position = len(self.value)
 
 
@@ -104,9 +104,15 @@ class PathSuggester(Suggester):
         self.endings, self.several = endings, several
 
     async def get_suggestion(self, value: str) -> str | None:
-        before, comma, last = value.rpartition(",") if self.several else ("", "", value)
+        before, last = apart(value) if self.several else ("", value)
         found = candidates(last, self.endings)
-        return before + comma + found[0] if found else None
+        return before + found[0] if found else None
+
+
+def apart(value: str) -> tuple[str, str]:
+    """Paths with commas between, and the last one without the blanks before it."""
+    last = value.rpartition(",")[2].lstrip(" ") if "," in value else value
+    return value[: len(value) - len(last)], last
 
 
 def candidates(value: str, endings: tuple[str, ...]) -> list[str]:

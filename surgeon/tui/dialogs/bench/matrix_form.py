@@ -18,7 +18,7 @@ from surgeon.session.session import Session
 from surgeon.trials.records import recipe_text
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.forms.form import Field, Form
-from surgeon.tui.dialogs.forms.measure_forms import EVALUATE, TEXTS, path_of, wanted_of
+from surgeon.tui.dialogs.forms.measure_forms import EVALUATE, TEXTS, path_of, tasks_field, wanted_of
 from surgeon.tui.dialogs.forms.write import free_line
 from surgeon.tui.drawing.spans import Line, clean
 from surgeon.tui.jobs.writing import default_output
@@ -37,7 +37,7 @@ def matrix_form(session: Session, answers: Answers) -> Form:
         Field("text", "text", answers.get("text", f"{source.parent}/"), "a text file", TEXTS),
         Field("chunks", "chunks", answers.get("chunks", "8"), "how many; -1: the whole text"),
         Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
-        Field("tasks", "tasks", answers.get("tasks", ""), "task files of llama-perplexity, with commas between", ()),
+        tasks_field(answers),
         Field("n_tasks", "of each", answers.get("n_tasks", "100"), "how many tasks; 0: all"),
         Field("card", "card", card, "Markdown tables of the outcome; none if empty", (".md",)),
     ]  # fmt: skip

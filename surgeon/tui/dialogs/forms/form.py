@@ -27,7 +27,7 @@ FormCheck = Callable[[Answers], tuple[bool, list[Line]]]
 @dataclass(frozen=True)
 class Field:
     """options: (key, words) to switch on and off, the answer being the keys with blanks between; endings: of a path
-    (None: no path); help: shown behind the label while the field is empty."""
+    (None: no path); help: shown behind the label while the field is empty; several: paths with commas between."""
 
     key: str
     label: str
@@ -35,6 +35,7 @@ class Field:
     help: str = ""
     endings: tuple[str, ...] | None = None
     options: tuple[tuple[str, str], ...] = ()
+    several: bool = False
 
 
 class Switches(Static, can_focus=True):
@@ -114,7 +115,7 @@ class Form(BeginOrQueue[Answers]):
     def _input(self, field: Field, theme: Theme) -> Input | Switches:
         if field.options:
             return Switches(field, theme)
-        kind = LastPathEntry if field.endings == () else Entry
+        kind = LastPathEntry if field.several else Entry
         return kind(field.value, placeholder=field.help, endings=field.endings, id=field.key)
 
     def on_mount(self) -> None:

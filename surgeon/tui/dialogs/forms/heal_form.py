@@ -1,4 +1,4 @@
-"""What is asked before healing: texts to fit on, one to measure on, where the heal file goes."""
+"""What is asked before healing: texts to fit on and to measure on, where the heal file goes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from surgeon.plan.plan import Plan
 from surgeon.session.session import Session
 from surgeon.tui.answers import Answers
 from surgeon.tui.dialogs.forms.form import Field, Form
-from surgeon.tui.dialogs.forms.measure_forms import TEXTS, Ground, number_of, path_of
+from surgeon.tui.dialogs.forms.measure_forms import TEXTS, Ground, number_of, path_of, paths_of
 from surgeon.tui.drawing.estimate_lines import estimate_lines
 from surgeon.tui.drawing.spans import Line, clean
 
+_COMMAS = ", with commas between"
 ASKED = ("text", "held_out", "tokens", "context")
 
 
 def heal_form(session: Session, answers: Answers, ground: Ground) -> Form:
     """Answered by what `request_of` reads."""
     folder = f"{session.model.file.path.absolute().parent}/"
+    held_out = answers.get("held_out", "")
     fields = [
-        Field("text", "texts", answers.get("text", folder), "to fit on, of every kind, with commas between", TEXTS),
-        Field("held_out", "held out", answers.get("held_out", ""), "a text to measure on, not to fit on", TEXTS),
+        Field("text", "texts", answers.get("text", folder), f"to fit on, of every kind{_COMMAS}", TEXTS, several=True),
+        Field("held_out", "held out", held_out, f"to measure on, not to fit on{_COMMAS}", TEXTS, several=True),
         Field("tokens", "tokens", answers.get("tokens", "30"), "for each column of ffn_down; fewer overfit"),
         Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
         Field("out", "file", str(default_file(session)), "the heal file", (".gguf",)),
@@ -53,10 +55,10 @@ def request_of(model: Model, plan: Plan, answers: Answers) -> HealRequest:
         raise UsageError(f"{out}: already exists; choose another name")
     if not out.parent.is_dir():
         raise UsageError(f"no such folder: {out.parent}")
-    texts = tuple(path_of(part.strip()) for part in answers["text"].split(",") if part.strip())
-    if any(text.is_dir() for text in texts):
-        raise UsageError("texts: is a folder: name a file in it (Tab completes)")
-    held_out = (path_of(answers["held_out"]),) if answers["held_out"] else ()
+    texts, held_out = paths_of(answers["text"]), paths_of(answers["held_out"])
+    for label, paths in (("texts", texts), ("held out", held_out)):
+        if any(path.is_dir() for path in paths):
+            raise UsageError(f"{label}: is a folder: name a file in it (Tab completes)")
     request = HealRequest(
         model, plan.pruned, texts, out, held_out, per_column=number_of(answers, "tokens", 30, 1),
         n_ctx=number_of(answers, "context", 512, 8), know_risks=plan.know_risks,

@@ -60,6 +60,11 @@ def number_of(answers: Answers, key: str, default: int, least: int) -> int:
     return number
 
 
+def tasks_field(answers: Answers) -> Field:
+    help_ = "task files of llama-perplexity, with commas between"
+    return Field("tasks", "tasks", answers.get("tasks", ""), help_, (), several=True)
+
+
 def told(reckoned: Callable[[], Estimate], speeds: Speeds) -> list[Line]:
     """What a run will take, or why that cannot be said."""
     try:
@@ -89,7 +94,7 @@ def evaluate_form(subject: Subject, model: Model, answers: Answers, ground: Grou
         Field("text", "text", answers.get("text", folder), "a text file", TEXTS),
         Field("chunks", "chunks", answers.get("chunks", "8"), "how many; -1 for the whole text"),
         Field("context", "context", answers.get("context", "512"), "tokens per chunk"),
-        Field("tasks", "tasks", answers.get("tasks", ""), "task files of llama-perplexity, with commas between", ()),
+        tasks_field(answers),
         Field("n_tasks", "of each", answers.get("n_tasks", "100"), "how many tasks; 0 for all"),
     ]
     return Form(
@@ -109,7 +114,7 @@ def wanted_of(answers: Answers) -> Wanted:
         text=path_of(answers["text"]) if text else None,
         n_ctx=number_of(answers, "context", 512, 8),
         n_chunks=number_of(answers, "chunks", -1, 1),
-        tasks=task_files(answers["tasks"]) if "tasks" in what else (),
+        tasks=paths_of(answers["tasks"]) if "tasks" in what else (),
         n_tasks=number_of(answers, "n_tasks", 0, 0),
         speed="speed" in what,
     )
@@ -119,7 +124,8 @@ def wanted_of(answers: Answers) -> Wanted:
     return wanted
 
 
-def task_files(text: str) -> tuple[Path, ...]:
+def paths_of(text: str) -> tuple[Path, ...]:
+    """Of paths with commas between."""
     return tuple(path_of(part.strip()) for part in text.split(",") if part.strip())
 
 
