@@ -66,5 +66,5 @@ class HealJob(MeasureJob):
                 )
         for one in sorted(self.matrices, key=lambda one: one.after - one.before)[:5]:
             gone = 100 * (1 - one.after / one.before) if one.before else 0.0
-            lines.append([(f"blk.{one.layer}.{one.kind:<14}", "text"), (f"−{gone:.0f} % error", "muted")])
+            lines.append([(f"{f'blk.{one.layer}.{one.kind}':<22}", "text"), (f"−{gone:.0f} % error", "muted")])
         return lines
