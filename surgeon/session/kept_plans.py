@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from surgeon.errors import SurgeonError
 from surgeon.imatrix.imatrix import Imatrix
@@ -12,6 +15,8 @@ from surgeon.plan.recipe import Recipe, file_sha256, refuse_other_imatrix, refus
 from surgeon.resolve.resolution import Resolution
 from surgeon.resolve.resolve import resolve
 from surgeon.session.session import Session
+
+Found = TypeVar("Found", Imatrix, Moments)
 
 
 def resolved_recipe(session: Session, recipe: Recipe) -> tuple[Resolution, Imatrix | None]:
@@ -34,26 +39,32 @@ def use_recipe(session: Session, recipe: Recipe, label: str) -> str:
     plan, said = recipe.plan, label
     if recipe.imatrix is not None:
         name = plan.imatrix_file or recipe.imatrix
-        plan = replace(plan, imatrix_file=name)
-        try:
-            found = _imatrix_of(recipe, session.imatrices.get(name))
-            session.imatrices |= {name: found} if found is not None else {}
-        except SurgeonError as error:
+        problem = _put(session.imatrices, name, partial(_imatrix_of, recipe))
+        if problem:
             session.absent[name] = recipe
-            said = f"{label}, but without its imatrix: {error}"
-            # Of that name there may be one on the table: the plan must not be taken for one of that.
-            plan = replace(plan, imatrix_file=None) if name in session.imatrices else plan
+            said += f", but without its imatrix: {problem}"
+        # Of that name there may be one on the table: the plan must not be taken for one of that.
+        plan = replace(plan, imatrix_file=None if problem and name in session.imatrices else name)
     if recipe.moments is not None:
         name = recipe.moments
-        try:
-            moments = _moments_of(recipe, session.moments_files.get(name))
-            session.moments_files |= {name: moments} if moments is not None else {}
-        except SurgeonError as error:
+        problem = _put(session.moments_files, name, partial(_moments_of, recipe))
+        if problem:
             session.absent[name] = recipe
-            said = f"{said}, but without its second moments: {error}"
-            plan = replace(plan, moments_file=None) if name in session.moments_files else plan
+            said += f", but without its second moments: {problem}"
+        plan = replace(plan, moments_file=None if problem and name in session.moments_files else name)
     session.change(plan, label, recipe.settings)
     return said
+
+
+def _put(at_hand: dict[str, Found], name: str, found: Callable[[Found | None], Found | None]) -> str:
+    """What is found of that name, given what is there, among what is at hand; why there is none, '' for one."""
+    try:
+        one = found(at_hand.get(name))
+    except SurgeonError as error:
+        return str(error)
+    if one is not None:
+        at_hand[name] = one
+    return ""
 
 
 def _imatrix_of(recipe: Recipe, at_hand: Imatrix | None) -> Imatrix | None:
