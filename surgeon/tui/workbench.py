@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from textual import events, on
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.screen import Screen
@@ -68,7 +68,7 @@ class Workbench(Screen[None]):
         yield Canvas(self._strip, name="strip")
         yield Canvas(self._heads, name="heads")
         with Horizontal(id="middle"):
-            yield TreeView(self.session, name="tree")
+            yield TreeView(self.session, self.moved, name="tree")
             yield Canvas(self._detail, name="detail")
         yield Canvas(self._bar, name="bar")
 
@@ -212,7 +212,6 @@ class Workbench(Screen[None]):
         self.tree_.sort = self.view.sort
         self.show_rows()
 
-    @on(TreeView.Moved)
     def moved(self) -> None:
         self.query_one("#strip", Canvas).redraw()
         if self._detail_timer is not None:

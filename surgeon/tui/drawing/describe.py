@@ -81,7 +81,7 @@ def _layer_facts(row: LayerRow) -> list[Line]:
         [(f"{_sizes(summary.before, summary.nbytes)} · {summary.bpw:.2f} bpw", "text")],
     ]
     if summary.number != row.layer:
-        lines.append([(f"layer {row.layer} → {summary.number} in the output", "changed")])
+        lines.append([(f"→ blk.{summary.number} in the output", "changed")])
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from rich.style import Style
@@ -21,19 +21,18 @@ from surgeon.tui.drawing.spans import Line
 
 
 class TreeView(ScrollView, can_focus=True):
-    """Rows with a cursor. It knows no plan: the screen gives it rows, and hears `Moved` and `Chosen` from it."""
+    """Rows with a cursor. It knows no plan: the screen gives it rows, and hears of moves and `Chosen` from it."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"tree--cursor"}
-
-    class Moved(Message):
-        """The cursor stands on another row."""
 
     class Chosen(Message):
         """A click on the row under the cursor."""
 
-    def __init__(self, session: Session, *, name: str) -> None:
+    def __init__(self, session: Session, moved: Callable[[], None], *, name: str) -> None:
+        """moved: called when the cursor stands on another row; what it draws is in the same paint as the rows, and not
+        two frames later as what is drawn for a message."""
         super().__init__(id=name)
-        self.session = session
+        self.session, self._moved = session, moved
         self.rows: list[Row] = []
         self.columns: tuple[str, ...] = DEFAULT_COLUMNS
         self.cursor = 0
@@ -87,7 +86,7 @@ class TreeView(ScrollView, can_focus=True):
         if self.scroll_offset.y == before:
             self.redraw_row(old)
             self.redraw_row(to)
-        self.post_message(self.Moved())
+        self._moved()
 
     def move_to_key(self, key: str) -> None:
         for index, row in enumerate(self.rows):
