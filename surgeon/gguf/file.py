@@ -85,11 +85,15 @@ class GGUFFile:
         return self._maps[info.shard][info.offset : info.offset + info.nbytes]
 
     def read_data(self, number: int) -> NDArray[np.uint8]:
-        """uint8[n]: all that stands behind the header of a shard, in memory; raises GGUFError."""
+        """uint8[n]: what stands behind the header of a shard up to the end of its last tensor, in memory.
+
+        Raises GGUFError.
+        """
         import numpy as np
 
         shard = self.shards[number]
-        data = np.empty(max(0, shard.size - shard.data_start), np.uint8)
+        end = max((info.offset + info.nbytes for info in shard.tensors), default=shard.data_start)
+        data = np.empty(end - shard.data_start, np.uint8)
         self._fill(data, number, shard.data_start, "its data")
         return data
 

@@ -90,21 +90,27 @@ class _BadEntryError(Exception):
 
 
 class _Values:
-    """All tensors of a file of F32 tensors, read and looked through at once: it may have 32,000 of them.
+    """The F32 tensors of a file, read and looked through at once: there may be 32,000 of them.
 
     sound: no value is negative, infinite or no number.
     """
 
     def __init__(self, file: GGUFFile) -> None:
+        self._file = file
         self._starts = [shard.data_start for shard in file.shards]
-        self._data = [file.read_data(number) for number in range(len(file.shards))]
-        aligned = all((info.offset - self._starts[info.shard]) % 4 == 0 for info in file.tensors)
-        self.sound = aligned and all(map(_sound, self._data))
+        # Anything else between them may be large, and is nothing to be read.
+        starts = self._starts
+        simple = all(info.type_id == _F32 and (info.offset - starts[info.shard]) % 4 == 0 for info in file.tensors)
+        self._data = [file.read_data(number) for number in range(len(file.shards))] if simple else []
+        self.sound = simple and all(map(_sound, self._data))
 
     def of(self, info: TensorInfo) -> NDArray[np.float32]:
+        if not self._data:
+            values = np.empty(info.n_elements, _FLOAT)
+            self._file.read_into(info, 0, values)
+            return values.astype(np.float32, copy=False)
         start = info.offset - self._starts[info.shard]
-        found = self._data[info.shard][start : start + info.nbytes].view(_FLOAT)
-        return (found if found.flags.aligned else found.copy()).astype(np.float32, copy=False)
+        return self._data[info.shard][start : start + info.nbytes].view(_FLOAT).astype(np.float32, copy=False)
 
 
 def _sound(data: NDArray[np.uint8]) -> bool:

@@ -100,7 +100,8 @@ class Sensitivities:
     def _keep_errors(self) -> None:
         with alone_in(self._errors_file.parent):
             for name, found in _read_anew(self._errors_file).items():
-                self.errors[name] = {**found, **self.errors.get(name, {})}
+                if isinstance(found, dict):
+                    self.errors[name] = found | self.errors.get(name, {})
             self._write(self._errors_file, self.errors)
 
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:

@@ -91,7 +91,7 @@ class ExpertScan:
             return damages, {(str(key), float(share), int(at), str(by)) for key, share, at, by in cuts}
         except FileNotFoundError:
             return {}, set()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{self.state}: not a state file of expert-scan ({error}); remove it") from error
 
     def messages(self) -> Iterator[Message]:

@@ -83,7 +83,7 @@ class PruneScan:
             return {tuple(damage.layers): damage for damage in found}
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(f"{self.state}: not a state file of prune-scan ({error}); remove it") from error
 
     def messages(self) -> Iterator[Message]:
