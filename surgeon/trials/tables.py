@@ -132,7 +132,24 @@ def _tasks(trials: Sequence[Trial]) -> str:
         # An average over other tasks than the neighbours' would mislead.
         average = f"{sum(tasks[name][0] for name in names) / len(names):.2f}" if len(tasks) == len(names) else ""
         rows.append([_name(trial), *cells, average])
-    return _table("Task scores", ["Model", *names, "Avg Score"], rows)
+    return _table("Task scores", ["Model", *_titles(names), "Avg Score"], rows)
+
+
+# How a card calls a task whose file, or llama-perplexity's option, is called so, perhaps with `-test_400` behind it.
+_TASKS = {
+    "arc-challenge": "ARC-Challenge",
+    "arc-easy": "ARC-Easy",
+    "hellaswag": "HellaSwag",
+    "mmlu": "MMLU",
+    "truthfulqa": "Truthful QA",
+    "winogrande": "WinoGrande",
+}
+
+
+def _titles(names: Sequence[str]) -> list[str]:
+    """The benchmark of each task; the name itself where that is unknown, or the same as another's."""
+    found = [next((title for start, title in _TASKS.items() if name.lower().startswith(start)), name) for name in names]
+    return [title if found.count(title) == 1 else name for title, name in zip(found, names, strict=True)]
 
 
 def _score(score: float, error: float) -> str:

@@ -182,7 +182,18 @@ def test_tables_of_a_model_card() -> None:
     assert "| Q8 | 1.00 | 0.50 | 50.0% |  |" in tables
     assert r"| **model\|Q4** | 10.250000 ±0.500000 | 99.00% | 0.250000 ±0.025000 | 1.000% | 90.00% |" in tables
     assert "| Q8 | 30.0000 ±1.5000 | 40.00 | 35.00 |" in tables
+    assert "| Model | arc | HellaSwag | Avg Score |" in tables
     assert "| Q8 | 500 MB | pp512 | 500.00 ±3.00 | 505.00 |" in tables
+
+
+def test_a_card_calls_tasks_as_their_authors_do_where_that_tells_them_apart() -> None:
+    def header(*names: str) -> str:
+        scores = Measured(tasks=dict.fromkeys(names, (30.0, 1.5)))
+        tables = markdown([new_trial("a", 10, 20, measured=scores)])
+        return next(line for line in tables.splitlines() if "Avg Score" in line)
+
+    assert header("MMLU-test_400", "truthfulqa_mc", "mine") == "| Model | MMLU | mine | Truthful QA | Avg Score |"
+    assert header("mmlu-test", "mmlu-val") == "| Model | mmlu-test | mmlu-val | Avg Score |"
 
 
 def test_a_card_says_what_was_measured_on_what() -> None:

@@ -175,11 +175,11 @@ def _item_scores(item: Item, logits: Logits, *, slip: bool) -> list[float]:
 def _figures(task: str, correct: int, items: list[Item]) -> dict[str, float]:
     n = len(items)
     share = correct / n
-    figures = {"score": 100 * share, "n_correct": correct}
+    error = math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
+    figures = {"score": 100 * share, "n_correct": correct, "score_error": 100 * error}
     if task == "hellaswag":
         low, high = wilson_interval(correct, n)
         return {**figures, "score_low": 100 * low, "score_high": 100 * high}
-    figures["score_error"] = 100 * math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
     if task == "multiple-choice":
         chance = n / sum(len(item.sequences) for item in items)
         figures["random_chance"] = 100 * chance
