@@ -220,7 +220,10 @@ class Workbench(Screen[None]):
 
     def on_resize(self) -> None:
         self.set_class(self.app.size.width < WIDE, "-narrow")
-        self.call_after_refresh(self.show_rest)
+
+    @on(TreeView.Resized)
+    def titles_over_columns(self) -> None:
+        self.query_one("#heads", Canvas).redraw()
 
     async def ask(self, dialog: Dialog[Answer], answered: Callable[[Answer | None], None] | None = None) -> None:
         """Open a dialog and wait until it has the focus, so that keys typed ahead go to it and not to the tree."""

@@ -39,6 +39,7 @@ from surgeon.tui.dialogs.lists.type_picker import TypePicker
 from surgeon.tui.dialogs.prompt import Prompt
 from surgeon.tui.dialogs.rules import Rules
 from surgeon.tui.dialogs.running.progress import ProgressDialog
+from surgeon.tui.drawing.spans import plain
 from surgeon.tui.jobs import writing
 from surgeon.tui.jobs.writing import default_output
 from surgeon.tui.keys import ACTIONS
@@ -431,6 +432,17 @@ async def test_every_size_is_drawn_and_resized(session: Session, size: tuple[int
             assert app.main.row is not None
             top = app.main.tree_.scroll_offset.y
             assert top <= app.main.tree_.cursor < top + max(1, app.main.tree_.size.height)
+
+
+@pytest.mark.parametrize("keys", ["", "slash", "t"])
+async def test_titles_stand_over_their_columns_after_a_resize(session: Session, keys: str) -> None:
+    """Also behind a dialog, where the detail pane that comes beside the tree makes it narrower a moment later."""
+    async with opened(session, (60, 18)) as (app, pilot):
+        await pilot.press(*filter(None, [keys]))
+        for size in ((124, 40), (110, 30), (124, 40), (80, 24)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            await until(pilot, lambda: text_of(app, "heads") == plain(app.main.tree_.heads(None, False)))
 
 
 async def test_the_key_bar_fits_80_columns(session: Session) -> None:

@@ -28,6 +28,9 @@ class TreeView(ScrollView, can_focus=True):
     class Chosen(Message):
         """A click on the row under the cursor."""
 
+    class Resized(Message):
+        """The columns have other widths."""
+
     def __init__(self, session: Session, moved: Callable[[], None], *, name: str) -> None:
         """moved: called when the cursor stands on another row; what it draws is in the same paint as the rows, and not
         two frames later as what is drawn for a message."""
@@ -207,6 +210,7 @@ class TreeView(ScrollView, can_focus=True):
         self._layout = None
         self.show_cursor()
         self.refresh()
+        self.post_message(self.Resized())
 
     # --- the mouse is never needed, but works
 
