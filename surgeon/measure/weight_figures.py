@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from surgeon.model.model import Model, Tensor
 
-OUTLIER = 6.0  # standard deviations from zero beyond which a weight counts as an outlier
+OUTLIER = 6.0  # standard deviations from the mean (of norms not zero) beyond which a weight counts as an outlier
 MOST_WEIGHTS = 1 << 24  # of one tensor that are decoded: 64 MB as float32
 _BINS = 40
 _NAMED = 3  # rows and columns that are named
@@ -27,8 +27,8 @@ class WeightFigures:
     """Of the restored values of one tensor.
 
     sampled, total: weights measured, weights there are; deviation: standard deviation; outliers: weights with
-    |w| > OUTLIER · deviation; counts: weights in each of equally wide bins from lowest to highest; rows, columns:
-    (number, largest |w| in it), the largest first; rows are numbered through all matrices (experts) of a tensor.
+    |w − mean| > OUTLIER · deviation; counts: weights in each of equally wide bins from lowest to highest; rows,
+    columns: (number, largest |w| in it), the largest first; rows are numbered through all matrices (experts).
     """
 
     name: str
@@ -54,7 +54,7 @@ def weight_figures(model: Model, tensor: Tensor, most: int = MOST_WEIGHTS) -> We
     if not np.isfinite(values).all():
         raise SurgeonError(f"{tensor.name}: has values that are not finite (surgeon verify counts them)")
     sizes = np.abs(values)
-    deviation = float(np.std(values, dtype=np.float64))
+    mean, deviation = float(np.mean(values, dtype=np.float64)), float(np.std(values, dtype=np.float64))
     lowest, highest = float(values.min()), float(values.max())
     counts, _ = np.histogram(values, bins=_BINS, range=(lowest, highest))
     return WeightFigures(
@@ -64,9 +64,9 @@ def weight_figures(model: Model, tensor: Tensor, most: int = MOST_WEIGHTS) -> We
         tensor.n_elements,
         lowest,
         highest,
-        float(np.mean(values, dtype=np.float64)),
+        mean,
         deviation,
-        int(np.count_nonzero(sizes > OUTLIER * deviation)),
+        int(np.count_nonzero(np.abs(values - np.float32(mean)) > OUTLIER * deviation)),
         tuple(counts.tolist()),
         _largest(numbers, sizes.max(axis=1)),
         _largest(np.arange(sizes.shape[1]), sizes.max(axis=0)),

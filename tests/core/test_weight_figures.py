@@ -55,9 +55,17 @@ def test_more_than_the_limit_is_sampled_by_whole_rows(tmp_path: Path) -> None:
 
 
 def test_equal_weights_have_no_outliers(tmp_path: Path) -> None:
-    found = _measured(tmp_path / "m.gguf", np.zeros((4, 64), np.float32))
-    assert (found.deviation, found.outliers, sum(found.counts)) == (0, 0, 256)
+    for value in (0, 0.1):
+        found = _measured(tmp_path / "m.gguf", np.full((4, 64), value, np.float32))
+        assert found.deviation == pytest.approx(0)
+        assert (found.outliers, sum(found.counts)) == (0, 256)
     assert all(len(line) <= 72 for line in weights_text(found))
+
+
+def test_outliers_of_a_norm_lie_far_from_its_mean(tmp_path: Path) -> None:
+    found = _measured(tmp_path / "m.gguf", _planted() / 100 + 1)
+    assert found.outliers == 2
+    assert "outliers, over 6 std from the mean: 2 (0.031% of them)" in weights_text(found)
 
 
 def test_what_is_not_finite_is_named(tmp_path: Path) -> None:
@@ -71,7 +79,7 @@ def test_the_command_draws_single_weights_too(tmp_path: Path, capsys: pytest.Cap
     build_gguf(tmp_path / "m.gguf", llama_kv(layers=1), {NAME: _planted()})
     assert run(["show", str(tmp_path / "m.gguf"), "--tensor", NAME]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "outliers |w| > 6 std: 2 (0.031% of them)" in lines
+    assert "outliers, over 6 std from the mean: 2 (0.031% of them)" in lines
     bars = lines[-3]
     assert (bars[0], bars[-1], len(bars)) == ("▃", "▃", 40)
     with pytest.raises(SurgeonError, match=f"did you mean {NAME}"):

@@ -27,7 +27,7 @@ async def test_weights_of_the_row(demo_model: Path) -> None:
         while dialog.note and time.monotonic() < end:
             await pilot.pause(0.05)
         assert main.row.name in dialog.shown
-        assert "outliers |w| > 6 std" in dialog.shown
+        assert "outliers, over 6 std from the mean" in dialog.shown
         assert "█" in dialog.shown
         await pilot.press("escape")
         assert app.screen is main

@@ -23,7 +23,7 @@ def weights_text(found: WeightFigures) -> list[str]:
     return [
         f"{found.name}  {found.type_name}, {part} {found.total:,} weights",
         f"min {found.lowest:.4g}  max {found.highest:.4g}  mean {found.mean:.3g}  std {found.deviation:.4g}",
-        f"outliers |w| > {OUTLIER:g} std: {found.outliers:,} ({share:.2g}% of them)",
+        f"outliers, over {OUTLIER:g} std from the mean: {found.outliers:,} ({share:.2g}% of them)",
         "largest |w| in rows     " + _places(found.rows),
         "largest |w| in columns  " + _places(found.columns),
         "",
