@@ -22,7 +22,7 @@ from surgeon.errors import Cancelled, SurgeonError
 from surgeon.gguf.layout import Entry, header
 from surgeon.gguf.values import Value, ValueType
 from surgeon.model.model import load_model
-from surgeon.plan.plan import Plan, WriteSettings
+from surgeon.plan.plan import Plan, TypeRule, WriteSettings
 from surgeon.plan.recipe import Recipe, load_recipe, save_recipe
 from surgeon.problems import Problem
 from surgeon.session.kept_plans import kept_recipe, recipe_of
@@ -443,6 +443,28 @@ async def test_titles_stand_over_their_columns_after_a_resize(session: Session, 
             await pilot.resize_terminal(*size)
             await pilot.pause()
             await until(pilot, lambda: text_of(app, "heads") == plain(app.main.tree_.heads(None, False)))
+
+
+def drawn(app: SurgeonApp) -> str:
+    """The letters on the screen; a field's cursor, which blinks, is a colour."""
+    return "\n".join(strip.text.rstrip() for strip in app.screen._compositor.render_strips())
+
+
+@pytest.mark.parametrize("key", ["question_mark", "exclamation_mark", "y", "D", "L", "w", "e", "colon", "M"])
+async def test_a_dialog_fits_the_screen_after_a_resize(demo_model: Path, key: str) -> None:
+    """As one that was opened at that size."""
+    plan = Plan("Q4_K_M", pruned=frozenset({2}), rules=(TypeRule("no_such_tensor_in_this_model_" * 4, "Q6_K"),))
+    shown = []
+    for size in ((80, 24), (200, 60)):
+        session = session_of(demo_model)
+        session.change(plan, "many warnings")
+        async with opened(session, size) as (app, pilot):
+            await pilot.press(key)
+            await pilot.resize_terminal(80, 24)
+            await pilot.pause()
+            await pilot.pause()
+            shown.append(drawn(app))
+    assert shown[0] == shown[1]
 
 
 async def test_the_key_bar_fits_80_columns(session: Session) -> None:

@@ -13,6 +13,7 @@ from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Size
 from textual.screen import ModalScreen
 from textual.theme import Theme
 from textual.widgets import OptionList
@@ -44,6 +45,16 @@ class Dialog(ModalScreen[Result | None]):
         Binding("ctrl+z", "app.suspend_process", id="suspend", show=False, priority=True),
     ]
     answered: Callable[[Result | None], None] | None = None
+    _made_for: Size | None = None
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The first comes with the first layout, at the size for which the dialog was composed."""
+        before, self._made_for = self._made_for, event.size
+        if before not in (None, event.size):
+            self.resized()
+
+    def resized(self) -> None:
+        """Draw again what was made for the former size of the screen."""
 
     def dismiss(self, result: Result | None = None) -> AwaitComplete:
         done = super().dismiss(result)

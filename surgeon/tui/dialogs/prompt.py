@@ -61,6 +61,9 @@ class Prompt(Dialog[str]):
         self.checked = (value, good)
         return good
 
+    def resized(self) -> None:
+        self.say(self.entry.value)
+
     @on(Input.Changed)
     def changed(self, event: Input.Changed) -> None:
         self.say(event.value)

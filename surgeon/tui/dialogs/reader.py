@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -32,13 +33,23 @@ class Reader(Dialog[None]):
         """All there is to read."""
 
     def compose(self) -> ComposeResult:
-        lines = self.lines(min(92, self.app.size.width - 8))
-        self.shown = "\n".join(map(plain, lines))
         with Frame(classes="dialog tall" if self.tall else "dialog") as frame:
             frame.border_title = self.title_
             frame.border_subtitle = self.hint
             with VerticalScroll():
-                yield Static(self.text(lines))
+                yield Static(self._text())
+
+    def _text(self) -> Text:
+        lines = self.lines(min(92, self.app.size.width - 8))
+        self.shown = "\n".join(map(plain, lines))
+        return self.text(lines)
+
+    def show_lines(self) -> None:
+        """After what there is to read has changed, or the width for it."""
+        self.query_one(Static).update(self._text())
+
+    def resized(self) -> None:
+        self.show_lines()
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()

@@ -102,9 +102,9 @@ class BenchPage(QueueKeys, Dialog[Wish]):
         self.show_trials()
         self.show_queue()
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self.show_trials)
-        self.call_after_refresh(self.show_queue)
+    def resized(self) -> None:
+        self.show_trials()
+        self.show_queue()
 
     @property
     def trials_list(self) -> Choices:
@@ -272,9 +272,7 @@ class BenchPage(QueueKeys, Dialog[Wish]):
     def action_plot(self) -> None:
         trial = self.trial
         now = planned_point(self.bench.session)
-        self.app.push_screen(
-            TrialPlot(self.trials, int(self.app.size.height * 0.9) - 2, now=now, here=trial.id if trial else "")
-        )
+        self.app.push_screen(TrialPlot(self.trials, now=now, here=trial.id if trial else ""))
 
     def action_best(self) -> None:
         trial = self.trial

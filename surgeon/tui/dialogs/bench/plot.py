@@ -16,14 +16,15 @@ MOST_ROWS = 30  # of the plot; a higher one is not easier to read
 
 
 class TrialPlot(Reader):
-    def __init__(self, trials: Sequence[Trial], height: int, *, now: Now | None = None, here: str = "") -> None:
+    def __init__(self, trials: Sequence[Trial], *, now: Now | None = None, here: str = "") -> None:
         """now: the plan on the table; here: id of the trial under the cursor."""
         hint = "◆ front, nothing beats it · [a] selected · + or ▲ the plan now · Esc"
         super().__init__("size against KL divergence", hint, tall=True)
-        self.trials, self.height, self.now, self.here = trials, height, now, here
+        self.trials, self.now, self.here = trials, now, here
 
     def lines(self, width: int) -> list[Line]:
-        return plot_lines(self.trials, width, self.height, now=self.now, here=self.here)
+        height = int(self.app.size.height * 0.9) - 2  # nine tenths of the screen, without the frame
+        return plot_lines(self.trials, width, height, now=self.now, here=self.here)
 
 
 # The plan on the table: bytes, and the KL divergence that is predicted for it, where it is.

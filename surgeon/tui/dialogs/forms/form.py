@@ -144,6 +144,9 @@ class Form(BeginOrQueue[Answers]):
         self.query_one("#answer", Static).update(self.text([[], *(cut(line, room) for line in lines)]))
         return good
 
+    def resized(self) -> None:
+        self.say()
+
     def on_descendant_focus(self) -> None:
         self.say()
 

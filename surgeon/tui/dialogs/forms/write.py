@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -55,7 +56,6 @@ class WriteDialog(BeginOrQueue[Destination]):
         self.answer = ""
 
     def compose(self) -> ComposeResult:
-        width = min(92, self.app.size.width - 10)
         with Frame(classes="dialog") as frame:
             frame.border_title = "write"
             keys = "Enter queue" if self.busy else "Enter write · ^L queue"
@@ -64,7 +64,13 @@ class WriteDialog(BeginOrQueue[Destination]):
             yield Entry(str(self.out), endings=(".gguf",))
             yield Static(id="answer")
             with VerticalScroll(can_focus=False):
-                yield Static(self.text(problem_lines(self.resolution.problems, width)))
+                yield Static(self._problems(), id="problems")
+
+    def _problems(self) -> Text:
+        return self.text(problem_lines(self.resolution.problems, min(92, self.app.size.width - 10)))
+
+    def resized(self) -> None:
+        self.query_one("#problems", Static).update(self._problems())
 
     def on_mount(self) -> None:
         self.set_focus(self.query_one(Input))

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.message import Message
-from textual.widgets import Static
 
 from surgeon import figures
 from surgeon.errors import SurgeonError
@@ -72,8 +71,7 @@ class DifferenceReader(Reader):
 
     def on_measured(self, event: Measured) -> None:
         self.errors, self.note = event.errors, event.failure
-        lines = self.lines(min(92, self.app.size.width - 8))
-        self.query_one(Static).update(self.text(lines))
+        self.show_lines()
 
 
 def difference_lines(found: Difference, errors: Mapping[str, float], note: str, width: int) -> list[Line]:

@@ -80,11 +80,16 @@ class Experts(Dialog[None]):
         self._drawn_for = (0, 0)
 
     def compose(self) -> ComposeResult:
-        wide = self.app.size.width >= _NARROW
         with Frame(classes="dialog experts") as frame:
             frame.border_title = "experts of every layer"
-            frame.border_subtitle = _ALL_KEYS if wide else _KEYS
+            frame.border_subtitle = self._keys()
             yield Canvas(self._lines, name="experts")
+
+    def _keys(self) -> str:
+        return _ALL_KEYS if self.app.size.width >= _NARROW else _KEYS
+
+    def resized(self) -> None:
+        self.query_one(Frame).border_subtitle = self._keys()
 
     # --- what is drawn
 

@@ -65,6 +65,9 @@ class FitDialog(Dialog[Fit]):
         unit, factor = _unit(self.nbytes)
         return f"{self.nbytes / factor:.2f}{unit}"
 
+    def resized(self) -> None:
+        self._show(self.query_one(Input).value)
+
     @on(Input.Changed)
     def changed(self, event: Input.Changed) -> None:
         self._show(event.value)

@@ -309,7 +309,7 @@ class MapDialog(Dialog[str]):
     def on_mount(self) -> None:
         self.show()
 
-    def on_resize(self) -> None:
+    def resized(self) -> None:
         self.call_after_refresh(self.show)
 
     def on_unmount(self) -> None:

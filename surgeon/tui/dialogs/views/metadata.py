@@ -71,8 +71,8 @@ class Metadata(Dialog[None]):
         self.set_focus(self.query_one(Choices))
         self.show_keys()
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self.show_keys)
+    def resized(self) -> None:
+        self.show_keys()
 
     @property
     def row(self) -> KeyRow | None:

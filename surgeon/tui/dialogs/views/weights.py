@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from textual.message import Message
-from textual.widgets import Static
 
 from surgeon.errors import SurgeonError
 from surgeon.model.model import Model
@@ -61,9 +60,7 @@ class WeightsReader(Reader):
 
     def on_weights_read(self, event: WeightsRead) -> None:
         self.rows, self.note = event.rows, event.failure
-        lines = self.lines(min(92, self.app.size.width - 8))
-        self.shown = "\n".join("".join(text for text, _ in line) for line in lines)
-        self.query_one(Static).update(self.text(lines))
+        self.show_lines()
 
 
 def expert_lines(sums: ExpertSums, layer: int, short: str) -> list[Line]:
