@@ -143,6 +143,12 @@ def keys_of(action: Action, keymap: dict[str, str]) -> list[str]:
 
 
 def hints(keymap: dict[str, str], first: str = "") -> list[Hint]:
-    """The key bar's hints; `first` comes before all others, when it is what is to be done now."""
-    order = [first, *(id_ for id_ in BAR if id_ != first)] if first else BAR
+    """The key bar's hints; `first` comes before all others, when it is what is to be done now, and undo makes room for
+    it: how to quit is seen at 80 columns."""
+    order = list(BAR)
+    if first:
+        order.remove(first)
+        order.insert(0, first)
+        order.remove("undo")
+        order.insert(order.index("quit") + 1, "undo")
     return [Hint(keys_of(BY_ID[id_], keymap)[0], BY_ID[id_].word, BY_ID[id_].action) for id_ in order]

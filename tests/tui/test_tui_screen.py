@@ -475,6 +475,13 @@ async def test_the_key_bar_fits_80_columns(session: Session) -> None:
         assert len(words) <= 80
 
 
+async def test_without_an_imatrix_the_bar_says_so_and_how_to_quit(demo_model: Path) -> None:
+    async with opened(session_of(demo_model), (80, 24)) as (app, _):
+        words = text_of(app, "bar")
+        assert words.startswith(" i imatrix  p prune")
+        assert "q quit" in words
+
+
 async def test_unknown_types_and_wide_names(tmp_path: Path) -> None:
     entries = [
         Entry("token_embd.weight", (64, 8), 97, 256),
