@@ -403,7 +403,12 @@ async def test_the_types_of_another_model_are_taken(session: Session, tmp_path: 
     async with opened(session) as (app, _):
         app.main.apply_recipe(str(session.model.file.path))
         assert "nothing in it is quantized" in app.main.message
+        imatrix, settings = session.imatrix, replace(session.settings, threads=1)
+        session.change(session.plan, "one thread", settings)
         app.main.apply_recipe(str(other))
+        assert app.main.message == "types of other.gguf"
+        assert imatrix is not None
+        assert (session.imatrix, session.settings) == (imatrix, settings), "a model names neither"
         assert session.ops["blk.3.attn_q.weight"].to_type == "Q8_0"
         assert session.resolution.data_bytes == resolution.data_bytes
 

@@ -104,7 +104,14 @@ class FileActions(MeasureActions):
             return
 
         def change() -> str:
-            return use_recipe(self.session, recipe_in(path), f"recipe {path.name}")
+            session, recipe = self.session, recipe_in(path)
+            if path.suffix != ".gguf":
+                return use_recipe(session, recipe, f"recipe {path.name}")
+            # A model's types say nothing of the imatrix, the second moments and how to write: they stay.
+            now = session.plan
+            plan = replace(recipe.plan, imatrix_file=now.imatrix_file, moments_file=now.moments_file)
+            recipe = replace(recipe, plan=plan, settings=session.settings)
+            return use_recipe(session, recipe, f"types of {path.name}")
 
         self.change_plan(change)
 
