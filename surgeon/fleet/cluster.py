@@ -130,10 +130,7 @@ class Fleet:
 
     def _finished(self, done: queue.SimpleQueue[Key], running: Mapping[Key, Any]) -> Iterator[Key]:
         """At most one key, after a moment of waiting. Raises Cancelled, FleetError where the scheduler is gone."""
-        if self.cancelled.is_set():
-            raise Cancelled("the run was cancelled")
-        if self._client.status != "running":
-            raise self._gone()
+        self._go_on()
         try:
             key = done.get(timeout=_POLL_SECONDS)
         except queue.Empty:
@@ -141,11 +138,22 @@ class Fleet:
         if key in running:
             yield key
 
+    def _go_on(self) -> None:
+        """Raises Cancelled, FleetError where the scheduler is gone."""
+        if self.cancelled.is_set():
+            raise Cancelled("the run was cancelled")
+        if self._client.status != "running":
+            raise self._gone()
+
     def _result(self, future: Any) -> Any:
+        """Where its worker has ended, and taken it along, it is worked out again: it may take as long as a task."""
         from distributed import CancelledError, KilledWorker
 
+        fetched = _begun(future.result)
         try:
-            return future.result(timeout=_CONNECT_SECONDS)
+            while not wait([fetched], _POLL_SECONDS).done:
+                self._go_on()
+            return fetched.result()
         except SurgeonError:
             raise
         except KilledWorker as error:
@@ -212,21 +220,7 @@ class Fleet:
 
     def _attentively(self, work: Callable[[], Result], unwanted: Callable[[Result], object] = lambda _: None) -> Result:
         """What `work` gives, which may take seconds; unwanted: what to do with it after a cancel. Raises Cancelled."""
-        future: Future[Result] = Future()
-
-        def run() -> None:
-            try:
-                result = work()
-            except Exception as error:  # raised again where it is waited for
-                with suppress(InvalidStateError):  # nobody waits any more
-                    future.set_exception(error)
-                return
-            try:
-                future.set_result(result)
-            except InvalidStateError:
-                unwanted(result)
-
-        threading.Thread(target=run, name="fleet-wait", daemon=True).start()
+        future = _begun(work, unwanted)
         until = time.monotonic() + _ANSWER_TIMES * _CONNECT_SECONDS
         while not wait([future], _POLL_SECONDS).done:
             if self.cancelled.is_set() and future.cancel():
@@ -252,6 +246,26 @@ class Fleet:
         self.build = self.build or answer.build
         if answer.build != self.build and self._needs_engine:
             raise FleetError(disagreement(answer.name, answer.build, self.build, "llama.cpp"))
+
+
+def _begun(work: Callable[[], Result], unwanted: Callable[[Result], object] = lambda _: None) -> Future[Result]:
+    """What `work` will give, in a thread of its own; unwanted: what to do with it after a cancel."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:  # raised again where it is waited for
+            with suppress(InvalidStateError):  # nobody waits any more
+                future.set_exception(error)
+            return
+        try:
+            future.set_result(result)
+        except InvalidStateError:
+            unwanted(result)
+
+    threading.Thread(target=run, name="fleet-wait", daemon=True).start()
+    return future
 
 
 def greetings(address: str, engine: Engine) -> dict[str, object]:

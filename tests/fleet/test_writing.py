@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client
@@ -52,6 +53,30 @@ def test_a_worker_that_dies_loses_nothing(
         take(self, found)
 
     monkeypatch.setattr(writing.FleetWorkers, "_take", taking)
+    assert written(out, "--scheduler", scheduler, demo_model, out, "Q4_0") == wanted
+    assert killed
+
+
+def test_a_result_that_went_with_its_worker_is_waited_for(
+    demo_model: Path, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is worked out again on another one, however long that takes: the scheduler still stands."""
+    monkeypatch.setattr(writing, "_TASK_BYTES", 1)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.001)
+    alone, out = tmp_path / "alone.gguf", tmp_path / "out.gguf"
+    wanted = written(alone, demo_model, alone, "Q4_0")
+    result, killed = cluster.Fleet._result, list[int]()
+
+    def losing(self: cluster.Fleet, future: Any) -> Any:
+        if not killed:
+            with Client(scheduler, set_as_default=False) as client:
+                workers = client.run(os.getpid)
+            (holders,) = self._client.who_has([future]).values()
+            killed.append(workers[holders[0]])
+            os.kill(killed[0], signal.SIGKILL)
+        return result(self, future)
+
+    monkeypatch.setattr(cluster.Fleet, "_result", losing)
     assert written(out, "--scheduler", scheduler, demo_model, out, "Q4_0") == wanted
     assert killed
 
