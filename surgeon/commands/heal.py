@@ -22,8 +22,8 @@ of every later layer are refitted by least squares, so that the pruned model's s
 on TEXT. Of experts, ffn_down of each is refitted that gets four tokens for each of its columns. The result is a heal
 file; `surgeon quantize --prune-layers … --heal HEAL` uses it for any type. Give text of every kind the model is used
 for (-f may be repeated): with several, the strength of each refit is the one that serves a kind best that was not
-fitted. With --held-out, the pruned and the healed model are measured on other texts, and nothing is written where
-healing makes one of them worse."""
+fitted. With --held-out, the pruned and the healed model are measured on other texts, and where healing makes one of
+them worse only the matrices before the gaps are kept, or nothing is written."""
 
 
 def _parser() -> Parser:
@@ -43,7 +43,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--heal-tokens", metavar="N", type=_tokens, default=30.0,
-        help="tokens to fit on for each column of ffn_down (30); fewer overfit",
+        help="tokens to fit on for each column of ffn_down (30); fewer overfit, below 12 as --before-only",
     )  # fmt: skip
     parser.add_argument(
         "--before-only", action="store_true", help="heal only ffn_down, or that of experts, before each gap"

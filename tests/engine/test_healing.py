@@ -20,6 +20,7 @@ from engine_helpers import ONE_THREAD, TEXT, at_each
 from toy_architectures import FF, Toy, cohere2, gemma, llama
 
 from surgeon import cli
+from surgeon.engine.child.healing.job import FEWEST_FOR_STACK
 from surgeon.engine.child.healing.store import Store
 from surgeon.engine.errors import EngineError
 from surgeon.engine.protocol import HealedMatrix
@@ -181,6 +182,14 @@ def test_a_dry_run_tells_what_reaches_an_expert(tmp_path: Path, text: Path, caps
     assert cli.run(command) == 0
     tokens = text.stat().st_size / 3.5  # of a byte-pair vocabulary; this one has a token for each letter
     assert f"and {tokens * 2 / 16 / FF:.1f} a column of an expert's" in capsys.readouterr().err
+
+
+def test_the_help_names_what_too_few_tokens_and_a_worse_text_change(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["heal", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"below {FEWEST_FOR_STACK:g} as --before-only" in told
+    assert "worse only the matrices before the gaps are kept, or nothing is written" in told
 
 
 def test_experts_behind_a_norm_are_left_with_the_reason(tmp_path: Path, text: Path) -> None:

@@ -18,13 +18,13 @@ from surgeon.engine.child.healing.streams import ATTENTION, EXPERTS, FEED_FORWAR
 from surgeon.engine.child.llama.model import LlamaModel
 from surgeon.engine.protocol import Finished, HealJob, HealLayer, Message, Started, Step
 
-_FEWEST_FOR_STACK = 12.0  # tokens a column; with fewer only the layers before the gaps are healed
+FEWEST_FOR_STACK = 12.0  # tokens a column; with fewer only the layers before the gaps are healed
 
 
 def measure(model: LlamaModel, job: HealJob, threads: int) -> Iterator[Message]:
     """Started, a Step per chunk of every run of a layer, a HealedMatrix per matrix, Finished with what was used."""
     selection = select(model, job)
-    before_only = job.before_only or selection.tokens < _FEWEST_FOR_STACK * job.columns
+    before_only = job.before_only or selection.tokens < FEWEST_FOR_STACK * job.columns
     layers = _needed([HealLayer(**layer) for layer in job.layers], before_only)
     entry = max(1, layers[0].number)  # layers that a chunk goes through before the first that is affected
     total = selection.n_chunks * (entry + sum(1 if layer.pruned else 3 for layer in layers))
